@@ -1,0 +1,142 @@
+"""A ComfyUI MODEL as the engine's Denoiser.
+
+The network is called the way BaseModel.apply_model calls it, without the step that turns its output into a clean
+image: training compares the raw output. It is called on a twin of the module tree (see trainer/twin.py), so other
+nodes never see an adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import comfy.model_management
+import comfy.ops
+import torch
+from comfy.model_base import ModelType
+from torch import Tensor, nn
+
+from ...trainer.config import Prediction
+from ...trainer.denoiser import Conditioning, Denoiser
+from ...trainer.errors import KilnError
+from ...trainer.events import Stopped
+from ...trainer.twin import Twin
+
+PREDICTIONS: dict[ModelType, Prediction] = {
+    ModelType.FLOW: "flow",
+    ModelType.FLUX: "flow",
+    ModelType.EPS: "epsilon",
+    ModelType.V_PREDICTION: "v",
+}
+
+
+class HostDenoiser(Denoiser):
+    """Trains the very weights that the graph's MODEL holds."""
+
+    def __init__(self, model: Any, batch_shape: tuple[int, ...]) -> None:
+        """model: a MODEL. batch_shape: the largest batch of latents, to ask the host for room.
+
+        Raises:
+            KilnError: the model's kind of prediction cannot be trained.
+        """
+        base = model.model
+        if base.model_type not in PREDICTIONS:
+            kinds = ", ".join(k.name for k in PREDICTIONS)
+            raise KilnError(f"This model predicts {base.model_type.name}; models that can be trained: {kinds}.")
+        self._patcher = model.clone()
+        self._base = base
+        self._batch_shape = batch_shape
+        self._twin: Twin | None = None
+        self.prediction = PREDICTIONS[base.model_type]
+        sampling = model.get_model_object("model_sampling")
+        self.timestep_scale = float(getattr(sampling, "multiplier", 1.0)) if self.prediction == "flow" else 1.0
+        self.alphas_cumprod = None
+        if self.prediction != "flow":
+            self.alphas_cumprod = 1.0 / (sampling.sigmas.detach().float().clone() ** 2 + 1.0)
+        self.latent_channels = base.latent_format.latent_channels
+        self.device = torch.device(self._patcher.load_device)
+        self.dtype = self._choose_dtype()
+
+    def _choose_dtype(self) -> torch.dtype:
+        """The precision of the host's forward; fp16 becomes bf16 where the card can, since fp16 gradients underflow."""
+        dtype = self._patcher.get_model_object("manual_cast_dtype") or self._base.get_dtype()
+        if dtype == torch.float16 and comfy.model_management.should_use_bf16(self.device):
+            dtype = torch.bfloat16
+            self._patcher.set_model_compute_dtype(dtype)
+        return dtype
+
+    @property
+    def module(self) -> nn.Module:
+        assert self._twin is not None, "there is a module only inside session()"
+        return self._twin.module
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Load the model as the host does for sampling, with room for activations, and lend its weights to the twin."""
+        room = 3 * self._patcher.memory_required(list(self._batch_shape))
+        comfy.model_management.load_models_gpu([self._patcher], memory_required=room)
+        if self._twin is None:
+            self._twin = Twin(self._base.diffusion_model)
+        with _training_mode(), self._twin.weights():
+            yield
+
+    def prepare_latents(self, latents: Tensor) -> Tensor:
+        return self._base.process_latent_in(latents)
+
+    def forward(self, noisy: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
+        """Raises Stopped when the host's interrupt arrives inside: every host layer looks for it."""
+        try:
+            return self._forward(noisy, timestep, conditioning)
+        except comfy.model_management.InterruptProcessingException as interrupt:
+            raise Stopped from interrupt
+
+    def _forward(self, noisy: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
+        with torch.no_grad():
+            conds = self._base.extra_conds(noise=noisy, latent_image=noisy, device=self.device, **conditioning)
+            values = {
+                name: cond.process_cond(batch_size=len(noisy), device=self.device, area=None).cond
+                for name, cond in conds.items()
+            }
+        values = {name: self._cast(value) for name, value in values.items()}
+        context = values.pop("c_crossattn", None)
+        concat = values.pop("c_concat", None)
+        x = noisy.to(self.dtype) if concat is None else torch.cat([noisy.to(self.dtype), concat], dim=1)
+        options = {**self._patcher.model_options.get("transformer_options", {}), "sigmas": timestep}
+        timestep = self._base.process_timestep(timestep.float(), x=noisy, **values)
+        answer = self.module(x, timestep, context=context, control=None, transformer_options=options, **values)
+        return answer.float()
+
+    def _cast(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
+        return value
+
+
+@contextmanager
+def host_weights(layer: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """FrozenWeights of the host's linear layers: resident, offloaded, of another type, with patches to apply, or
+    scaled fp8. The host's own routine brings them in; they are handed back as soon as they have been used."""
+    if not (layer.comfy_cast_weights or layer.weight_function or layer.bias_function) and layer.weight.dtype == like.dtype:
+        yield layer.weight, layer.bias  # type: ignore[misc]
+        return
+    weight, bias, stream = comfy.ops.cast_bias_weight(layer, like, offloadable=True)
+    try:
+        scale = getattr(layer, "scale_weight", None)  # scaled fp8 on host 0.3.75; 0.33 dequantises by itself
+        yield (weight if scale is None else weight * scale.to(weight)), bias
+    finally:
+        comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
+
+
+@contextmanager
+def _training_mode() -> Iterator[None]:
+    """Host 0.33 takes kernels without a backward (fused RoPE among them) unless this flag is set; 0.3.75 has none."""
+    management = comfy.model_management
+    if not hasattr(management, "in_training"):
+        yield
+        return
+    management.in_training = True
+    try:
+        yield
+    finally:
+        management.in_training = False

@@ -1,0 +1,93 @@
+"""Where things lie, and the check that no path leaves the host's folders.
+
+A shared workflow may name any path; only folders that the owner of the machine has opened are read: ComfyUI's input
+folder, and those listed as `kiln_datasets` in extra_model_paths.yaml.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from pathlib import Path
+
+import folder_paths
+
+from ...trainer.errors import KilnError
+
+DATASET_KEY = "kiln_datasets"
+
+
+def dataset_folder(name: str) -> Path:
+    """The folder that a user names: relative to ComfyUI/input, or absolute inside an opened folder.
+
+    Raises:
+        KilnError: it lies elsewhere or does not exist.
+    """
+    base = Path(folder_paths.get_input_directory()).resolve()
+    asked = (base / name.strip().strip('"')).expanduser().resolve()
+    opened = [base, *(Path(p).resolve() for p in _opened_folders())]
+    if not any(asked == root or root in asked.parents for root in opened):
+        raise KilnError(
+            f"The folder {name!r} lies outside ComfyUI/input; move it there, or open its place by listing it as "
+            f"{DATASET_KEY} in extra_model_paths.yaml."
+        )
+    if not asked.is_dir():
+        raise KilnError(f"The folder {name!r} does not exist under {base}; put your images in a folder there.")
+    return asked
+
+
+def dataset_choices() -> list[str]:
+    """The sub-folders of ComfyUI/input that hold files, for the folder widget."""
+    base = Path(folder_paths.get_input_directory())
+    found = sorted(p.name for p in base.iterdir() if p.is_dir()) if base.is_dir() else []
+    return found
+
+
+def kiln_directory() -> Path:
+    """Our own place under ComfyUI/user: encoded datasets, runs. The leading __ keeps it out of reach of the host's
+    HTTP routes for user files."""
+    return Path(folder_paths.get_user_directory()) / "__lora_kiln"
+
+
+def new_run_folder() -> Path:
+    """A fresh folder for one run; its name sorts by time."""
+    return kiln_directory() / "runs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def new_lora_path(filename_prefix: str) -> Path:
+    """The next free file name under ComfyUI/output/loras, which the host also lists for loading.
+
+    Raises:
+        KilnError: the prefix would leave that folder.
+    """
+    root = Path(folder_paths.get_output_directory()) / "loras"
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        folder, name, counter, _, _ = folder_paths.get_save_image_path(filename_prefix, str(root))
+    except Exception as error:  # the host raises a plain Exception
+        raise KilnError(f"filename_prefix {filename_prefix!r} leaves the folder for LoRAs; use a plain name.") from error
+    return Path(folder) / f"{name}_{counter:05}_.safetensors"
+
+
+def lora_names() -> list[str]:
+    """LoRA files that can be loaded. Pickled files are never opened, so only safetensors are listed."""
+    return [n for n in folder_paths.get_filename_list("loras") if n.endswith(".safetensors")]
+
+
+def lora_path(name: str) -> Path:
+    """The file behind a listed name.
+
+    Raises:
+        KilnError: there is none.
+    """
+    path = folder_paths.get_full_path("loras", name)
+    if path is None or not name.endswith(".safetensors"):
+        raise KilnError(f"There is no LoRA file {name!r} (.safetensors) in the host's loras folders.")
+    return Path(path)
+
+
+def _opened_folders() -> list[str]:
+    try:
+        return folder_paths.get_folder_paths(DATASET_KEY)
+    except KeyError:
+        return []

@@ -1,0 +1,34 @@
+"""What a node tells the canvas while it works. Safe from any thread."""
+
+from __future__ import annotations
+
+import time
+
+from comfy_api.latest import ComfyAPISync
+from server import PromptServer
+
+INTERVAL_SECONDS = 0.1  # at most this often; a fast run must not flood the socket
+
+
+class NodeProgress:
+    """The host's progress bar on one node, and the text under it."""
+
+    def __init__(self, node_id: str) -> None:
+        self._node_id = node_id
+        self._api = ComfyAPISync()
+        self._last = 0.0
+
+    def show(self, value: int, total: int, text: str = "") -> None:
+        """Move the bar to value of total; skipped when the last message is fresh, never at the end."""
+        now = time.monotonic()
+        if value < total and now - self._last < INTERVAL_SECONDS:
+            return
+        self._last = now
+        self._api.execution.set_progress(value, max(total, 1), node_id=self._node_id)
+        if text:
+            self.say(text)
+
+    def say(self, text: str) -> None:
+        """Put a text on the node."""
+        server = PromptServer.instance
+        server.send_progress_text(text, self._node_id, server.client_id)

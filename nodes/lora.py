@@ -1,0 +1,125 @@
+"""Nodes that load, apply and save LoRAs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io, ui
+
+from ..trainer.adapter.files import DTYPES, FORMATS, LoraWeights, save_lora
+from . import types
+from .host import paths
+from .host.lora import apply_lora, read_lora
+from .host.progress import NodeProgress
+
+
+def _strength() -> io.Input:
+    return io.Float.Input(
+        "strength",
+        default=0.8,
+        min=-10.0,
+        max=10.0,
+        step=0.05,
+        tooltip="Weight of the LoRA: 0 is off, 1 as trained; 0.5-0.9 is usual.",
+    )
+
+
+class KilnApplyLora(io.ComfyNode):
+    """A LoRA of the graph onto a model."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="KilnApplyLora",
+            display_name="Apply LoRA (LoRA Kiln)",
+            category=types.CATEGORY,
+            description="Puts a LoRA on a model (and text encoder) at a strength.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model to change; the input itself stays as it is."),
+                types.LoraModel.Input("lora", tooltip="From the training node or a loader."),
+                _strength(),
+                io.Clip.Input("clip", optional=True, tooltip="Text encoder, for LoRAs that hold layers of it."),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The model with the LoRA on."),
+                io.Clip.Output(display_name="clip", tooltip="The text encoder with the LoRA on."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, lora: LoraWeights, strength: float, clip: Any | None = None) -> io.NodeOutput:
+        return io.NodeOutput(*apply_lora(model, clip, lora, strength))
+
+
+class KilnLoadLora(io.ComfyNode):
+    """A LoRA file onto a model."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="KilnLoadLora",
+            display_name="Load LoRA (LoRA Kiln)",
+            category=types.CATEGORY,
+            description="Loads a LoRA file and puts it on a model (and text encoder) at a strength.",
+            inputs=[
+                io.Combo.Input("lora_name", options=paths.lora_names(), tooltip="Files in the host's loras folders."),
+                io.Model.Input("model", tooltip="The model to change; the input itself stays as it is."),
+                _strength(),
+                io.Clip.Input("clip", optional=True, tooltip="Text encoder, for LoRAs that hold layers of it."),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The model with the LoRA on."),
+                io.Clip.Output(display_name="clip", tooltip="The text encoder with the LoRA on."),
+                types.LoraModel.Output(display_name="lora", tooltip="The LoRA itself."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, lora_name: str, model: Any, strength: float, clip: Any | None = None) -> io.NodeOutput:
+        lora = read_lora(paths.lora_path(lora_name))
+        return io.NodeOutput(*apply_lora(model, clip, lora, strength), lora)
+
+
+class KilnSaveLora(io.ComfyNode):
+    """A LoRA into a file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="KilnSaveLora",
+            display_name="Save LoRA (LoRA Kiln)",
+            category=types.CATEGORY,
+            description="Writes a LoRA under ComfyUI/output/loras, where loaders find it. The file carries the graph "
+            "that trained it: drop it on the canvas to get it back.",
+            inputs=[
+                types.LoraModel.Input("lora", tooltip="From the training node or a loader."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="kiln/lora",
+                    tooltip="Name under ComfyUI/output/loras; a number is added, nothing is overwritten.",
+                ),
+                io.Combo.Input(
+                    "format",
+                    options=list(FORMATS),
+                    default=FORMATS[0],
+                    tooltip="Key names: comfyui (ComfyUI, diffusers and most tools read it) or kohya (lora_unet_...).",
+                ),
+                io.Combo.Input(
+                    "dtype",
+                    options=list(DTYPES),
+                    default="bf16",
+                    tooltip="Precision of the file: bf16 and fp16 are half the size of fp32.",
+                ),
+            ],
+            outputs=[io.String.Output(display_name="path", tooltip="The file's full path.")],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, lora: LoraWeights, filename_prefix: str, format: str, dtype: str) -> io.NodeOutput:
+        path = paths.new_lora_path(filename_prefix)
+        save_lora(path, lora, format=format, dtype=dtype)
+        text = f"{path.name}, {path.stat().st_size / 1e6:.2f} MB"
+        NodeProgress(cls.hidden.unique_id).say(text)
+        return io.NodeOutput(str(path), ui=ui.PreviewText(text))

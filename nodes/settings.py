@@ -1,0 +1,68 @@
+"""Settings nodes: their widgets, ranges and tooltips are read off the config classes, so there is one source."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..trainer import config
+from . import types
+
+Settings = dict[str, dict[str, Any]]  # KILN_SETTINGS: {"optimizer": {"weight_decay": 0.01}}
+
+
+def widget(name: str, field: dataclasses.Field[Any]) -> io.Input:
+    """The widget of one setting."""
+    info, default = field.metadata, field.default
+    if info["options"] is not None:
+        return io.Combo.Input(name, options=list(info["options"]), default=default, tooltip=info["doc"])
+    if isinstance(default, str):
+        return io.String.Input(name, default=default, tooltip=info["doc"])
+    kind = io.Int if isinstance(default, int) else io.Float
+    options = {"min": info["minimum"], "max": info["maximum"], "step": info["step"]}
+    return kind.Input(
+        name, default=default, tooltip=info["doc"], **{k: v for k, v in options.items() if v is not None}
+    )
+
+
+class _SettingsNode(io.ComfyNode):
+    """Base of the settings nodes: one theme each, chained through `settings`."""
+
+    THEME: str
+    TITLE: str
+    CONFIG: type
+    ON_TRAINER: tuple[str, ...] = ()  # settings that are widgets of the training node itself
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        fields = config.field_info(cls.CONFIG)
+        return io.Schema(
+            node_id=f"Kiln{cls.THEME.title()}Settings",
+            display_name=f"{cls.TITLE} (LoRA Kiln)",
+            category=types.CATEGORY,
+            description=f"{cls.CONFIG.__doc__}",
+            inputs=[
+                *(widget(name, field) for name, field in fields.items() if name not in cls.ON_TRAINER),
+                types.Settings.Input("settings", optional=True, tooltip="Settings of other themes, to chain nodes."),
+            ],
+            outputs=[types.Settings.Output(display_name="settings", tooltip="For the training node's settings input.")],
+        )
+
+    @classmethod
+    def execute(cls, settings: Settings | None = None, **values: Any) -> io.NodeOutput:
+        cls.CONFIG(**values)  # rejects what is out of range here, on the node that caused it
+        return io.NodeOutput({**(settings or {}), cls.THEME: values})
+
+
+class KilnAdapterSettings(_SettingsNode):
+    THEME, TITLE, CONFIG, ON_TRAINER = "adapter", "Adapter Settings", config.AdapterConfig, ("rank", "alpha")
+
+
+class KilnOptimizerSettings(_SettingsNode):
+    THEME, TITLE, CONFIG, ON_TRAINER = "optimizer", "Optimizer Settings", config.OptimizerConfig, ("learning_rate",)
+
+
+class KilnObjectiveSettings(_SettingsNode):
+    THEME, TITLE, CONFIG = "objective", "Objective Settings", config.ObjectiveConfig

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Everything that must pass: environment and host, lint, format, types, tests. Arguments go to pytest:
+#   scripts/test.sh                          all
+#   scripts/test.sh tests/unit -k config     some
+# Needs Python 3.11 or newer on PATH; the rest is fetched into .venv and .host (git-ignored).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+find_python() {
+    local name
+    for name in python3.11 python3.12 python3.13 python3 python; do
+        if "$name" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "$name"
+            return
+        fi
+    done
+    echo "No Python 3.11 or newer (with venv) found on PATH." >&2
+    return 1
+}
+
+step() { printf '\n== %s\n' "$*"; }
+
+system_python="$(find_python)"
+
+step "environment and host"
+"$system_python" scripts/host.py setup
+python="$("$system_python" scripts/host.py path python)"
+
+step "ruff"
+"$python" -m ruff check .
+"$python" -m ruff format --check .
+
+step "mypy"
+bash scripts/check_types.sh "$python"
+
+step "pytest"
+"$python" -m pytest -q --durations=10 "$@"

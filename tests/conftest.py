@@ -1,0 +1,3 @@
+"""Before anything else: without it, importing peft fails beside a CPU build of torch."""
+
+import scripts.cpu_torchvision  # noqa: F401

@@ -1,0 +1,60 @@
+"""A real ComfyUI for the tests of this folder: one server for the whole run, on the CPU, in `.work/tests/`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.host import EventStream, HostClient, RunningHost, failure_of, start_host, workspace
+
+RunGraph = Callable[..., dict[str, Any]]
+
+
+class GraphFailed(AssertionError):
+    """A graph ended in an error; the message names the node and holds the node's message."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every test in this folder carries the marker `host` (pytest passes in the tests of all folders)."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.host)
+
+
+@pytest.fixture(scope="session")
+def host() -> Iterator[RunningHost]:
+    """The server. Its workspace starts empty, apart from the pack, the tiny Wan and the concept images."""
+    with start_host(workspace("tests", fresh=True), python=Path(sys.executable), cpu=True) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def client(host: RunningHost) -> HostClient:
+    """Talks to the server."""
+    return HostClient(host.url)
+
+
+@pytest.fixture
+def events(client: HostClient) -> Iterator[EventStream]:
+    """What the server sends to `client` while the test runs."""
+    with client.events() as stream:
+        yield stream
+
+
+@pytest.fixture
+def run_graph(client: HostClient) -> RunGraph:
+    """Run a graph in API format and return its outputs by node id; raise GraphFailed when a node fails."""
+
+    def run(prompt: dict[str, Any], timeout: float = 300.0) -> dict[str, Any]:
+        entry = client.wait(client.queue_prompt(prompt), timeout)
+        failure = failure_of(entry)
+        if failure is not None:
+            raise GraphFailed(failure)
+        outputs: dict[str, Any] = entry["outputs"]
+        return outputs
+
+    return run

@@ -1,0 +1,123 @@
+"""A model small enough to train in milliseconds, and encoded items for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainer.config import AdapterConfig, OptimizerConfig, Prediction, TrainConfig
+from trainer.dataset.encoded import EncodedDataset, EncodedItem, Encoder, _pack_text, _write
+from trainer.denoiser import Conditioning
+from trainer.twin import Twin
+
+CHANNELS, TEXT = 4, 6
+
+
+class ToyNetwork(nn.Module):
+    """Two blocks over pixels, with the caption's mean and the timestep added. Layer names look like a transformer's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = nn.Linear(TEXT, CHANNELS)
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({"q": nn.Linear(CHANNELS, 16), "norm_q": nn.LayerNorm(16), "o": nn.Linear(16, CHANNELS)})
+            for _ in range(2)
+        )
+
+    def forward(self, x: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+        hidden = x.movedim(1, -1)  # (B, F, H, W, C)
+        extra = self.text(text.mean(1)) + torch.sin(timestep / 200)[:, None]
+        hidden = hidden + extra[:, None, None, None]
+        for block in self.blocks:
+            hidden = hidden + block["o"](torch.tanh(block["norm_q"](block["q"](hidden))))
+        return hidden.movedim(-1, 1)
+
+
+class ToyDenoiser:
+    """ToyNetwork as a Denoiser; the weights are inference tensors, as a ComfyUI loader leaves them."""
+
+    timestep_scale = 1000.0
+    latent_channels = CHANNELS
+    device = torch.device("cpu")
+    dtype = torch.float32
+
+    def __init__(self, prediction: Prediction = "flow") -> None:
+        torch.manual_seed(7)
+        with torch.inference_mode():
+            self.network = ToyNetwork()
+        self.prediction = prediction
+        self.alphas_cumprod = None if prediction == "flow" else torch.linspace(0.999, 0.01, 1000)
+        self.twin = Twin(self.network)
+        self.sessions = 0
+
+    @property
+    def module(self) -> nn.Module:
+        return self.twin.module
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        self.sessions += 1
+        with self.twin.weights():
+            yield
+
+    def prepare_latents(self, latents: Tensor) -> Tensor:
+        return latents
+
+    def forward(self, noisy: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
+        return self.module(noisy, timestep, conditioning["cross_attn"])
+
+
+class ToyEncoder(Encoder):
+    """Means of 8x8 patches as latents, letter counts as text; counts how often it is asked."""
+
+    image_fingerprint = "toy-vae"
+    text_fingerprint = "toy-clip"
+
+    def __init__(self) -> None:
+        self.images = self.texts = 0
+
+    def encode_image(self, pixels: np.ndarray) -> Tensor:
+        self.images += 1
+        height, width = pixels.shape[0] // 8, pixels.shape[1] // 8
+        patches = torch.from_numpy(pixels[: height * 8, : width * 8]).reshape(height, 8, width, 8, 3).mean((1, 3))
+        rgb = patches.movedim(-1, 0)
+        return torch.cat([rgb, rgb.mean(0, keepdim=True)])[:, None]
+
+    def encode_text(self, caption: str) -> dict[str, Tensor]:
+        self.texts += 1
+        rows = torch.zeros(5, TEXT)
+        for place, word in enumerate(caption.split()[:5]):
+            rows[place, len(word) % TEXT] = 1.0
+        return {"cross_attn": rows}
+
+
+def make_encoded(folder: Path, count: int = 4, shapes: tuple[tuple[int, ...], ...] = ((CHANNELS, 1, 2, 2),)) -> EncodedDataset:
+    """`count` random items whose shapes go round."""
+    draws = torch.Generator().manual_seed(3)
+    items = []
+    for i in range(count):
+        latent, text = folder / f"latent{i}.safetensors", folder / f"text{i}.safetensors"
+        shape = shapes[i % len(shapes)]
+        _write(latent, {"latent": torch.randn(shape, generator=draws)})
+        _write(text, _pack_text({"cross_attn": torch.randn(3, TEXT, generator=draws)}))
+        items.append(EncodedItem(latent, text, f"item {i}", shape))
+    return EncodedDataset(tuple(items))
+
+
+def make_config(
+    steps: int = 6, batch_size: int = 2, seed: int = 1, rank: int = 4, dropout: float = 0.0, **optimizer: float | int
+) -> TrainConfig:
+    """A short run."""
+    return TrainConfig(
+        steps=steps,
+        batch_size=batch_size,
+        seed=seed,
+        checkpoint_every=0,
+        adapter=AdapterConfig(rank=rank, alpha=float(rank), dropout=dropout),
+        optimizer=OptimizerConfig(**{"learning_rate": 1e-2, **optimizer}),
+    )

@@ -1,0 +1,1 @@
+"""LoRA layers into and out of a model, and LoRA files."""

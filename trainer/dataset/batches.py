@@ -1,0 +1,105 @@
+"""The order in which items are seen: a pure function of the seed and the position.
+
+Every batch holds items of one latent shape. An epoch shows every item `repeats` times, shuffled anew; it is planned
+when it is reached, so a resumed run starts in the middle of one without replaying what came before.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import KilnError
+from ..rng import generator
+from .encoded import EncodedDataset, EncodedItem
+
+
+class Showing(NamedTuple):
+    """One item shown once. Its random draws hang on (epoch, entry), so what an item is shown with does not depend
+    on the batch size, on accumulation or on where a run was resumed."""
+
+    item: int  # index into the dataset
+    epoch: int
+    entry: int  # place in the unshuffled epoch: an item with 3 repeats has 3 entries
+
+
+class BatchOrder:
+    """Batches by number: 0, 1, 2, ... without end."""
+
+    def __init__(self, shapes: Sequence[Hashable], repeats: Sequence[int], batch_size: int, seed: int) -> None:
+        """shapes and repeats: one per item."""
+        self._batch_size, self._seed = batch_size, seed
+        self._item_of = [index for index, times in enumerate(repeats) for _ in range(times)]
+        self._groups: dict[Hashable, list[int]] = defaultdict(list)
+        for entry, index in enumerate(self._item_of):
+            self._groups[shapes[index]].append(entry)
+        # ceil: the last batch of a shape may be smaller; no item is ever left out
+        self.batches_per_epoch = sum(-(-len(g) // batch_size) for g in self._groups.values())
+        self._epoch = lru_cache(maxsize=2)(self._plan)
+
+    def batch(self, number: int) -> list[Showing]:
+        """What one batch shows."""
+        epoch, place = divmod(number, self.batches_per_epoch)
+        return [Showing(self._item_of[entry], epoch, entry) for entry in self._epoch(epoch)[place]]
+
+    def _plan(self, epoch: int) -> list[list[int]]:
+        draws = generator(self._seed, "order", epoch)
+        batches: list[list[int]] = []
+        for group in self._groups.values():
+            shuffled = [group[i] for i in torch.randperm(len(group), generator=draws).tolist()]
+            batches += [shuffled[i : i + self._batch_size] for i in range(0, len(shuffled), self._batch_size)]
+        return [batches[i] for i in torch.randperm(len(batches), generator=draws).tolist()]
+
+
+@dataclass
+class ItemStore:
+    """Reads encoded items and keeps them in memory up to a limit; beyond it they are read again each time."""
+
+    dataset: EncodedDataset
+    limit_bytes: int = 1 << 30
+
+    def __post_init__(self) -> None:
+        self._kept: dict[int, tuple[Tensor, dict[str, Tensor]]] = {}
+        self._size = 0
+
+    def load(self, indices: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Latents (B, C, [F,] h, w) and conditioning, batch first.
+
+        Raises:
+            KilnError: an encoded file is gone, or captions of one batch have different kinds of conditioning.
+        """
+        items = [self._item(i) for i in indices]
+        latents = torch.stack([latent for latent, _ in items])
+        return latents, stack_conditioning([conditioning for _, conditioning in items])
+
+    def _item(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        if index in self._kept:
+            return self._kept[index]
+        item: EncodedItem = self.dataset.items[index]
+        loaded = item.load()
+        size = sum(t.nbytes for t in (loaded[0], *loaded[1].values()))
+        if self._size + size <= self.limit_bytes:
+            self._kept[index] = loaded
+            self._size += size
+        return loaded
+
+
+def stack_conditioning(conditionings: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """One batch from single captions; shorter texts are padded with zero rows, as text encoders do."""
+    names = conditionings[0].keys()
+    if any(c.keys() != names for c in conditionings):
+        raise KilnError("The captions of one batch were encoded differently; use one text encoder for all items.")
+    length = max(c["cross_attn"].shape[0] for c in conditionings)
+    stacked = {}
+    for name in names:
+        rows = [c[name] for c in conditionings]
+        if name == "cross_attn":
+            rows = [torch.nn.functional.pad(r, (0, 0, 0, length - r.shape[0])) for r in rows]
+        stacked[name] = torch.stack(rows)
+    return stacked

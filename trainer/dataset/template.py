@@ -1,0 +1,105 @@
+"""Captions from a template.
+
+    {subject} {action}, {art_style} style, {lighting}, detailed {texture}
+
+A template is a list of clauses between commas. A placeholder is `{name}` or `[name]`; every image brings `caption`,
+`name` (of its file) and `folder`, and `values` adds more, one "name: value" a line, alternatives split by "|" and
+drawn per image from the seed. A clause with an empty placeholder is dropped whole, so no comma is left dangling.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Literal
+
+import numpy as np
+
+from ..errors import KilnError
+from ..rng import derive_seed
+from .items import Dataset
+
+_PLACEHOLDER = re.compile(r"\{([^{}\[\]]*)\}|\[([^{}\[\]]*)\]")
+Missing = Literal["drop clause", "error", "keep"]
+
+
+def parse_values(text: str) -> dict[str, list[str]]:
+    """"name: a | b" lines -> {"name": ["a", "b"]}. Empty lines and lines starting with # are left out.
+
+    Raises:
+        KilnError: a line has no colon or no name.
+    """
+    values: dict[str, list[str]] = {}
+    for number, raw in enumerate(text.splitlines(), 1):
+        line = raw.strip()
+        if not line or line.startswith("#"):
+            continue
+        name, colon, value = line.partition(":")
+        if not colon or not name.strip():
+            raise KilnError(f"Line {number} of values is {line!r}; write it as name: value.")
+        values[name.strip()] = [v.strip() for v in value.split("|")]
+    return values
+
+
+def fill(template: str, fields: Mapping[str, str], missing: Missing = "drop clause") -> str:
+    """One caption.
+
+    Args:
+        template: clauses between commas, with {name} or [name] placeholders.
+        fields: every name that may be used; an empty value counts as missing.
+        missing: what to do about an empty one: drop its clause, raise, or keep the placeholder as text.
+
+    Raises:
+        KilnError: a placeholder's name is not in fields, a brace is left open, or missing is "error" and one is.
+    """
+    # Clauses are cut before values go in: a comma inside a value is not a clause border.
+    clauses = (_fill_clause(c, fields, missing) for c in template.split(","))
+    return ", ".join(c for c in clauses if c)
+
+
+def caption_dataset(
+    dataset: Dataset, template: str, values: str, trigger_word: str, missing: Missing, seed: int
+) -> list[str]:
+    """The finished caption of every item; an empty template keeps the item's own. The trigger word leads it."""
+    alternatives = parse_values(values)
+    template = template.strip() or "{caption}"
+    captions = []
+    for index, item in enumerate(dataset.items):
+        draw = np.random.default_rng(derive_seed(seed, "caption", index))
+        fields = {"caption": item.caption, **_file_fields(item.path)}
+        fields |= {name: options[draw.integers(len(options))] for name, options in alternatives.items()}
+        fields["trigger"] = trigger_word.strip()
+        caption = fill(template, fields, missing)
+        if trigger_word.strip() and trigger_word.strip() not in caption:
+            caption = f"{trigger_word.strip()}, {caption}" if caption else trigger_word.strip()
+        captions.append(caption)
+    return captions
+
+
+def _file_fields(path: PurePath) -> dict[str, str]:
+    return {"name": path.stem, "folder": path.parent.name}
+
+
+def _fill_clause(clause: str, fields: Mapping[str, str], missing: Missing) -> str:
+    lost = False
+
+    def value(match: re.Match[str]) -> str:
+        nonlocal lost
+        name = (match[1] if match[1] is not None else match[2]).strip()
+        if name not in fields:
+            known = ", ".join(sorted(fields))
+            raise KilnError(f"The template uses {match[0]}, but there is no such field; known are {known}.")
+        if not fields[name]:
+            if missing == "error":
+                raise KilnError(f"The template needs {match[0]}, which is empty for an image; fill it or drop the clause.")
+            lost = True
+            return match[0]
+        return fields[name]
+
+    filled = _PLACEHOLDER.sub(value, clause)
+    if re.search(r"[{}]", _PLACEHOLDER.sub("", clause)):
+        raise KilnError(f"The template has a brace without its partner in {clause.strip()!r}.")
+    if lost and missing == "drop clause":
+        return ""
+    return re.sub(r"\s+", " ", filled).strip()

@@ -1,0 +1,7 @@
+"""The one exception that users are meant to read."""
+
+from __future__ import annotations
+
+
+class KilnError(ValueError):
+    """Something the user gave us does not work: the message names the thing, what was found and the cure."""

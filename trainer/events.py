@@ -1,0 +1,131 @@
+"""What a run reports and what it is told.
+
+A run emits events; listeners (progress bar, console, history) only listen and can never break it. A run is told
+things through one `Controls` object, read at step boundaries.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """Raised inside a step to abandon it: the run ends as of the last whole step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepEvent:
+    """One optimizer step is done."""
+
+    step: int  # steps done so far, 1..total
+    total: int
+    loss: float  # mean over the step's items
+    smoothed_loss: float  # exponential mean, see smoothing.py
+    learning_rate: float  # that this step used
+    grad_norm: float  # before clipping
+    seconds: float  # that this step took
+    epoch: float  # passes over the dataset so far
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointEvent:
+    """A whole checkpoint is on disk."""
+
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class MessageEvent:
+    """A sentence for the user."""
+
+    text: str
+
+
+Event = StepEvent | CheckpointEvent | MessageEvent
+Listener = Callable[[Event], None]
+
+
+def emitter(listeners: Sequence[Listener]) -> Listener:
+    """One callable that hands an event to every listener; a listener that fails is logged and dropped."""
+    active = list(listeners)
+
+    def emit(event: Event) -> None:
+        for listener in list(active):
+            try:
+                listener(event)
+            except Exception:
+                log.exception("A listener of the training run failed and is dropped: %r", listener)
+                active.remove(listener)
+
+    return emit
+
+
+class Controls:
+    """Requests to a run, safe to set from any thread.
+
+    The run calls `take_device` before it loads its model, `at_boundary` between steps and `give_device` when it is
+    over. Whoever else needs the device calls `borrow_device`, which returns once the run is not on it, and
+    `return_device` afterwards.
+    """
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+        self._changed = threading.Condition()
+        self._wanted = False  # somebody else wants the device
+        self._on_device = False  # the run has its model loaded and may be inside a step
+
+    def stop(self) -> None:
+        """Ask the run to end after the current step, keeping what it has learned."""
+        self._stop.set()
+        with self._changed:
+            self._changed.notify_all()
+
+    @property
+    def stop_requested(self) -> bool:
+        return self._stop.is_set()
+
+    def borrow_device(self) -> None:
+        """Block until the run is off the device: at a step boundary, not started yet, or over."""
+        with self._changed:
+            self._wanted = True
+            self._changed.wait_for(lambda: not self._on_device)
+
+    def return_device(self) -> None:
+        """The run may go on. Harmless when nobody had borrowed."""
+        with self._changed:
+            self._wanted = False
+            self._changed.notify_all()
+
+    def take_device(self) -> None:
+        """Block while somebody else has the device, unless the run is told to stop."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._wanted or self.stop_requested)
+            self._on_device = True
+
+    def give_device(self) -> None:
+        """The run's model is off the device."""
+        with self._changed:
+            self._on_device = False
+            self._changed.notify_all()
+
+    def at_boundary(self, step_aside: Callable[[], None], come_back: Callable[[], object]) -> None:
+        """Called by the run between steps: gives the device away while somebody wants it.
+
+        Raises:
+            Stopped: the run was told to stop.
+        """
+        if self._wanted and not self.stop_requested:
+            step_aside()
+            self.give_device()
+            self.take_device()
+            if not self.stop_requested:
+                come_back()
+        if self.stop_requested:
+            raise Stopped
