@@ -57,8 +57,14 @@ class KilnCaptionTemplate(io.ComfyNode):
                 ),
             ],
             outputs=[
-                types.Dataset.Output(display_name="dataset", tooltip="The same images with the new captions."),
-                io.String.Output(display_name="captions", is_output_list=True, tooltip="The finished captions, one per image."),
+                types.Dataset.Output(
+                    display_name="dataset", tooltip="The same images with the new captions."
+                ),
+                io.String.Output(
+                    display_name="captions",
+                    is_output_list=True,
+                    tooltip="The finished captions, one per image.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -69,4 +75,6 @@ class KilnCaptionTemplate(io.ComfyNode):
     ) -> io.NodeOutput:
         captions = caption_dataset(dataset, template, values, trigger_word, missing, seed)
         NodeProgress(cls.hidden.unique_id).say("\n".join(captions[:20]))
-        return io.NodeOutput(dataset.with_captions(captions), captions, ui=ui.PreviewText("\n".join(captions)))
+        return io.NodeOutput(
+            dataset.with_captions(captions), captions, ui=ui.PreviewText("\n".join(captions))
+        )

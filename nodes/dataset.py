@@ -47,7 +47,11 @@ class KilnLoadDataset(io.ComfyNode):
                     "it out and say so.",
                 ),
             ],
-            outputs=[types.Dataset.Output(display_name="dataset", tooltip="Images and captions, not yet read into memory.")],
+            outputs=[
+                types.Dataset.Output(
+                    display_name="dataset", tooltip="Images and captions, not yet read into memory."
+                )
+            ],
             hidden=[io.Hidden.unique_id],
         )
 
@@ -93,7 +97,9 @@ class KilnEncodeDataset(io.ComfyNode):
                     "resolution and are never enlarged. 512 minimum, 1024 good; memory grows with the area.",
                 ),
             ],
-            outputs=[types.Encoded.Output(display_name="encoded", tooltip="Latents and conditioning, on disk.")],
+            outputs=[
+                types.Encoded.Output(display_name="encoded", tooltip="Latents and conditioning, on disk.")
+            ],
             hidden=[io.Hidden.unique_id],
         )
 

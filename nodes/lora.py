@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..trainer.adapter.files import DTYPES, FORMATS, LoraWeights, save_lora
 from . import types
@@ -38,7 +38,9 @@ class KilnApplyLora(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model to change; the input itself stays as it is."),
                 types.LoraModel.Input("lora", tooltip="From the training node or a loader."),
                 _strength(),
-                io.Clip.Input("clip", optional=True, tooltip="Text encoder, for LoRAs that hold layers of it."),
+                io.Clip.Input(
+                    "clip", optional=True, tooltip="Text encoder, for LoRAs that hold layers of it."
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model with the LoRA on."),
@@ -47,7 +49,9 @@ class KilnApplyLora(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any, lora: LoraWeights, strength: float, clip: Any | None = None) -> io.NodeOutput:
+    def execute(
+        cls, model: Any, lora: LoraWeights, strength: float, clip: Any | None = None
+    ) -> io.NodeOutput:
         return io.NodeOutput(*apply_lora(model, clip, lora, strength))
 
 
@@ -62,10 +66,14 @@ class KilnLoadLora(io.ComfyNode):
             category=types.CATEGORY,
             description="Loads a LoRA file and puts it on a model (and text encoder) at a strength.",
             inputs=[
-                io.Combo.Input("lora_name", options=paths.lora_names(), tooltip="Files in the host's loras folders."),
+                io.Combo.Input(
+                    "lora_name", options=paths.lora_names(), tooltip="Files in the host's loras folders."
+                ),
                 io.Model.Input("model", tooltip="The model to change; the input itself stays as it is."),
                 _strength(),
-                io.Clip.Input("clip", optional=True, tooltip="Text encoder, for LoRAs that hold layers of it."),
+                io.Clip.Input(
+                    "clip", optional=True, tooltip="Text encoder, for LoRAs that hold layers of it."
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model with the LoRA on."),
@@ -122,4 +130,4 @@ class KilnSaveLora(io.ComfyNode):
         save_lora(path, lora, format=format, dtype=dtype)
         text = f"{path.name}, {path.stat().st_size / 1e6:.2f} MB"
         NodeProgress(cls.hidden.unique_id).say(text)
-        return io.NodeOutput(str(path), ui=ui.PreviewText(text))
+        return io.NodeOutput(str(path), ui={"text": (text,), "path": (str(path),)})

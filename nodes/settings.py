@@ -45,9 +45,15 @@ class _SettingsNode(io.ComfyNode):
             description=f"{cls.CONFIG.__doc__}",
             inputs=[
                 *(widget(name, field) for name, field in fields.items() if name not in cls.ON_TRAINER),
-                types.Settings.Input("settings", optional=True, tooltip="Settings of other themes, to chain nodes."),
+                types.Settings.Input(
+                    "settings", optional=True, tooltip="Settings of other themes, to chain nodes."
+                ),
             ],
-            outputs=[types.Settings.Output(display_name="settings", tooltip="For the training node's settings input.")],
+            outputs=[
+                types.Settings.Output(
+                    display_name="settings", tooltip="For the training node's settings input."
+                )
+            ],
         )
 
     @classmethod
@@ -61,7 +67,12 @@ class KilnAdapterSettings(_SettingsNode):
 
 
 class KilnOptimizerSettings(_SettingsNode):
-    THEME, TITLE, CONFIG, ON_TRAINER = "optimizer", "Optimizer Settings", config.OptimizerConfig, ("learning_rate",)
+    THEME, TITLE, CONFIG, ON_TRAINER = (
+        "optimizer",
+        "Optimizer Settings",
+        config.OptimizerConfig,
+        ("learning_rate",),
+    )
 
 
 class KilnObjectiveSettings(_SettingsNode):

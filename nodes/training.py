@@ -32,7 +32,9 @@ class KilnTrainLora(io.ComfyNode):
             description="Trains a LoRA on the connected model, in the background, while this node waits. The model "
             "itself stays as it is. Interrupting saves a checkpoint; resume with 'latest'.",
             inputs=[
-                io.Model.Input("model", tooltip="The model to train on. Nodes before this one may have changed it."),
+                io.Model.Input(
+                    "model", tooltip="The model to train on. Nodes before this one may have changed it."
+                ),
                 types.Encoded.Input("encoded", tooltip="The encoded dataset."),
                 io.Combo.Input(
                     "preset",
@@ -60,12 +62,18 @@ class KilnTrainLora(io.ComfyNode):
                     tooltip="latest: go on from the newest checkpoint of this dataset and model, or start a new run "
                     "where there is none.",
                 ),
-                types.Settings.Input("settings", optional=True, tooltip="Further settings; defaults without it."),
+                types.Settings.Input(
+                    "settings", optional=True, tooltip="Further settings; defaults without it."
+                ),
             ],
             outputs=[
-                types.LoraModel.Output(display_name="lora", tooltip="The trained LoRA: save it, apply it, merge it."),
+                types.LoraModel.Output(
+                    display_name="lora", tooltip="The trained LoRA: save it, apply it, merge it."
+                ),
                 io.Model.Output(display_name="model", tooltip="The model with the LoRA on at 1.0."),
-                types.LossMap.Output(display_name="loss_map", tooltip="The loss of every step, for the host's Plot Loss Graph."),
+                types.LossMap.Output(
+                    display_name="loss_map", tooltip="The loss of every step, for the host's Plot Loss Graph."
+                ),
                 types.Run.Output(display_name="run", tooltip="The whole run, for Loss Plot."),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
@@ -92,7 +100,9 @@ class KilnTrainLora(io.ComfyNode):
             batch_size=batch_size,
             seed=seed,
             adapter=config.AdapterConfig(**{**extra.get("adapter", {}), "rank": rank, "alpha": alpha}),
-            optimizer=config.OptimizerConfig(**{**extra.get("optimizer", {}), "learning_rate": learning_rate}),
+            optimizer=config.OptimizerConfig(
+                **{**extra.get("optimizer", {}), "learning_rate": learning_rate}
+            ),
             objective=config.ObjectiveConfig(**extra.get("objective", {})),
         )
         graph = {"prompt": cls.hidden.prompt, "workflow": (cls.hidden.extra_pnginfo or {}).get("workflow")}
@@ -100,7 +110,8 @@ class KilnTrainLora(io.ComfyNode):
             model, encoded, chosen, resume=resume, node_id=cls.hidden.unique_id, graph=graph
         )
         trained, _ = apply_lora(model, None, run.lora, 1.0)
-        return io.NodeOutput(run.lora, trained, {"loss": run.losses}, run, ui=ui.PreviewText(run.sentence()))
+        shown = {"text": (run.sentence(),), "summary": (run.summary(),)}
+        return io.NodeOutput(run.lora, trained, {"loss": run.losses}, run, ui=shown)
 
 
 class KilnLossPlot(io.ComfyNode):
@@ -123,5 +134,7 @@ class KilnLossPlot(io.ComfyNode):
         from ..trainer.plot import loss_plot
         from ..trainer.smoothing import smooth
 
-        plot = torch.from_numpy(loss_plot(run.losses, smooth(run.losses), f"{run.run_id}: {run.sentence()}"))[None]
+        plot = torch.from_numpy(loss_plot(run.losses, smooth(run.losses), f"{run.run_id}: {run.sentence()}"))[
+            None
+        ]
         return io.NodeOutput(plot, ui=ui.PreviewImage(plot, cls=cls))

@@ -6,21 +6,9 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-find_python() {
-    local name
-    for name in python3.11 python3.12 python3.13 python3 python; do
-        if "$name" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-            echo "$name"
-            return
-        fi
-    done
-    echo "No Python 3.11 or newer (with venv) found on PATH." >&2
-    return 1
-}
-
 step() { printf '\n== %s\n' "$*"; }
 
-system_python="$(find_python)"
+system_python="$(bash scripts/find_python.sh)"
 
 step "environment and host"
 "$system_python" scripts/host.py setup

@@ -35,7 +35,11 @@ class RunState:
 
 
 def save_checkpoint(
-    run_folder: Path, state: RunState, adapter: dict[str, Tensor], optimizer: torch.optim.Optimizer, keep: int = 2
+    run_folder: Path,
+    state: RunState,
+    adapter: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    keep: int = 2,
 ) -> Path:
     """Write one checkpoint and remove all but the newest `keep`.
 
@@ -78,7 +82,9 @@ def read_state(checkpoint: Path) -> RunState:
     try:
         return RunState(**json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise KilnError(f"The checkpoint {checkpoint} cannot be read ({error}); resume from another one.") from error
+        raise KilnError(
+            f"The checkpoint {checkpoint} cannot be read ({error}); resume from another one."
+        ) from error
 
 
 def read_adapter(checkpoint: Path) -> dict[str, Tensor]:

@@ -140,7 +140,9 @@ class OptimizerConfig:
         maximum=1024,
     )
     beta1: float = setting(0.9, "Decay of AdamW's running mean.", minimum=0.0, maximum=0.9999, step=0.001)
-    beta2: float = setting(0.999, "Decay of AdamW's running variance.", minimum=0.0, maximum=0.99999, step=0.001)
+    beta2: float = setting(
+        0.999, "Decay of AdamW's running variance.", minimum=0.0, maximum=0.99999, step=0.001
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -182,7 +184,8 @@ class ObjectiveConfig:
         check_ranges(self)
         if self.min_timestep >= self.max_timestep:
             raise KilnError(
-                f"min_timestep is {self.min_timestep} and max_timestep {self.max_timestep}; the minimum must be smaller."
+                f"min_timestep is {self.min_timestep} and max_timestep {self.max_timestep}; "
+                "the minimum must be smaller."
             )
 
 
@@ -237,9 +240,13 @@ class TrainConfig:
         Raises:
             KilnError: a key is unknown or a value is out of range.
         """
-        nested = {"adapter": AdapterConfig, "optimizer": OptimizerConfig, "objective": ObjectiveConfig}
+        nested: dict[str, type] = {
+            "adapter": AdapterConfig,
+            "optimizer": OptimizerConfig,
+            "objective": ObjectiveConfig,
+        }
         plain = {k: v for k, v in values.items() if k not in nested}
-        parts = {k: _build(c, values.get(k, {})) for k, c in nested.items()}
+        parts: dict[str, Any] = {k: _build(c, values.get(k, {})) for k, c in nested.items()}
         return _build(cls, {**plain, **parts})
 
 

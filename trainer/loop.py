@@ -129,7 +129,9 @@ def train(
                     question = _question(denoiser, config, latents, showings)
                     adapter.set_step(config.seed, step * accumulation + micro)
                     answer = denoiser.forward(
-                        question.noisy, question.timestep, {k: v.to(denoiser.device) for k, v in conditioning.items()}
+                        question.noisy,
+                        question.timestep,
+                        {k: v.to(denoiser.device) for k, v in conditioning.items()},
                     )
                     loss = objective.loss_per_item(answer, question.target).sum() / count
                     loss.backward()
@@ -143,7 +145,7 @@ def train(
                 # Step
                 limit = config.optimizer.max_grad_norm or math.inf
                 grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
-                learning_rate = schedule.get_last_lr()[0]
+                learning_rate = float(schedule.get_last_lr()[0])
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -162,13 +164,19 @@ def train(
                 )
 
                 # Once in a while
-                if config.checkpoint_every and len(losses) % config.checkpoint_every == 0 and step + 1 < config.steps:
+                if (
+                    config.checkpoint_every
+                    and len(losses) % config.checkpoint_every == 0
+                    and step + 1 < config.steps
+                ):
                     save()
             save()
         except Stopped:
             stopped = True
             save()
-            emit(MessageEvent(text=f"Stopped at step {len(losses)} of {config.steps}; a checkpoint is saved."))
+            emit(
+                MessageEvent(text=f"Stopped at step {len(losses)} of {config.steps}; a checkpoint is saved.")
+            )
         except Exception:
             save()
             raise
@@ -199,11 +207,18 @@ def _question(
 
 
 def _resume(
-    path: Path, adapter: LoraAdapter, optimizer: torch.optim.Optimizer, dataset: EncodedDataset, base_model: str
+    path: Path,
+    adapter: LoraAdapter,
+    optimizer: torch.optim.Optimizer,
+    dataset: EncodedDataset,
+    base_model: str,
 ) -> list[float]:
     """Put a checkpoint's state into adapter and optimizer; returns the losses so far."""
     state = checkpoint.read_state(path)
-    for what, saved, now in (("dataset", state.dataset, dataset.fingerprint), ("model", state.base_model, base_model)):
+    for what, saved, now in (
+        ("dataset", state.dataset, dataset.fingerprint),
+        ("model", state.base_model, base_model),
+    ):
         if saved != now:
             raise KilnError(
                 f"The run cannot be resumed: its {what} is not the one connected now. Connect the same {what}, or "

@@ -29,7 +29,9 @@ class Question:
     level: Tensor  # (B,) share 0-1 of the model's noise range, for reports
 
 
-def draw_levels(config: ObjectiveConfig, prediction: Prediction, count: int, generator: torch.Generator) -> Tensor:
+def draw_levels(
+    config: ObjectiveConfig, prediction: Prediction, count: int, generator: torch.Generator
+) -> Tensor:
     """Noise levels in [min_timestep, max_timestep], (count,) fp32 on the CPU.
 
     The shift applies to flow models only; min and max cut the range afterwards, by rescaling, so that no draw is

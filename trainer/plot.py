@@ -12,7 +12,9 @@ MARGIN = (70, 50, 20, 50)  # left, top, right, bottom, pixels
 INK, GRID, RAW, SMOOTH = "#222222", "#dddddd", "#a8c8e8", "#1f5fa8"
 
 
-def loss_plot(losses: Sequence[float], smooth: Sequence[float], title: str, size: tuple[int, int] = (960, 540)) -> np.ndarray:
+def loss_plot(
+    losses: Sequence[float], smooth: Sequence[float], title: str, size: tuple[int, int] = (960, 540)
+) -> np.ndarray:
     """Raw and smoothed loss over steps.
 
     Args:

@@ -15,7 +15,8 @@ import torch
 
 def derive_seed(seed: int, purpose: str, *counters: int) -> int:
     """A 63-bit seed for one purpose ("noise", "order", ...) at one place (step, layer, ...)."""
-    words = [seed & 0xFFFFFFFF, seed >> 32, zlib.crc32(purpose.encode()), *counters]
+    # The length is in it because SeedSequence takes missing words for zeros: (1,) and (1, 0) must differ.
+    words = [seed & 0xFFFFFFFF, seed >> 32, zlib.crc32(purpose.encode()), 1 + len(counters), *counters]
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 

@@ -48,7 +48,9 @@ class Twin:
                     fresh = {k: v for k, v in original.__dict__.items() if k not in _OWN}
                     twin.__dict__.update(fresh)
                     twin._parameters.update({n: _frozen(p) for n, p in original._parameters.items()})
-                    twin._buffers.update({n: _alias(b) for n, b in original._buffers.items()})
+                    twin._buffers.update(
+                        {n: b if b is None else _alias(b) for n, b in original._buffers.items()}
+                    )
             yield self.module
         finally:
             for _, twin in self._pairs:
@@ -62,8 +64,6 @@ def _frozen(parameter: nn.Parameter | None) -> nn.Parameter | None:
     return nn.Parameter(_alias(parameter), requires_grad=False)
 
 
-def _alias(tensor: Tensor | None) -> Tensor | None:
+def _alias(tensor: Tensor) -> Tensor:
     """An ordinary tensor on the same memory. Going through dlpack is the way that sheds the inference flag."""
-    if tensor is None or not tensor.is_inference():
-        return tensor if tensor is None else tensor.detach()
-    return torch.from_dlpack(tensor.detach())
+    return torch.from_dlpack(tensor.detach()) if tensor.is_inference() else tensor.detach()

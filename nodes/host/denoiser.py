@@ -43,14 +43,18 @@ class HostDenoiser(Denoiser):
         base = model.model
         if base.model_type not in PREDICTIONS:
             kinds = ", ".join(k.name for k in PREDICTIONS)
-            raise KilnError(f"This model predicts {base.model_type.name}; models that can be trained: {kinds}.")
+            raise KilnError(
+                f"This model predicts {base.model_type.name}; models that can be trained: {kinds}."
+            )
         self._patcher = model.clone()
         self._base = base
         self._batch_shape = batch_shape
         self._twin: Twin | None = None
         self.prediction = PREDICTIONS[base.model_type]
         sampling = model.get_model_object("model_sampling")
-        self.timestep_scale = float(getattr(sampling, "multiplier", 1.0)) if self.prediction == "flow" else 1.0
+        self.timestep_scale = (
+            float(getattr(sampling, "multiplier", 1.0)) if self.prediction == "flow" else 1.0
+        )
         self.alphas_cumprod = None
         if self.prediction != "flow":
             self.alphas_cumprod = 1.0 / (sampling.sigmas.detach().float().clone() ** 2 + 1.0)
@@ -93,7 +97,9 @@ class HostDenoiser(Denoiser):
 
     def _forward(self, noisy: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
         with torch.no_grad():
-            conds = self._base.extra_conds(noise=noisy, latent_image=noisy, device=self.device, **conditioning)
+            conds = self._base.extra_conds(
+                noise=noisy, latent_image=noisy, device=self.device, **conditioning
+            )
             values = {
                 name: cond.process_cond(batch_size=len(noisy), device=self.device, area=None).cond
                 for name, cond in conds.items()
@@ -104,7 +110,9 @@ class HostDenoiser(Denoiser):
         x = noisy.to(self.dtype) if concat is None else torch.cat([noisy.to(self.dtype), concat], dim=1)
         options = {**self._patcher.model_options.get("transformer_options", {}), "sigmas": timestep}
         timestep = self._base.process_timestep(timestep.float(), x=noisy, **values)
-        answer = self.module(x, timestep, context=context, control=None, transformer_options=options, **values)
+        answer = self.module(
+            x, timestep, context=context, control=None, transformer_options=options, **values
+        )
         return answer.float()
 
     def _cast(self, value: Any) -> Any:
@@ -117,7 +125,10 @@ class HostDenoiser(Denoiser):
 def host_weights(layer: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
     """FrozenWeights of the host's linear layers: resident, offloaded, of another type, with patches to apply, or
     scaled fp8. The host's own routine brings them in; they are handed back as soon as they have been used."""
-    if not (layer.comfy_cast_weights or layer.weight_function or layer.bias_function) and layer.weight.dtype == like.dtype:
+    if (
+        not (layer.comfy_cast_weights or layer.weight_function or layer.bias_function)
+        and layer.weight.dtype == like.dtype
+    ):
         yield layer.weight, layer.bias  # type: ignore[misc]
         return
     weight, bias, stream = comfy.ops.cast_bias_weight(layer, like, offloadable=True)

@@ -19,7 +19,11 @@ class HostEncoder(Encoder):
     def __init__(self, vae: Any, clip: Any) -> None:
         self._vae, self._clip = vae, clip
         self.image_fingerprint = module_fingerprint(vae.first_stage_model)
-        options = (str(clip.layer_idx), str(sorted(clip.tokenizer_options.items())), _patches_id(clip.patcher))
+        options = (
+            str(clip.layer_idx),
+            str(sorted(clip.tokenizer_options.items())),
+            _patches_id(clip.patcher),
+        )
         self.text_fingerprint = module_fingerprint(clip.cond_stage_model, extra=options)
 
     def encode_image(self, pixels: np.ndarray) -> Tensor:
@@ -31,7 +35,9 @@ class HostEncoder(Encoder):
         """The first schedule entry's tensors, without batch dimension."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         cond, extras = self._clip.encode_from_tokens_scheduled(self._clip.tokenize(caption))[0]
-        found = {name: value[0] for name, value in extras.items() if isinstance(value, Tensor) and len(value) == 1}
+        found = {
+            name: value[0] for name, value in extras.items() if isinstance(value, Tensor) and len(value) == 1
+        }
         return {**found, "cross_attn": cond[0]}
 
 

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 SAMPLES = 16  # values read of each tensor, spread over it
 
 
-def module_fingerprint(module: nn.Module, backup: dict[str, Any] | None = None, extra: Iterable[str] = ()) -> str:
+def module_fingerprint(
+    module: nn.Module, backup: dict[str, Any] | None = None, extra: Iterable[str] = ()
+) -> str:
     """Hash of a module's class, tensor names, shapes, types and a few values of each tensor.
 
     Args:
@@ -36,7 +38,9 @@ def model_fingerprint(patcher: Any) -> str:
     """Of a MODEL's network and of the LoRAs that nodes before us have put on it."""
     prefix = "diffusion_model."
     backup = {k.removeprefix(prefix): v for k, v in patcher.backup.items() if k.startswith(prefix)}
-    patches = (f"{key}{[(p[0], p[2]) for p in found]}" for key, found in sorted(patcher.patches.items(), key=str))
+    patches = (
+        f"{key}{[(p[0], p[2]) for p in found]}" for key, found in sorted(patcher.patches.items(), key=str)
+    )
     return module_fingerprint(patcher.model.diffusion_model, backup, patches)
 
 

@@ -26,10 +26,14 @@ def read_lora(path: Path) -> LoraWeights:
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a dict
             return LoraWeights(tensors, opened.metadata())
     except Exception as error:  # safetensors has its own error type
-        raise KilnError(f"The LoRA file {path.name} cannot be read ({error}); download or train it again.") from error
+        raise KilnError(
+            f"The LoRA file {path.name} cannot be read ({error}); download or train it again."
+        ) from error
 
 
-def apply_lora(model: Any, clip: Any | None, lora: Mapping[str, Tensor], strength: float) -> tuple[Any, Any | None]:
+def apply_lora(
+    model: Any, clip: Any | None, lora: Mapping[str, Tensor], strength: float
+) -> tuple[Any, Any | None]:
     """A clone of model (and clip) with the LoRA on at `strength`; the same objects at strength 0.
 
     Raises:
@@ -44,8 +48,8 @@ def apply_lora(model: Any, clip: Any | None, lora: Mapping[str, Tensor], strengt
     if not loaded:
         example = next(iter(lora), "nothing")
         raise KilnError(
-            f"This LoRA fits neither the model ({type(model.model).__name__}) nor the text encoder: it holds layers such "
-            f"as {example!r}. Use it with the kind of model it was trained on."
+            f"This LoRA fits neither the model ({type(model.model).__name__}) nor the text encoder: it holds layers "
+            f"such as {example!r}. Use it with the kind of model it was trained on."
         )
     new_model = model.clone()
     new_model.add_patches(loaded, strength)

@@ -32,7 +32,9 @@ def dataset_folder(name: str) -> Path:
             f"{DATASET_KEY} in extra_model_paths.yaml."
         )
     if not asked.is_dir():
-        raise KilnError(f"The folder {name!r} does not exist under {base}; put your images in a folder there.")
+        raise KilnError(
+            f"The folder {name!r} does not exist under {base}; put your images in a folder there."
+        )
     return asked
 
 
@@ -65,7 +67,9 @@ def new_lora_path(filename_prefix: str) -> Path:
     try:
         folder, name, counter, _, _ = folder_paths.get_save_image_path(filename_prefix, str(root))
     except Exception as error:  # the host raises a plain Exception
-        raise KilnError(f"filename_prefix {filename_prefix!r} leaves the folder for LoRAs; use a plain name.") from error
+        raise KilnError(
+            f"filename_prefix {filename_prefix!r} leaves the folder for LoRAs; use a plain name."
+        ) from error
     return Path(folder) / f"{name}_{counter:05}_.safetensors"
 
 

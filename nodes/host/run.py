@@ -53,7 +53,9 @@ async def train_on_host(
     progress.say("starting ...")
 
     def work(controls: Controls) -> Run:
-        from ...trainer.loop import train  # peft and diffusers take seconds to import: not at the host's start
+        from ...trainer.loop import (
+            train,  # peft and diffusers take seconds to import: not at the host's start
+        )
 
         result = train(
             denoiser,

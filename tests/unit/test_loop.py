@@ -83,7 +83,9 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, accumulation: int) -> None
         if isinstance(event, StepEvent) and event.step == 4:
             controls.stop()
 
-    part = train(ToyDenoiser(), encoded, config, run_folder=tmp_path / "part", controls=controls, emit=stop_at_four)
+    part = train(
+        ToyDenoiser(), encoded, config, run_folder=tmp_path / "part", controls=controls, emit=stop_at_four
+    )
     assert part.stopped and part.step == 4
     (saved,) = find_checkpoints(tmp_path / "part")
     rest = train(ToyDenoiser(), encoded, config, run_folder=tmp_path / "part", resume_from=saved)
@@ -166,7 +168,13 @@ def test_stop_while_aside(tmp_path: Path) -> None:
     controls.borrow_device()
     worker = threading.Thread(
         target=lambda: result.append(
-            train(ToyDenoiser(), make_encoded(tmp_path), make_config(), run_folder=tmp_path / "run", controls=controls)
+            train(
+                ToyDenoiser(),
+                make_encoded(tmp_path),
+                make_config(),
+                run_folder=tmp_path / "run",
+                controls=controls,
+            )
         )
     )
     worker.start()

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import AdapterConfig, OptimizerConfig, Prediction, TrainConfig
-from trainer.dataset.encoded import EncodedDataset, EncodedItem, Encoder, _pack_text, _write
+from trainer.dataset.encoded import EncodedDataset, EncodedItem, Encoder, _pack_text
 from trainer.denoiser import Conditioning
+from trainer.safefile import write_safetensors
 from trainer.twin import Twin
 
 CHANNELS, TEXT = 4, 6
@@ -25,7 +26,9 @@ class ToyNetwork(nn.Module):
         super().__init__()
         self.text = nn.Linear(TEXT, CHANNELS)
         self.blocks = nn.ModuleList(
-            nn.ModuleDict({"q": nn.Linear(CHANNELS, 16), "norm_q": nn.LayerNorm(16), "o": nn.Linear(16, CHANNELS)})
+            nn.ModuleDict(
+                {"q": nn.Linear(CHANNELS, 16), "norm_q": nn.LayerNorm(16), "o": nn.Linear(16, CHANNELS)}
+            )
             for _ in range(2)
         )
 
@@ -84,7 +87,9 @@ class ToyEncoder(Encoder):
     def encode_image(self, pixels: np.ndarray) -> Tensor:
         self.images += 1
         height, width = pixels.shape[0] // 8, pixels.shape[1] // 8
-        patches = torch.from_numpy(pixels[: height * 8, : width * 8]).reshape(height, 8, width, 8, 3).mean((1, 3))
+        patches = (
+            torch.from_numpy(pixels[: height * 8, : width * 8]).reshape(height, 8, width, 8, 3).mean((1, 3))
+        )
         rgb = patches.movedim(-1, 0)
         return torch.cat([rgb, rgb.mean(0, keepdim=True)])[:, None]
 
@@ -96,21 +101,28 @@ class ToyEncoder(Encoder):
         return {"cross_attn": rows}
 
 
-def make_encoded(folder: Path, count: int = 4, shapes: tuple[tuple[int, ...], ...] = ((CHANNELS, 1, 2, 2),)) -> EncodedDataset:
+def make_encoded(
+    folder: Path, count: int = 4, shapes: tuple[tuple[int, ...], ...] = ((CHANNELS, 1, 2, 2),)
+) -> EncodedDataset:
     """`count` random items whose shapes go round."""
     draws = torch.Generator().manual_seed(3)
     items = []
     for i in range(count):
         latent, text = folder / f"latent{i}.safetensors", folder / f"text{i}.safetensors"
         shape = shapes[i % len(shapes)]
-        _write(latent, {"latent": torch.randn(shape, generator=draws)})
-        _write(text, _pack_text({"cross_attn": torch.randn(3, TEXT, generator=draws)}))
+        write_safetensors(latent, {"latent": torch.randn(shape, generator=draws)})
+        write_safetensors(text, _pack_text({"cross_attn": torch.randn(3, TEXT, generator=draws)}))
         items.append(EncodedItem(latent, text, f"item {i}", shape))
     return EncodedDataset(tuple(items))
 
 
 def make_config(
-    steps: int = 6, batch_size: int = 2, seed: int = 1, rank: int = 4, dropout: float = 0.0, **optimizer: float | int
+    steps: int = 6,
+    batch_size: int = 2,
+    seed: int = 1,
+    rank: int = 4,
+    dropout: float = 0.0,
+    **optimizer: float | int,
 ) -> TrainConfig:
     """A short run."""
     return TrainConfig(

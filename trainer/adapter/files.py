@@ -8,18 +8,15 @@ lora_down, lora_up and alpha.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..config import AdapterConfig
-from ..errors import KilnError
+from ..safefile import write_safetensors
 
 PREFIX = "diffusion_model."
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -45,7 +42,9 @@ def to_default_format(state: Mapping[str, Tensor], config: AdapterConfig) -> dic
     for key, tensor in state.items():
         tensors[PREFIX + key] = tensor
         if key.endswith(".lora_A.weight") and config.alpha != config.rank:
-            tensors[PREFIX + key.removesuffix(".lora_A.weight") + ".alpha"] = torch.tensor(float(config.alpha))
+            tensors[PREFIX + key.removesuffix(".lora_A.weight") + ".alpha"] = torch.tensor(
+                float(config.alpha)
+            )
     return tensors
 
 
@@ -96,7 +95,9 @@ def origin_metadata(
     return metadata
 
 
-def save_lora(path: Path, lora: Mapping[str, Tensor], *, format: str = "comfyui", dtype: str = "fp32") -> None:
+def save_lora(
+    path: Path, lora: Mapping[str, Tensor], *, format: str = "comfyui", dtype: str = "fp32"
+) -> None:
     """Write a LoRA to `path`, whole or not at all; an existing file is replaced.
 
     Args:
@@ -108,30 +109,9 @@ def save_lora(path: Path, lora: Mapping[str, Tensor], *, format: str = "comfyui"
         KilnError: the disk is full or the folder cannot be written.
     """
     tensors = {
-        key: (t if key.endswith(".alpha") else t.to(DTYPES[dtype])).contiguous().cpu() for key, t in lora.items()
+        key: (t if key.endswith(".alpha") else t.to(DTYPES[dtype])).contiguous().cpu()
+        for key, t in lora.items()
     }
     if format == "kohya":
         tensors = to_kohya_format(tensors)
     write_safetensors(path, tensors, getattr(lora, "metadata", {}))
-
-
-def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write to a temporary name in the same folder, flush to disk, rename.
-
-    Raises:
-        KilnError: writing failed; nothing is left behind.
-    """
-    temporary: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(suffix=".tmp", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        save_file(tensors, temporary, {"format": "pt", **metadata})
-        with open(temporary, "rb+") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
-    except Exception as error:  # safetensors wraps OSError in its own type
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise KilnError(f"Cannot write {path} ({error}); check free space and write permission.") from error

@@ -29,15 +29,17 @@ from ..rng import derive_seed
 class FrozenWeights(Protocol):
     """Where a frozen linear layer's weight comes from."""
 
-    def __call__(self, layer: nn.Module, like: Tensor) -> AbstractContextManager[tuple[Tensor, Tensor | None]]:
+    def __call__(
+        self, layer: nn.Module, like: Tensor
+    ) -> AbstractContextManager[tuple[Tensor, Tensor | None]]:
         """Weight (out, in) and bias (out,) or None, on the device and in the type of `like`, valid inside."""
         ...
 
 
 def resident_weights(layer: nn.Module, like: Tensor) -> AbstractContextManager[tuple[Tensor, Tensor | None]]:
     """FrozenWeights of an ordinary nn.Linear: the layer's own tensors, cast where the type differs."""
-    weight, bias = layer.weight, layer.bias
-    return nullcontext((weight.to(like), bias.to(like) if bias is not None else None))  # type: ignore[operator,union-attr]
+    assert isinstance(layer, nn.Linear)
+    return nullcontext((layer.weight.to(like), None if layer.bias is None else layer.bias.to(like)))
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -104,7 +106,7 @@ class FusedLoraLinear(PeftLinear):
         dict, whatever peft version made it. `index` is the layer's place in the model, for its dropout draws."""
         name = layer.active_adapters[0]
         layer.__class__ = FusedLoraLinear
-        fused: FusedLoraLinear = layer  # type: ignore[assignment]
+        fused: FusedLoraLinear = layer
         fused.weights = weights
         fused.scale = layer.scaling[name]
         fused.peft_dropout = getattr(layer.lora_dropout[name], "p", 0.0)

@@ -58,7 +58,9 @@ def choose_targets(module: nn.Module, wanted: str) -> list[str]:
         try:
             pattern = re.compile(wanted.strip())
         except re.error as error:
-            raise KilnError(f"target_modules is not a valid regular expression ({error}): {wanted!r}.") from error
+            raise KilnError(
+                f"target_modules is not a valid regular expression ({error}): {wanted!r}."
+            ) from error
         chosen = [n for n in names if pattern.fullmatch(n)]
     else:
         endings = wanted.replace(",", " ").split()
@@ -125,7 +127,7 @@ class LoraAdapter:
         return [(m.lora_A["default"].weight, m.lora_B["default"].weight) for m in self.layers.values()]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """"<layer>.lora_A.weight" (r, in) and "<layer>.lora_B.weight" (out, r): copies on the CPU, fp32."""
+        """ "<layer>.lora_A.weight" (r, in) and "<layer>.lora_B.weight" (out, r): copies on the CPU, fp32."""
         state = {}
         for name, (a, b) in zip(self.layers, self._pairs(), strict=True):
             state[f"{name}.lora_A.weight"] = a.detach().to("cpu", torch.float32, copy=True)
@@ -153,5 +155,9 @@ def _peft_config(config: AdapterConfig, targets: list[str]) -> peft.LoraConfig:
     # The exact names as one anchored expression: a list would match endings, so that "head" also takes "x.head".
     pattern = "|".join(re.escape(t) for t in targets)
     return peft.LoraConfig(
-        r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=rf"^(?:{pattern})$", bias="none"
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=rf"^(?:{pattern})$",
+        bias="none",
     )

@@ -32,7 +32,9 @@ class Showing(NamedTuple):
 class BatchOrder:
     """Batches by number: 0, 1, 2, ... without end."""
 
-    def __init__(self, shapes: Sequence[Hashable], repeats: Sequence[int], batch_size: int, seed: int) -> None:
+    def __init__(
+        self, shapes: Sequence[Hashable], repeats: Sequence[int], batch_size: int, seed: int
+    ) -> None:
         """shapes and repeats: one per item."""
         self._batch_size, self._seed = batch_size, seed
         self._item_of = [index for index, times in enumerate(repeats) for _ in range(times)]
@@ -94,7 +96,9 @@ def stack_conditioning(conditionings: list[dict[str, Tensor]]) -> dict[str, Tens
     """One batch from single captions; shorter texts are padded with zero rows, as text encoders do."""
     names = conditionings[0].keys()
     if any(c.keys() != names for c in conditionings):
-        raise KilnError("The captions of one batch were encoded differently; use one text encoder for all items.")
+        raise KilnError(
+            "The captions of one batch were encoded differently; use one text encoder for all items."
+        )
     length = max(c["cross_attn"].shape[0] for c in conditionings)
     stacked = {}
     for name in names:

@@ -8,8 +8,6 @@ twice, changing one caption encodes one caption, and an interrupted encoding kee
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,10 +17,10 @@ from typing import Protocol
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import KilnError
+from ..safefile import write_safetensors
 from .items import Dataset, crop_to, fit_size, read_pixels
 
 FORMAT = "1"  # part of every address: raise it when what is stored changes meaning
@@ -116,13 +114,13 @@ def encode_dataset(
     for item, size, path in zip(dataset.items, sizes, latent_paths, strict=True):
         if not _is_whole(path):
             latent = encoder.encode_image(crop_to(read_pixels(item.path), size))
-            _write(path, {"latent": latent.float().contiguous().cpu()})
+            write_safetensors(path, {"latent": latent.float().contiguous().cpu()})
             encoded_now += 1
         done += 1
         on_progress(done, total)
     for item, path in zip(dataset.items, text_paths, strict=True):
         if not _is_whole(path):
-            _write(path, _pack_text(encoder.encode_text(item.caption)))
+            write_safetensors(path, _pack_text(encoder.encode_text(item.caption)))
             encoded_now += 1
         done += 1
         on_progress(done, total)
@@ -164,20 +162,9 @@ def _read(path: Path) -> dict[str, Tensor]:
         with safe_open(path, "pt") as opened:
             return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a dict
     except Exception as error:
-        raise KilnError(f"The encoded file {path} is gone or damaged ({error}); queue the encode node again.") from error
-
-
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    try:
-        save_file(tensors, temporary)
-        os.replace(temporary, path)
-    except Exception as error:
-        Path(temporary).unlink(missing_ok=True)
-        raise KilnError(f"Cannot write the encoded file {path} ({error}); free some disk space.") from error
+        raise KilnError(
+            f"The encoded file {path} is gone or damaged ({error}); queue the encode node again."
+        ) from error
 
 
 def _pack_text(conditioning: dict[str, Tensor]) -> dict[str, Tensor]:

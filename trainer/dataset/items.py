@@ -78,7 +78,9 @@ def scan_folder(
         KilnError: the folder is missing or holds no image, or a file is bad and on_bad_file is "stop".
     """
     if not folder.is_dir():
-        raise KilnError(f"The folder {folder} does not exist; put your images in a folder under ComfyUI/input.")
+        raise KilnError(
+            f"The folder {folder} does not exist; put your images in a folder under ComfyUI/input."
+        )
     paths = sorted(_image_paths(folder, recursive), key=_natural_key)
     items: list[Item] = []
     skipped: list[str] = []

@@ -25,7 +25,7 @@ Missing = Literal["drop clause", "error", "keep"]
 
 
 def parse_values(text: str) -> dict[str, list[str]]:
-    """"name: a | b" lines -> {"name": ["a", "b"]}. Empty lines and lines starting with # are left out.
+    """ "name: a | b" lines -> {"name": ["a", "b"]}. Empty lines and lines starting with # are left out.
 
     Raises:
         KilnError: a line has no colon or no name.
@@ -92,7 +92,9 @@ def _fill_clause(clause: str, fields: Mapping[str, str], missing: Missing) -> st
             raise KilnError(f"The template uses {match[0]}, but there is no such field; known are {known}.")
         if not fields[name]:
             if missing == "error":
-                raise KilnError(f"The template needs {match[0]}, which is empty for an image; fill it or drop the clause.")
+                raise KilnError(
+                    f"The template needs {match[0]}, which is empty for an image; fill it or drop the clause."
+                )
             lost = True
             return match[0]
         return fields[name]

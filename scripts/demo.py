@@ -1,0 +1,161 @@
+"""The demo: the tiny workflow on a real ComfyUI, with a progress bar here and the pictures in demo_output/.
+
+Run it through demo.sh, which makes the environment first. Everything happens over the server's HTTP and websocket
+interface, as a browser would do it. Leaves
+
+    grid.png           four samples each: without the LoRA, at strength 0.5, 0.8 and 1.0
+    loss.png           the loss curve
+    lora.safetensors   what was trained; dropping it on the canvas brings back the graph
+    summary.json       host, steps, seconds, losses, concept scores (share of samples that show the new shape)
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import shutil
+import sys
+import time
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from scripts.host import REPO, Event, HostClient, HostError, failure_of, serve, start_host, workspace
+from scripts.workflows import to_prompt
+from tests.tiny_wan.world import concept_score
+
+WORKFLOW = REPO / "tests" / "tiny_wan" / "workflows" / "train_then_sample_tiny.json"
+OUTPUT = REPO / "demo_output"
+COLUMNS = ("without", "strength 0.5", "strength 0.8", "strength 1.0")  # titles of the save nodes
+BAR = 28
+
+
+class ProgressBar:
+    """One line in the terminal that follows the nodes' own progress texts; plain lines where there is no terminal."""
+
+    def __init__(self, titles: dict[str, str]) -> None:
+        self._titles = titles
+        self._live = sys.stderr.isatty()
+        self._last = ""
+        self._bar = ""
+
+    def __call__(self, event: Event) -> None:
+        if event.type == "executing" and event.data.get("node") in self._titles:
+            self._bar = ""
+            self._show(self._titles[event.data["node"]], important=True)
+        elif event.type == "progress":
+            share = event.data["value"] / max(event.data["max"], 1)
+            self._bar = f"[{'#' * round(BAR * share):{BAR}}] {share:4.0%} "
+            if event.data.get("node") in self._titles:
+                self._show(self._bar + self._titles[event.data["node"]])
+        elif event.type == "text":
+            self._show(self._bar + event.data["text"].splitlines()[0])
+
+    def _show(self, line: str, important: bool = False) -> None:
+        if self._live:
+            print(f"\r\033[K{line[:110]}", end="", file=sys.stderr, flush=True)
+        elif important and line != self._last:
+            print(line, file=sys.stderr, flush=True)
+            self._last = line
+
+    def close(self) -> None:
+        if self._live:
+            print(file=sys.stderr)
+
+
+def run_demo() -> dict[str, Any]:
+    """Run the workflow and fill demo_output/; returns the summary."""
+    started = time.monotonic()
+    with start_host(workspace("demo")) as host:
+        print(f"ComfyUI runs at {host.url}", file=sys.stderr)
+        client = HostClient(host.url)
+        workflow = json.loads(WORKFLOW.read_text("utf-8"))
+        prompt = to_prompt(workflow, client.object_info())
+        bar = ProgressBar({key: node["_meta"]["title"] or node["class_type"] for key, node in prompt.items()})
+        queued = time.monotonic()
+        with client.events(bar):
+            entry = client.wait(
+                client.queue_prompt(prompt, {"extra_pnginfo": {"workflow": workflow}}), timeout=1800
+            )
+        bar.close()
+        failure = failure_of(entry)
+        if failure is not None:
+            raise HostError(f"The workflow failed: {failure}. The server's log is {host.log_path}.")
+        seconds = time.monotonic() - queued
+        outputs = {
+            prompt[key]["_meta"]["title"] or prompt[key]["class_type"]: v
+            for key, v in entry["outputs"].items()
+        }
+        columns = {title: download(client, outputs[title]["images"]) for title in COLUMNS}
+        OUTPUT.mkdir(exist_ok=True)
+        label_grid(columns).save(OUTPUT / "grid.png")
+        download(client, outputs["KilnLossPlot"]["images"])[0].save(OUTPUT / "loss.png")
+        saved = outputs["KilnSaveLora"]["path"][0]
+        shutil.copyfile(saved, OUTPUT / "lora.safetensors")
+        summary = {
+            "host_version": client.get_json("/system_stats")["system"]["comfyui_version"],
+            **outputs["KilnTrainLora"]["summary"][0],
+            "workflow_seconds": round(seconds, 1),
+            "total_seconds": round(time.monotonic() - started, 1),
+            "concept_score": {
+                title: round(concept_score(np.asarray(image) for image in images), 2)
+                for title, images in columns.items()
+            },
+            "samples_per_score": len(columns["without"]),
+            "grid": "demo_output/grid.png",
+            "loss_plot": "demo_output/loss.png",
+            "lora": "demo_output/lora.safetensors",
+        }
+    (OUTPUT / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
+    return summary
+
+
+def download(client: HostClient, images: list[dict[str, str]]) -> list[Image.Image]:
+    return [Image.open(io.BytesIO(client.view(**image))).convert("RGB") for image in images]
+
+
+def label_grid(
+    columns: dict[str, list[Image.Image]], rows: int = 4, side: int = 160, gap: int = 12
+) -> Image.Image:
+    """The first `rows` images of each column under its title, enlarged without smoothing."""
+    grid = Image.new("RGB", (len(columns) * (side + gap) + gap, rows * (side + gap) + gap + 34), "white")
+    draw = ImageDraw.Draw(grid)
+    for column, (title, images) in enumerate(columns.items()):
+        x = gap + column * (side + gap)
+        draw.text((x + side / 2, 22), title, fill="#222222", font=ImageFont.load_default(17), anchor="mm")
+        for row, image in enumerate(images[:rows]):
+            grid.paste(image.resize((side, side), Image.Resampling.NEAREST), (x, 40 + row * (side + gap)))
+    return grid
+
+
+def serve_demo(port: int | None) -> int:
+    """ComfyUI in the foreground, with the tiny models and the template in place."""
+    print(
+        "When the server is up, open the address below and choose Templates -> tiny_wan_demo -> "
+        "train_then_sample_tiny, then press Run. Ctrl-C ends it.",
+        file=sys.stderr,
+    )
+    return serve(workspace("demo"), port, [])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Train a LoRA in a real ComfyUI graph and sample with it.")
+    parser.add_argument("--serve", action="store_true", help="leave ComfyUI running instead")
+    parser.add_argument("--port", type=int, help="for --serve; default 8188")
+    arguments = parser.parse_args()
+    try:
+        if arguments.serve:
+            return serve_demo(arguments.port or 8188)
+        summary = run_demo()
+    except HostError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(summary, indent=2))
+    print(f"Look at {OUTPUT / 'grid.png'}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

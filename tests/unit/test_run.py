@@ -1,0 +1,185 @@
+"""Checkpoints, events, jobs and the figures of a run."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from trainer.adapter.files import LoraWeights
+from trainer.checkpoint import RunState, find_checkpoints, read_state, restore_optimizer, save_checkpoint
+from trainer.config import TrainConfig
+from trainer.errors import KilnError
+from trainer.events import Controls, MessageEvent, Stopped, emitter
+from trainer.job import Job
+from trainer.plot import loss_plot, nice_ticks
+from trainer.rng import derive_seed, generator
+from trainer.run import Run, find_latest
+from trainer.smoothing import smooth
+
+
+def make_state(step: int, dataset: str = "d") -> RunState:
+    return RunState(step=step, losses=[1.0] * step, config={}, dataset=dataset, base_model="m")
+
+
+def stepped_optimizer() -> tuple[nn.Parameter, torch.optim.Optimizer]:
+    parameter = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([parameter], lr=0.1)
+    parameter.sum().backward()
+    optimizer.step()
+    return parameter, optimizer
+
+
+def save(folder: Path, step: int, dataset: str = "d") -> Path:
+    parameter, optimizer = stepped_optimizer()
+    return save_checkpoint(folder, make_state(step, dataset), {"a": parameter.detach()}, optimizer)
+
+
+def test_checkpoint_round_trip_and_only_the_newest_stay(tmp_path: Path) -> None:
+    for step in (1, 2, 10):
+        save(tmp_path, step)
+    assert [p.name for p in find_checkpoints(tmp_path)] == ["step-00000002", "step-00000010"]
+    assert read_state(find_checkpoints(tmp_path)[-1]) == make_state(10)
+    _, reference = stepped_optimizer()
+    fresh = torch.optim.AdamW([nn.Parameter(torch.ones(3))], lr=0.5)
+    restore_optimizer(find_checkpoints(tmp_path)[-1], fresh)
+    for name, value in reference.state_dict()["state"][0].items():
+        assert torch.equal(fresh.state_dict()["state"][0][name], value), name
+    assert fresh.param_groups[0]["lr"] == 0.5
+
+
+def test_half_written_checkpoint_is_never_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 1)
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("trainer.checkpoint.save_file", full)
+    with pytest.raises(KilnError, match="No space left on device"):
+        save(tmp_path, 2)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+    (tmp_path / "step-00000003").mkdir()  # a folder without its state
+    assert [p.name for p in find_checkpoints(tmp_path)] == ["step-00000001"]
+
+
+def test_latest_is_of_this_dataset_and_model(tmp_path: Path) -> None:
+    save(tmp_path / "20260101-a", 5)
+    save(tmp_path / "20260102-b", 7, dataset="other")
+    found = find_latest(tmp_path, "d", "m")
+    assert found is not None and found.parent.name == "20260101-a"
+    assert find_latest(tmp_path, "d", "another model") is None
+    assert find_latest(tmp_path / "nowhere", "d", "m") is None
+
+
+def test_a_failing_listener_is_dropped_and_named(caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[object] = []
+
+    def bad(event: object) -> None:
+        raise RuntimeError("boom")
+
+    emit = emitter([bad, seen.append])
+    with caplog.at_level(logging.ERROR):
+        emit(MessageEvent(text="one"))
+        emit(MessageEvent(text="two"))
+    assert len(seen) == 2 and len(caplog.records) == 1 and "dropped" in caplog.text
+
+
+def test_job_hands_over_results_and_errors_and_takes_turns() -> None:
+    inside, most = [], []
+
+    def work(controls: Controls) -> int:
+        inside.append(1)
+        most.append(len(inside))
+        threading.Event().wait(0.02)
+        inside.pop()
+        return 5
+
+    jobs = [Job(work) for _ in range(3)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.wait()
+    assert [job.result() for job in jobs] == [5, 5, 5] and max(most) == 1
+
+    def fail(controls: Controls) -> None:
+        raise KilnError("no")
+
+    failed = Job(fail)
+    failed.start()
+    failed.wait()
+    with pytest.raises(KilnError, match="no"):
+        failed.result()
+    failed.controls.borrow_device()  # returns at once: the run is over
+
+
+def test_job_runs_outside_inference_mode() -> None:
+    with torch.inference_mode():
+        job = Job(lambda controls: torch.is_inference_mode_enabled())
+        job.start()
+        job.wait()
+    assert job.result() is False
+
+
+def test_boundary_raises_when_stopped() -> None:
+    controls = Controls()
+    controls.take_device()
+    controls.at_boundary(lambda: None, lambda: None)
+    controls.stop()
+    with pytest.raises(Stopped):
+        controls.at_boundary(lambda: None, lambda: None)
+
+
+def test_draws_depend_on_everything_they_are_for() -> None:
+    seeds = {
+        derive_seed(s, p, *c) for s in (0, 1, 2**64 - 1) for p in ("a", "b") for c in ((), (0,), (1,), (0, 1))
+    }
+    assert len(seeds) == 24 and all(0 <= s < 2**63 for s in seeds)
+    assert torch.equal(
+        torch.rand(3, generator=generator(1, "x", 2)), torch.rand(3, generator=generator(1, "x", 2))
+    )
+
+
+def test_smoothing() -> None:
+    assert smooth([3.0]) == pytest.approx([3.0])
+    assert smooth([2.0] * 100)[-1] == pytest.approx(2.0)
+    assert smooth([0.0] * 50 + [1.0] * 50)[-1] == pytest.approx(0.73, abs=0.05)
+
+
+def make_run(losses: list[float]) -> Run:
+    return Run(
+        run_id="r",
+        folder=Path("r"),
+        config=TrainConfig(),
+        lora=LoraWeights({"a": torch.zeros(1000)}),
+        losses=losses,
+        seconds=12.3,
+        stopped=False,
+        trained_parameters=1000,
+        model_parameters=100_000,
+    )
+
+
+def test_run_summary() -> None:
+    assert make_run([2.0] * 60 + [1.0] * 60).sentence() == (
+        "done: 120 steps in 12 s, loss 2.000 -> 1.000; 1.0 % of the model's parameters, 0.0 MB"
+    )
+
+
+@pytest.mark.parametrize(
+    "losses", [[0.5], [0.5, 0.5, 0.5], list(np.geomspace(1, 1e-3, 500)), [1e-12, 5.0, 1e5]]
+)
+def test_plot_of_any_curve(losses: list[float]) -> None:
+    picture = loss_plot(losses, smooth(losses), "title")
+    assert picture.shape == (540, 960, 3) and 0 <= picture.min() < 0.5 and picture.max() == 1.0
+
+
+def test_ticks_enclose_the_range() -> None:
+    assert nice_ticks(0.13, 0.87) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    for low, high in ((0.0, 0.0), (5.0, 5.0), (-1.0, 1e-9), (1e-8, 1e-7)):
+        ticks = nice_ticks(low, high)
+        assert ticks[0] <= low and ticks[-1] >= high and 2 <= len(ticks) <= 12

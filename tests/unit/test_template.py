@@ -1,0 +1,110 @@
+"""Caption templates: no dangling comma, no unfilled brace, no silent surprise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.dataset.items import Dataset, Item
+from trainer.dataset.template import caption_dataset, fill, parse_values
+from trainer.errors import KilnError
+
+GUIDE = "{subject} {action}, {art_style} style, {lighting}, {composition}, detailed {texture}, color scheme: {colors}"
+FIELDS = {
+    "subject": "cyberpunk girl",
+    "action": "standing in a neon street",
+    "art_style": "futurist",
+    "lighting": "neon light and fog",
+    "composition": "centred composition",
+    "texture": "leather and metal texture",
+    "colors": "purple/blue/fluorescent green",
+}
+
+
+def dataset(*captions: str) -> Dataset:
+    return Dataset(tuple(Item(Path(f"set/img{i}.png"), 8, 8, "", c) for i, c in enumerate(captions)))
+
+
+def test_the_guides_example() -> None:
+    assert fill(GUIDE, FIELDS) == (
+        "cyberpunk girl standing in a neon street, futurist style, neon light and fog, centred composition, "
+        "detailed leather and metal texture, color scheme: purple/blue/fluorescent green"
+    )
+
+
+def test_a_clause_without_its_value_goes_whole() -> None:
+    fields = {**FIELDS, "lighting": "", "colors": "", "subject": ""}
+    assert fill(GUIDE, fields) == "futurist style, centred composition, detailed leather and metal texture"
+
+
+def test_missing_error_and_keep() -> None:
+    with pytest.raises(KilnError, match=r"needs \{a\}, which is empty"):
+        fill("x {a}", {"a": ""}, "error")
+    assert fill("x {a}, y", {"a": ""}, "keep") == "x {a}, y"
+
+
+def test_brackets_and_commas_in_values() -> None:
+    assert (
+        fill("[name] full body, by [artist]", {"name": "Ann, the brave", "artist": "X"})
+        == "Ann, the brave full body, by X"
+    )
+
+
+def test_unknown_placeholder_names_itself_and_what_exists() -> None:
+    with pytest.raises(
+        KilnError, match=r"uses \{colour\}, but there is no such field; known are caption, name"
+    ):
+        fill("a {colour}", {"caption": "", "name": "x"})
+
+
+def test_open_brace() -> None:
+    with pytest.raises(KilnError, match=r"brace without its partner in 'b \{name'"):
+        fill("a, b {name", {"name": "x"})
+
+
+def test_values() -> None:
+    assert parse_values("# note\nlight: soft | hard\n\ntime: 10:30") == {
+        "light": ["soft", "hard"],
+        "time": ["10:30"],
+    }
+    with pytest.raises(KilnError, match="Line 2 of values is 'oops'; write it as name: value"):
+        parse_values("a: b\noops")
+
+
+def test_alternatives_are_drawn_per_image_from_the_seed() -> None:
+    many = dataset(*[""] * 300)
+
+    def draw(seed: int) -> list[str]:
+        return caption_dataset(many, "{light}", "light: soft | hard | none", "", "drop clause", seed)
+
+    assert draw(1) == draw(1) != draw(2)
+    assert all(70 < draw(1).count(option) < 130 for option in ("soft", "hard", "none"))
+
+
+def test_trigger_word_leads_once() -> None:
+    captions = caption_dataset(dataset("a cat", "zork on a mat", ""), "", "", "zork", "drop clause", 0)
+    assert captions == ["zork, a cat", "zork on a mat", "zork"]
+
+
+def test_the_images_own_fields() -> None:
+    assert caption_dataset(dataset("a cat"), "{caption} [name] {folder}", "", "", "error", 0) == [
+        "a cat img0 set"
+    ]
+
+
+words = st.text(alphabet="abcxyz ", max_size=8)
+
+
+@given(
+    st.lists(st.tuples(words, st.sampled_from(["a", "b", "c", ""])), max_size=6),
+    st.fixed_dictionaries(dict.fromkeys("abc", words)),
+)
+def test_no_brace_and_no_dangling_comma(clauses: list[tuple[str, str]], fields: dict[str, str]) -> None:
+    template = ",".join(text + (f"{{{name}}}" if name else "") for text, name in clauses)
+    caption = fill(template, fields)
+    assert "{" not in caption and "}" not in caption
+    assert all(part.strip() for part in caption.split(",")) or caption == ""
+    assert caption == caption.strip(" ,") and "  " not in caption

@@ -1,0 +1,12 @@
+// @ts-check
+// Registers LoRA Kiln's part of the canvas. Only the host's two public modules are imported: bare specifiers such as
+// vue are gone from frontends newer than 1.33.
+import { app } from "../../scripts/app.js";
+import { fillFromPreset } from "./presets.mjs";
+
+app.registerExtension({
+  name: "LoRA Kiln.Presets",
+  nodeCreated(node) {
+    if (node.comfyClass === "KilnTrainLora") fillFromPreset(node, app);
+  },
+});
