@@ -19,22 +19,23 @@ class KilnCaptionTemplate(io.ComfyNode):
             node_id="KilnCaptionTemplate",
             display_name="Caption Template (LoRA Kiln)",
             category=types.CATEGORY,
-            description="Builds every image's caption from a template with {placeholders}.",
+            description="Builds every image's caption from a template with placeholders.",
             inputs=[
                 types.Dataset.Input("dataset", tooltip="Images and their own captions."),
                 io.String.Input(
                     "template",
                     default="{caption}",
                     multiline=True,
-                    tooltip="Clauses between commas, with {name} or [name] placeholders: {caption} is the image's own "
-                    "caption, {name} its file name, {folder} its folder, {trigger} the trigger word, and all names "
-                    "in values. Example: {subject} {action}, {art_style} style, {lighting}.",
+                    tooltip="Clauses between commas, with placeholders in square or curly brackets: [caption] is the "
+                    "image's own caption, [name] its file name, [folder] its folder, [trigger] the trigger word, and "
+                    "all names in values. Example: [subject] [action], [art_style] style, [lighting].",
                 ),
                 io.String.Input(
                     "values",
                     default="",
                     multiline=True,
-                    tooltip="One name: value a line. Several values split by | are drawn per image from the seed.",
+                    tooltip="One name: value a line. Several values split by a vertical bar are drawn per image from "
+                    "the seed.",
                 ),
                 io.String.Input(
                     "trigger_word",

@@ -104,9 +104,13 @@ class KilnEncodeDataset(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> Any:
+        return paths.encoded_cache()[1]  # encode again when the user has deleted the cache
+
+    @classmethod
     def execute(cls, dataset: items.Dataset, vae: Any, clip: Any, resolution: int) -> io.NodeOutput:
         progress = NodeProgress(cls.hidden.unique_id)
-        cache = paths.kiln_directory() / "encoded"
+        cache, _ = paths.encoded_cache()
         encoded = encode_dataset(dataset, HostEncoder(vae, clip), cache, resolution, progress.show)
         progress.say(encoded.describe())
         return io.NodeOutput(encoded, ui=ui.PreviewText(encoded.describe()))

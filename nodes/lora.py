@@ -83,6 +83,11 @@ class KilnLoadLora(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, lora_name: str, **_: Any) -> Any:
+        status = paths.lora_path(lora_name).stat()
+        return status.st_size, status.st_mtime_ns
+
+    @classmethod
     def execute(cls, lora_name: str, model: Any, strength: float, clip: Any | None = None) -> io.NodeOutput:
         lora = read_lora(paths.lora_path(lora_name))
         return io.NodeOutput(*apply_lora(model, clip, lora, strength), lora)

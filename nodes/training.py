@@ -59,17 +59,15 @@ class KilnTrainLora(io.ComfyNode):
                     "resume",
                     options=list(RESUME_CHOICES),
                     default=RESUME_CHOICES[0],
-                    tooltip="latest: go on from the newest checkpoint of this dataset and model, or start a new run "
-                    "where there is none.",
+                    tooltip="latest: go on from the newest checkpoint of this dataset, model, rank, alpha and target "
+                    "modules up to the steps above, or start a new run where there is none.",
                 ),
                 types.Settings.Input(
                     "settings", optional=True, tooltip="Further settings; defaults without it."
                 ),
             ],
             outputs=[
-                types.LoraModel.Output(
-                    display_name="lora", tooltip="The trained LoRA: save it, apply it, merge it."
-                ),
+                types.LoraModel.Output(display_name="lora", tooltip="The trained LoRA: save it or apply it."),
                 io.Model.Output(display_name="model", tooltip="The model with the LoRA on at 1.0."),
                 types.LossMap.Output(
                     display_name="loss_map", tooltip="The loss of every step, for the host's Plot Loss Graph."

@@ -45,11 +45,12 @@ class ProgressBar:
         if event.type == "executing" and event.data.get("node") in self._titles:
             self._bar = ""
             self._show(self._titles[event.data["node"]], important=True)
-        elif event.type == "progress":
-            share = event.data["value"] / max(event.data["max"], 1)
-            self._bar = f"[{'#' * round(BAR * share):{BAR}}] {share:4.0%} "
-            if event.data.get("node") in self._titles:
-                self._show(self._bar + self._titles[event.data["node"]])
+        elif event.type == "progress_state":
+            for key, state in event.data["nodes"].items():
+                if state["state"] == "running" and state["max"] > 1 and key in self._titles:
+                    share = state["value"] / state["max"]
+                    self._bar = f"[{'#' * round(BAR * share):{BAR}}] {share:4.0%} "
+                    self._show(self._bar + self._titles[key])
         elif event.type == "text":
             self._show(self._bar + event.data["text"].splitlines()[0])
 

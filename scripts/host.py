@@ -135,11 +135,11 @@ def ensure_venv(host: Path | None = None) -> Path:
         HostError: this Python is too old, or an installation failed.
     """
     host = host or find_host()
-    own = host is not None and host != FETCHED_HOST
-    folder = REPO / (f".venv-{host_version(host)}" if host is not None and own else ".venv")
+    own = None if host == FETCHED_HOST else host
+    folder = REPO / (f".venv-{host_version(own)}" if own else ".venv")
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     ours = REPO / "requirements-dev.txt"
-    theirs = (host / "requirements.txt").read_text("utf-8") if host is not None and own else ""
+    theirs = (own / "requirements.txt").read_text("utf-8") if own else ""
     wanted = hashlib.sha256((ours.read_text("utf-8") + theirs).encode()).hexdigest()
     stamp = folder / "kiln-requirements.sha256"
     if python.is_file() and stamp.is_file() and stamp.read_text("utf-8") == wanted:
@@ -151,8 +151,8 @@ def ensure_venv(host: Path | None = None) -> Path:
         call([sys.executable, "-m", "venv", str(folder)])
     say(f"environment: installing {ours.name} into {folder.name} (minutes, the first time)")
     pip(python, "install", "--requirement", str(ours))
-    if theirs:
-        say(f"environment: adding the requirements of ComfyUI {host_version(host)}" if host else "")
+    if own:
+        say(f"environment: adding the requirements of ComfyUI {host_version(own)}")
         install_host_requirements(python, ours.read_text("utf-8"), theirs)
     stamp.write_text(wanted, "utf-8")
     return python
@@ -349,8 +349,8 @@ def start_host(
         cpu = not has_accelerator(python)
     command = [str(python), str(REPO / "scripts" / "launch_host.py"), *(["--cpu"] if cpu else [])]
     command += ["--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(base)]
-    # The API nodes are the only part of the host that asks the network for anything. A database in memory, because
-    # the default file lies in the host's folder and 0.33 lets one process only open it.
+    # Without the API nodes, which need accounts elsewhere and slow the start. A database in memory, because the
+    # default file lies in the host's own folder, and 0.33 locks it against a second server.
     command += [
         "--disable-auto-launch",
         "--disable-api-nodes",

@@ -371,8 +371,21 @@ WAN_FILES = {
     "vae": "wan_2.1_vae.safetensors",
 }
 TINY_PROMPT = "a red zorb on a white background"
-TINY_TRAINING = {"steps": 300, "learning_rate": 2e-3, "rank": 16, "alpha": 16.0, "batch_size": 8, "seed": 0}
-TINY_SAMPLING = {"seed": 1, "steps": 16, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple"}
+TINY_TRAINING: dict[str, Any] = {
+    "steps": 300,
+    "learning_rate": 2e-3,
+    "rank": 16,
+    "alpha": 16.0,
+    "batch_size": 8,
+    "seed": 0,
+}
+TINY_SAMPLING: dict[str, Any] = {
+    "seed": 1,
+    "steps": 16,
+    "cfg": 3.0,
+    "sampler_name": "euler",
+    "scheduler": "simple",
+}
 TINY_NOTE = """## LoRA Kiln, the tiny demo
 
 A Wan 2.1 of 5 million parameters that can draw circles, squares and triangles learns a shape it has never seen.

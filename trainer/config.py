@@ -79,7 +79,8 @@ class AdapterConfig:
     )
     dropout: float = setting(
         0.05,
-        "Share of the inputs of each LoRA layer that is zeroed while training, 0-0.5. Raise it against overfitting.",
+        "Share of the inputs of each LoRA layer that is zeroed while training; 0.05-0.2 is usual. Raise it against "
+        "overfitting.",
         minimum=0.0,
         maximum=0.9,
         step=0.01,
@@ -116,7 +117,7 @@ class OptimizerConfig:
     schedule: str = setting(
         "cosine",
         "Course of the learning rate after the warmup.",
-        options=("constant", "linear", "cosine", "cosine_with_restarts", "polynomial"),
+        options=("constant", "linear", "cosine"),
     )
     warmup_ratio: float = setting(
         0.05,
@@ -150,7 +151,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """What the model is asked to predict, and at which noise levels."""
+    """At which noise levels the model is trained."""
 
     timestep_sampling: str = setting(
         "logit_normal",
@@ -167,14 +168,15 @@ class ObjectiveConfig:
     )
     min_timestep: float = setting(
         0.0,
-        "Lowest noise level trained, as a share 0-1 of the model's whole range. Wan 2.2's low-noise expert: 0.",
+        "Lowest noise level trained, as a share 0-1 of the model's whole range. Wan 2.2's low-noise experts: 0.",
         minimum=0.0,
         maximum=1.0,
         step=0.01,
     )
     max_timestep: float = setting(
         1.0,
-        "Highest noise level trained, as a share 0-1 of the model's whole range. Wan 2.2's low-noise expert: 0.875.",
+        "Highest noise level trained, as a share 0-1 of the model's whole range. Wan 2.2's low-noise experts: 0.875 "
+        "(text to video), 0.9 (image to video).",
         minimum=0.0,
         maximum=1.0,
         step=0.01,

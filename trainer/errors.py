@@ -5,3 +5,6 @@ from __future__ import annotations
 
 class KilnError(ValueError):
     """Something the user gave us does not work: the message names the thing, what was found and the cure."""
+
+    # The host shows the class's full name to users; its own would hold a path of their machine.
+    __module__ = "lora_kiln"

@@ -9,6 +9,7 @@ every random draw is a function of the seed and the step (see rng.py).
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from contextlib import ExitStack
@@ -30,6 +31,8 @@ from .events import CheckpointEvent, Controls, Listener, MessageEvent, StepEvent
 from .optim import make_optimizer, make_schedule
 from .rng import generator
 from .smoothing import SmoothedLoss
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +73,8 @@ def train(
         resume_from: a checkpoint folder of a run of the same model and dataset.
 
     Raises:
-        KilnError: model and dataset do not match, the checkpoint does not fit, the loss is no longer finite, or a
-            checkpoint cannot be written.
+        KilnError: model and dataset do not match, the checkpoint does not fit, or the loss is no longer finite.
+            A checkpoint that cannot be written is a MessageEvent: the run goes on.
     """
     controls = controls or Controls()
     if dataset.channels != denoiser.latent_channels:
@@ -112,8 +115,15 @@ def train(
                 dataset=dataset.fingerprint,
                 base_model=base_model,
             )
-            path = checkpoint.save_checkpoint(run_folder, state, adapter.state_dict(), optimizer)
-            emit(CheckpointEvent(step=len(losses), path=path))
+            try:
+                path = checkpoint.save_checkpoint(run_folder, state, adapter.state_dict(), optimizer)
+            except (
+                KilnError
+            ) as error:  # a full disk must not end a run of hours: older checkpoints are still there
+                log.warning("%s", error)
+                emit(MessageEvent(text=str(error)))
+            else:
+                emit(CheckpointEvent(step=len(losses), path=path))
 
         try:
             for step in range(len(losses), config.steps):
@@ -136,15 +146,15 @@ def train(
                     loss = objective.loss_per_item(answer, question.target).sum() / count
                     loss.backward()
                     total += loss.item()
-                if not math.isfinite(total):
-                    raise KilnError(
-                        f"The loss became {total} at step {step + 1}; lower the learning rate "
-                        f"(now {config.optimizer.learning_rate:g}) and start again or resume."
-                    )
 
                 # Step
                 limit = config.optimizer.max_grad_norm or math.inf
                 grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+                if not (math.isfinite(total) and math.isfinite(grad_norm)):
+                    raise KilnError(
+                        f"The loss became {total} and its gradient {grad_norm} at step {step + 1}; lower the learning "
+                        f"rate (now {config.optimizer.learning_rate:g}) and set resume to latest, or start again."
+                    )
                 learning_rate = float(schedule.get_last_lr()[0])
                 optimizer.step()
                 schedule.step()
@@ -174,9 +184,6 @@ def train(
         except Stopped:
             stopped = True
             save()
-            emit(
-                MessageEvent(text=f"Stopped at step {len(losses)} of {config.steps}; a checkpoint is saved.")
-            )
         except Exception:
             save()
             raise

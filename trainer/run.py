@@ -8,7 +8,7 @@ from typing import Any
 
 from . import checkpoint
 from .adapter.files import LoraWeights
-from .config import TrainConfig
+from .config import AdapterConfig, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,19 +47,25 @@ class Run:
         )
 
 
-def find_latest(runs: Path, dataset: str, base_model: str) -> Path | None:
-    """The newest checkpoint of any run of this dataset on this model, or None.
+def find_latest(runs: Path, dataset: str, base_model: str, adapter: AdapterConfig) -> Path | None:
+    """The newest checkpoint of any run of this dataset on this model with this shape of adapter, or None.
 
     Args:
         runs: folder that holds the runs' folders, whose names sort by time.
         dataset, base_model: fingerprints.
+        adapter: its rank, alpha and target modules must be the run's.
     """
     for folder in sorted(runs.glob("*"), reverse=True):
         for path in reversed(checkpoint.find_checkpoints(folder)):
             state = checkpoint.read_state(path)
-            if (state.dataset, state.base_model) == (dataset, base_model):
+            shape = AdapterConfig(**state.config["adapter"])
+            if (state.dataset, state.base_model, *_shape(shape)) == (dataset, base_model, *_shape(adapter)):
                 return path
     return None
+
+
+def _shape(adapter: AdapterConfig) -> tuple[int, float, str]:
+    return adapter.rank, adapter.alpha, adapter.target_modules
 
 
 def _mean(values: list[float]) -> float:

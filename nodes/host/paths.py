@@ -51,6 +51,16 @@ def kiln_directory() -> Path:
     return Path(folder_paths.get_user_directory()) / "__lora_kiln"
 
 
+def encoded_cache() -> tuple[Path, str]:
+    """The folder of encoded items, made when missing, and its id: another one after it has been deleted."""
+    folder = kiln_directory() / "encoded"
+    folder.mkdir(parents=True, exist_ok=True)
+    marker = folder / "id"
+    if not marker.is_file():
+        marker.write_text(secrets.token_hex(8), "utf-8")
+    return folder, marker.read_text("utf-8")
+
+
 def new_run_folder() -> Path:
     """A fresh folder for one run; its name sorts by time."""
     return kiln_directory() / "runs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"

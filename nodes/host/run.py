@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from ...trainer.adapter.files import LoraWeights, origin_metadata, save_lora, to_default_format
 from ...trainer.config import TrainConfig
 from ...trainer.dataset.encoded import EncodedDataset
+from ...trainer.errors import KilnError
 from ...trainer.events import Controls, Event, MessageEvent, StepEvent, emitter
 from ...trainer.run import Run, find_latest
 from . import paths
@@ -15,6 +17,8 @@ from .background import raise_interrupted, run_in_background
 from .denoiser import HostDenoiser, host_weights
 from .fingerprint import model_fingerprint
 from .progress import NodeProgress
+
+log = logging.getLogger(__name__)
 
 RESUME_CHOICES = ("new run", "latest")
 
@@ -47,7 +51,9 @@ async def train_on_host(
     base_model = model_fingerprint(model)
     resume_from = None
     if resume == "latest":
-        resume_from = find_latest(paths.kiln_directory() / "runs", encoded.fingerprint, base_model)
+        resume_from = find_latest(
+            paths.kiln_directory() / "runs", encoded.fingerprint, base_model, config.adapter
+        )
     folder = resume_from.parent if resume_from is not None else paths.new_run_folder()
     progress = NodeProgress(node_id)
     progress.say("starting ...")
@@ -71,7 +77,12 @@ async def train_on_host(
         metadata = origin_metadata(config.to_dict(), encoded.fingerprint, base_model, result.step, graph)
         lora = LoraWeights(to_default_format(result.adapter, config.adapter), metadata)
         if result.step:
-            save_lora(folder / "lora.safetensors", lora)
+            try:
+                save_lora(folder / "lora.safetensors", lora)
+            except (
+                KilnError
+            ) as error:  # the LoRA itself goes on to the next node, which may save it elsewhere
+                log.warning("%s", error)
         return Run(
             run_id=folder.name,
             folder=Path(folder),
@@ -86,6 +97,9 @@ async def train_on_host(
 
     run, interrupted = await run_in_background(work)
     if interrupted or run.stopped:
+        progress.say(
+            f"stopped at step {len(run.losses)} of {config.steps}; checkpoint and LoRA: {folder.name}"
+        )
         raise_interrupted()
     progress.say(run.sentence())
     return run

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from scripts.host import EventStream, HostClient, RunningHost, failure_of, start_host, workspace
+from scripts.host import EventStream, HostClient, RunningHost, failure_of, link, start_host, workspace
 
 RunGraph = Callable[..., dict[str, Any]]
 
@@ -28,7 +28,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def host() -> Iterator[RunningHost]:
     """The server. Its workspace starts empty, apart from the pack, the tiny Wan and the concept images."""
-    with start_host(workspace("tests", fresh=True), python=Path(sys.executable), cpu=True) as running:
+    base = workspace("tests", fresh=True)
+    link(Path(__file__).parent / "probe_pack", base / "custom_nodes" / "kiln_probe")
+    with start_host(base, python=Path(sys.executable), cpu=True) as running:
         yield running
 
 

@@ -72,10 +72,14 @@ def test_regular_expression() -> None:
     assert choose_targets(WanLike(), r"blocks\.1\.ffn\.\d") == ["blocks.1.ffn.0", "blocks.1.ffn.2"]
 
 
+def test_own_and_diffusers_names_together() -> None:
+    assert choose_targets(WanLike(), "q to_k") == choose_targets(WanLike(), "q k")
+
+
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        ("to_qq", "matches no linear layer of this model; names that exist end in .*cross_attn.k"),
+        ("q to_qq", "'to_qq' matches no linear layer of this model; names that exist end in .*cross_attn.k"),
         ("(", "not a valid"),
     ],
 )

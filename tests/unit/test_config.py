@@ -73,7 +73,7 @@ def test_warmup_and_cosine_by_formula() -> None:
     assert rates(config) == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"])
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 def test_every_schedule_goes_on_where_it_was(schedule: str) -> None:
     config = TrainConfig(steps=40, optimizer=OptimizerConfig(schedule=schedule))
     assert rates(config)[17:] == rates(config, done=17)

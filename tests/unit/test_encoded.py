@@ -89,7 +89,7 @@ def test_a_file_cut_short_is_encoded_again(tmp_path: Path) -> None:
 def test_a_lost_file_is_named(tmp_path: Path) -> None:
     encoded = encode(folder_of(tmp_path), tmp_path, ToyEncoder())
     encoded.items[0].text_path.unlink()
-    with pytest.raises(KilnError, match=r"is gone or damaged .* queue the encode node again"):
+    with pytest.raises(KilnError, match=r"is gone or damaged .*; delete the folder .*cache and queue again"):
         encoded.items[0].load()
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from trainer.adapter.files import LoraWeights
 from trainer.checkpoint import RunState, find_checkpoints, read_state, restore_optimizer, save_checkpoint
-from trainer.config import TrainConfig
+from trainer.config import AdapterConfig, TrainConfig
 from trainer.errors import KilnError
 from trainer.events import Controls, MessageEvent, Stopped, emitter
 from trainer.job import Job
@@ -24,7 +24,9 @@ from trainer.smoothing import smooth
 
 
 def make_state(step: int, dataset: str = "d") -> RunState:
-    return RunState(step=step, losses=[1.0] * step, config={}, dataset=dataset, base_model="m")
+    return RunState(
+        step=step, losses=[1.0] * step, config=TrainConfig().to_dict(), dataset=dataset, base_model="m"
+    )
 
 
 def stepped_optimizer() -> tuple[nn.Parameter, torch.optim.Optimizer]:
@@ -70,10 +72,11 @@ def test_half_written_checkpoint_is_never_seen(tmp_path: Path, monkeypatch: pyte
 def test_latest_is_of_this_dataset_and_model(tmp_path: Path) -> None:
     save(tmp_path / "20260101-a", 5)
     save(tmp_path / "20260102-b", 7, dataset="other")
-    found = find_latest(tmp_path, "d", "m")
+    found = find_latest(tmp_path, "d", "m", AdapterConfig())
     assert found is not None and found.parent.name == "20260101-a"
-    assert find_latest(tmp_path, "d", "another model") is None
-    assert find_latest(tmp_path / "nowhere", "d", "m") is None
+    assert find_latest(tmp_path, "d", "another model", AdapterConfig()) is None
+    assert find_latest(tmp_path, "d", "m", AdapterConfig(rank=8)) is None
+    assert find_latest(tmp_path / "nowhere", "d", "m", AdapterConfig()) is None
 
 
 def test_a_failing_listener_is_dropped_and_named(caplog: pytest.LogCaptureFixture) -> None:

@@ -87,6 +87,20 @@ def test_alternatives_are_drawn_per_image_from_the_seed() -> None:
 def test_trigger_word_leads_once() -> None:
     captions = caption_dataset(dataset("a cat", "zork on a mat", ""), "", "", "zork", "drop clause", 0)
     assert captions == ["zork, a cat", "zork on a mat", "zork"]
+    captions = caption_dataset(dataset("a Zork", "zorking"), "", "", "zork", "drop clause", 0)
+    assert captions == ["a Zork", "zork, zorking"]
+
+
+def test_a_new_image_does_not_change_the_others_captions() -> None:
+    values = "light: " + " | ".join("abcdefgh")
+    few, more = dataset("", "", ""), dataset("", "", "", "")
+    draw = [caption_dataset(d, "{light}", values, "", "error", 3) for d in (few, more)]
+    assert draw[1][:3] == draw[0]
+
+
+def test_full_width_signs_of_chinese_keyboards() -> None:
+    assert parse_values("light\uff1asoft \uff5c hard") == {"light": ["soft", "hard"]}
+    assert fill("{a}\uff0c {b}\uff0cc", {"a": "x", "b": ""}) == "x, c"
 
 
 def test_the_images_own_fields() -> None:

@@ -63,17 +63,27 @@ def choose_targets(module: nn.Module, wanted: str) -> list[str]:
             ) from error
         chosen = [n for n in names if pattern.fullmatch(n)]
     else:
-        endings = wanted.replace(",", " ").split()
+        endings = [_known_ending(e, names) for e in wanted.replace(",", " ").split()]
         chosen = [n for n in names if _ends_with(n, endings)]
-        if not chosen:
-            chosen = [n for n in names if _ends_with(n, [DIFFUSERS_ENDINGS.get(e, e) for e in endings])]
     if not chosen:
-        known = sorted({re.sub(r"^.*?\.\d+\.", "", n) for n in names})
-        raise KilnError(
-            f"target_modules {wanted!r} matches no linear layer of this model; names that exist end in "
-            f"{', '.join(known[:12])}."
-        )
+        raise _no_such_layer(wanted, names)
     return chosen
+
+
+def _known_ending(ending: str, names: list[str]) -> str:
+    """The ending itself or its translation from diffusers, whichever some layer has."""
+    for candidate in (ending, DIFFUSERS_ENDINGS.get(ending, ending)):
+        if any(_ends_with(n, [candidate]) for n in names):
+            return candidate
+    raise _no_such_layer(ending, names)
+
+
+def _no_such_layer(wanted: str, names: list[str]) -> KilnError:
+    known = sorted({re.sub(r"^.*?\.\d+\.", "", n) for n in names})
+    return KilnError(
+        f"target_modules {wanted!r} matches no linear layer of this model; names that exist end in "
+        f"{', '.join(known[:12])}."
+    )
 
 
 def _ends_with(name: str, endings: Iterable[str]) -> bool:

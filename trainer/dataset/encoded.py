@@ -163,7 +163,8 @@ def _read(path: Path) -> dict[str, Tensor]:
             return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a dict
     except Exception as error:
         raise KilnError(
-            f"The encoded file {path} is gone or damaged ({error}); queue the encode node again."
+            f"The encoded file {path} is gone or damaged ({error}); delete the folder {path.parents[2]} and queue "
+            "again."
         ) from error
 
 

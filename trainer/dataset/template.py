@@ -10,6 +10,7 @@ drawn per image from the seed. A clause with an empty placeholder is dropped who
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Literal
@@ -21,6 +22,8 @@ from ..rng import derive_seed
 from .items import Dataset
 
 _PLACEHOLDER = re.compile(r"\{([^{}\[\]]*)\}|\[([^{}\[\]]*)\]")
+# Full-width signs, as Chinese keyboards type them, count like the plain ones.
+_WIDE_COLON, _BARS, _COMMAS = "\uff1a", "[|\uff5c]", "[,\uff0c]"
 Missing = Literal["drop clause", "error", "keep"]
 
 
@@ -35,10 +38,10 @@ def parse_values(text: str) -> dict[str, list[str]]:
         line = raw.strip()
         if not line or line.startswith("#"):
             continue
-        name, colon, value = line.partition(":")
+        name, colon, value = line.replace(_WIDE_COLON, ":", 1).partition(":")
         if not colon or not name.strip():
             raise KilnError(f"Line {number} of values is {line!r}; write it as name: value.")
-        values[name.strip()] = [v.strip() for v in value.split("|")]
+        values[name.strip()] = [v.strip() for v in re.split(_BARS, value)]
     return values
 
 
@@ -54,7 +57,7 @@ def fill(template: str, fields: Mapping[str, str], missing: Missing = "drop clau
         KilnError: a placeholder's name is not in fields, a brace is left open, or missing is "error" and one is.
     """
     # Clauses are cut before values go in: a comma inside a value is not a clause border.
-    clauses = (_fill_clause(c, fields, missing) for c in template.split(","))
+    clauses = (_fill_clause(c, fields, missing) for c in re.split(_COMMAS, template))
     return ", ".join(c for c in clauses if c)
 
 
@@ -65,16 +68,22 @@ def caption_dataset(
     alternatives = parse_values(values)
     template = template.strip() or "{caption}"
     captions = []
-    for index, item in enumerate(dataset.items):
-        draw = np.random.default_rng(derive_seed(seed, "caption", index))
+    for item in dataset.items:
+        # By the file's name, so that an image added to the folder does not change the others' captions
+        draw = np.random.default_rng(derive_seed(seed, "caption", zlib.crc32(item.path.name.encode())))
         fields = {"caption": item.caption, **_file_fields(item.path)}
         fields |= {name: options[draw.integers(len(options))] for name, options in alternatives.items()}
         fields["trigger"] = trigger_word.strip()
         caption = fill(template, fields, missing)
-        if trigger_word.strip() and trigger_word.strip() not in caption:
-            caption = f"{trigger_word.strip()}, {caption}" if caption else trigger_word.strip()
-        captions.append(caption)
+        captions.append(_lead_with(fields["trigger"], caption))
     return captions
+
+
+def _lead_with(word: str, caption: str) -> str:
+    """The caption with the trigger word in front, unless it stands in it as a word of its own."""
+    if not word or re.search(rf"(?<!\w){re.escape(word)}(?!\w)", caption, re.IGNORECASE):
+        return caption
+    return f"{word}, {caption}" if caption else word
 
 
 def _file_fields(path: PurePath) -> dict[str, str]:
