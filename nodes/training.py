@@ -132,7 +132,7 @@ class KilnLossPlot(io.ComfyNode):
         from ..trainer.plot import loss_plot
         from ..trainer.smoothing import smooth
 
-        plot = torch.from_numpy(loss_plot(run.losses, smooth(run.losses), f"{run.run_id}: {run.sentence()}"))[
-            None
-        ]
+        plot = torch.from_numpy(
+            loss_plot(run.losses, smooth(run.losses), f"run {run.run_id}", run.sentence())
+        )[None]
         return io.NodeOutput(plot, ui=ui.PreviewImage(plot, cls=cls))

@@ -22,7 +22,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from scripts.host import REPO, Event, HostClient, HostError, failure_of, serve, start_host, workspace
+from scripts.host import serve, start_host
+from scripts.host_client import Event, HostClient, HostError, failure_of
+from scripts.host_files import REPO, workspace
 from scripts.workflows import to_prompt
 from tests.tiny_wan.world import concept_score
 

@@ -6,5 +6,5 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 system_python="$(bash scripts/find_python.sh)"
-"$system_python" scripts/host.py setup
-exec "$("$system_python" scripts/host.py path python)" -m scripts.demo "$@"
+"$system_python" -m scripts.host setup
+exec "$("$system_python" -m scripts.host path python)" -m scripts.demo "$@"

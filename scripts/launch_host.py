@@ -38,7 +38,7 @@ def main() -> None:
     if os.environ.pop(STDIN_IS_LEASH, None):
         threading.Thread(target=exit_with_owner, daemon=True).start()
     sys.path[0] = str(host)  # was the folder of this script
-    define_torchvision_operators()
+    mend_torchvision()
     if host_version(host) > (0, 3, 75):
         stand_in_for_torchaudio()
     sys.argv[0] = "main.py"
@@ -61,28 +61,10 @@ def host_version(host: Path) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
-def define_torchvision_operators() -> None:
-    """torchvision 0.28.0 beside torch 2.13.0+cpu: make `import torchvision` work.
-
-    Its compiled operators are built for CUDA and do not load there, and then the import fails on "operator
-    torchvision::nms does not exist". With the schemas defined it imports; only the box operators are missing, and
-    nothing here calls them. Any other torch build is left alone: the host warns when torch is imported early.
-    """
-    if not importlib.metadata.version("torch").endswith("+cpu"):
-        return
-    import torch
-
-    try:
-        import torchvision  # noqa: F401
-    except ModuleNotFoundError:
-        return
-    except RuntimeError:
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        library = torch.library.Library("torchvision", "DEF")
-        for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        KEEP_ALIVE.append(library)
+def mend_torchvision() -> None:
+    """See cpu_torchvision.py. Any other torch build is left alone: the host warns when torch is imported early."""
+    if importlib.metadata.version("torch").endswith("+cpu"):
+        KEEP_ALIVE.append(runpy.run_path(str(Path(__file__).with_name("cpu_torchvision.py"))))
 
 
 def stand_in_for_torchaudio() -> None:

@@ -11,8 +11,8 @@ step() { printf '\n== %s\n' "$*"; }
 system_python="$(bash scripts/find_python.sh)"
 
 step "environment and host"
-"$system_python" scripts/host.py setup
-python="$("$system_python" scripts/host.py path python)"
+"$system_python" -m scripts.host setup
+python="$("$system_python" -m scripts.host path python)"
 
 step "ruff"
 "$python" -m ruff check .

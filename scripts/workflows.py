@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from scripts.host import REPO, HostClient
+from scripts.host_client import HostClient
+from scripts.host_files import REPO
 
 Info = dict[str, Any]  # /object_info: node class -> definition
 Link = tuple[str, int]  # name of a node in the builder, output slot

@@ -8,19 +8,23 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-MARGIN = (70, 50, 20, 50)  # left, top, right, bottom, pixels
+MARGIN = (70, 66, 24, 50)  # left, top, right, bottom, pixels
 INK, GRID, RAW, SMOOTH = "#222222", "#dddddd", "#a8c8e8", "#1f5fa8"
 
 
 def loss_plot(
-    losses: Sequence[float], smooth: Sequence[float], title: str, size: tuple[int, int] = (960, 540)
+    losses: Sequence[float],
+    smooth: Sequence[float],
+    title: str,
+    subtitle: str = "",
+    size: tuple[int, int] = (960, 540),
 ) -> np.ndarray:
     """Raw and smoothed loss over steps.
 
     Args:
         losses: one per step, finite; may be a single one.
         smooth: same length.
-        title: one line above the chart.
+        title, subtitle: two lines above the chart.
         size: width and height in pixels.
 
     Returns:
@@ -49,9 +53,10 @@ def loss_plot(
     for values, colour, width in ((losses, RAW, 1), (smooth, SMOOTH, 3)):
         points = [place(step, value) for step, value in enumerate(values, 1)]
         draw.line(points * 2 if len(points) == 1 else points, fill=colour, width=width, joint="curve")
-    draw.text((left, 14), title, fill=INK, font=ImageFont.load_default(18))
+    draw.text((left, 10), title, fill=INK, font=ImageFont.load_default(18))
+    draw.text((left, 36), subtitle, fill=INK, font=font)
     draw.text(((left + right) / 2, size[1] - 12), "step", fill=INK, font=font, anchor="mb")
-    draw.text((right, top - 8), "loss (light) and its smoothed mean (dark)", fill=INK, font=font, anchor="rb")
+    draw.text((right, 14), "loss (light) and its smoothed mean (dark)", fill=INK, font=font, anchor="rt")
     return np.asarray(image, dtype=np.float32) / 255.0
 
 

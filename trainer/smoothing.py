@@ -8,7 +8,7 @@ from collections.abc import Iterable
 class SmoothedLoss:
     """Exponential mean over about `window` steps, bias-corrected so that it starts at the first loss."""
 
-    def __init__(self, window: int = 50) -> None:
+    def __init__(self, window: int = 30) -> None:
         self._decay = 1 - 1 / window
         self._sum = self._weight = 0.0
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from scripts.host import EventStream, HostClient, RunningHost, failure_of, link, start_host, workspace
+from scripts.host import RunningHost, start_host
+from scripts.host_client import EventStream, HostClient, failure_of
+from scripts.host_files import link, workspace
 
 RunGraph = Callable[..., dict[str, Any]]
 

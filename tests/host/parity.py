@@ -145,7 +145,7 @@ def main() -> None:
             {
                 "layers": len(names),
                 "output": error(answer.detach(), expected.detach()),
-                "loss": abs(float(loss - expected_loss)) / float(expected_loss),
+                "loss": error(loss.detach(), expected_loss.detach()),
                 "worst_gradient": max(grad_errors),
                 "file_host_vs_diffusers": error(by_host, by_diffusers),
                 "file_host_vs_training": error(by_host, answer.detach()),

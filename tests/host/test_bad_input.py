@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from scripts.host import HostClient, HostError, RunningHost
+from scripts.host import RunningHost
+from scripts.host_client import HostClient, HostError
 
 from .conftest import GraphFailed, RunGraph
 from .graphs import dataset, loaders, node, saved, training

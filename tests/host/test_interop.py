@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from scripts.host import HostClient, RunningHost
+from scripts.host import RunningHost
+from scripts.host_client import HostClient
 
 from .conftest import GraphFailed, RunGraph
 from .graphs import dataset, loaders, node, sampled_files, sampling, saved, training

@@ -1,4 +1,4 @@
-"""The host starts with the pack in it, and the helpers of scripts/host.py work on it."""
+"""The host starts with the pack in it, and the helpers of scripts/ work on it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from scripts.host import EventStream, HostClient, HostError, RunningHost, decode_binary
+from scripts.host import RunningHost
+from scripts.host_client import EventStream, HostClient, HostError, decode_binary
 
 
 def own_tracebacks(log: str) -> list[str]:

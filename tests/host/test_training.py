@@ -11,7 +11,8 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from scripts.host import Event, EventStream, HostClient, RunningHost, failure_of
+from scripts.host import RunningHost
+from scripts.host_client import Event, EventStream, HostClient, failure_of
 
 from .conftest import GraphFailed, RunGraph
 from .graphs import dataset, loaders, node, probe, sampled_files, sampling, saved, training
