@@ -17,6 +17,7 @@ import json
 import shutil
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,50 +69,45 @@ class ProgressBar:
             print(file=sys.stderr)
 
 
-def run_demo() -> dict[str, Any]:
-    """Run the workflow and fill demo_output/; returns the summary."""
+def run_workflow(client: HostClient, output: Path) -> dict[str, Any]:
+    """Run the tiny workflow on a server and fill the folder `output`; returns the summary.
+
+    Raises:
+        HostError: a node failed.
+    """
+    workflow = json.loads(WORKFLOW.read_text("utf-8"))
+    prompt = to_prompt(workflow, client.object_info())
+    titles = {key: node["_meta"]["title"] or node["class_type"] for key, node in prompt.items()}
+    bar = ProgressBar(titles)
     started = time.monotonic()
-    with start_host(workspace("demo")) as host:
-        print(f"ComfyUI runs at {host.url}", file=sys.stderr)
-        client = HostClient(host.url)
-        workflow = json.loads(WORKFLOW.read_text("utf-8"))
-        prompt = to_prompt(workflow, client.object_info())
-        bar = ProgressBar({key: node["_meta"]["title"] or node["class_type"] for key, node in prompt.items()})
-        queued = time.monotonic()
-        with client.events(bar):
-            entry = client.wait(
-                client.queue_prompt(prompt, {"extra_pnginfo": {"workflow": workflow}}), timeout=1800
-            )
-        bar.close()
-        failure = failure_of(entry)
-        if failure is not None:
-            raise HostError(f"The workflow failed: {failure}. The server's log is {host.log_path}.")
-        seconds = time.monotonic() - queued
-        outputs = {
-            prompt[key]["_meta"]["title"] or prompt[key]["class_type"]: v
-            for key, v in entry["outputs"].items()
-        }
-        columns = {title: download(client, outputs[title]["images"]) for title in COLUMNS}
-        OUTPUT.mkdir(exist_ok=True)
-        label_grid(columns).save(OUTPUT / "grid.png")
-        download(client, outputs["KilnLossPlot"]["images"])[0].save(OUTPUT / "loss.png")
-        saved = outputs["KilnSaveLora"]["path"][0]
-        shutil.copyfile(saved, OUTPUT / "lora.safetensors")
-        summary = {
-            "host_version": client.get_json("/system_stats")["system"]["comfyui_version"],
-            **outputs["KilnTrainLora"]["summary"][0],
-            "workflow_seconds": round(seconds, 1),
-            "total_seconds": round(time.monotonic() - started, 1),
-            "concept_score": {
-                title: round(concept_score(np.asarray(image) for image in images), 2)
-                for title, images in columns.items()
-            },
-            "samples_per_score": len(columns["without"]),
-            "grid": "demo_output/grid.png",
-            "loss_plot": "demo_output/loss.png",
-            "lora": "demo_output/lora.safetensors",
-        }
-    (OUTPUT / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
+    with client.events(bar):
+        queued = client.queue_prompt(prompt, {"extra_pnginfo": {"workflow": workflow}})
+        entry = client.wait(queued, timeout=1800)
+    bar.close()
+    failure = failure_of(entry)
+    if failure is not None:
+        raise HostError(f"The workflow failed: {failure}.")
+    seconds = time.monotonic() - started
+    outputs = {titles[key]: value for key, value in entry["outputs"].items()}
+    columns = {title: download(client, outputs[title]["images"]) for title in COLUMNS}
+    output.mkdir(exist_ok=True)
+    label_grid(columns).save(output / "grid.png")
+    download(client, outputs["KilnLossPlot"]["images"])[0].save(output / "loss.png")
+    shutil.copyfile(outputs["KilnSaveLora"]["path"][0], output / "lora.safetensors")
+    summary = {
+        "host_version": client.get_json("/system_stats")["system"]["comfyui_version"],
+        **outputs["KilnTrainLora"]["summary"][0],
+        "workflow_seconds": round(seconds, 1),
+        "concept_score": {
+            title: round(concept_score(np.asarray(image) for image in images), 2)
+            for title, images in columns.items()
+        },
+        "samples_per_score": len(columns["without"]),
+        "grid": str(output / "grid.png"),
+        "loss_plot": str(output / "loss.png"),
+        "lora": str(output / "lora.safetensors"),
+    }
+    (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
     return summary
 
 
@@ -151,12 +147,14 @@ def main() -> int:
     try:
         if arguments.serve:
             return serve_demo(arguments.port or 8188)
-        summary = run_demo()
+        with start_host(workspace("demo")) as host:
+            print(f"ComfyUI runs at {host.url}, its log is {host.log_path}", file=sys.stderr)
+            summary = run_workflow(HostClient(host.url), OUTPUT)
     except HostError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     print(json.dumps(summary, indent=2))
-    print(f"Look at {OUTPUT / 'grid.png'}", file=sys.stderr)
+    print(f"Look at {summary['grid']}", file=sys.stderr)
     return 0
 
 

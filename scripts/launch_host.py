@@ -38,11 +38,16 @@ def main() -> None:
     if os.environ.pop(STDIN_IS_LEASH, None):
         threading.Thread(target=exit_with_owner, daemon=True).start()
     sys.path[0] = str(host)  # was the folder of this script
+    prepare(host)
+    sys.argv[0] = "main.py"
+    runpy.run_path("main.py", run_name="__main__")
+
+
+def prepare(host: Path) -> None:
+    """Make the host's imports work in this process."""
     mend_torchvision()
     if host_version(host) > (0, 3, 75):
         stand_in_for_torchaudio()
-    sys.argv[0] = "main.py"
-    runpy.run_path("main.py", run_name="__main__")
 
 
 def exit_with_owner() -> None:

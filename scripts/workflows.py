@@ -243,9 +243,6 @@ def tiny(info: Info) -> Graph:
         "lora", "KilnSaveLora", (760, 440), (360, 140), lora=("train", 0), filename_prefix="kiln/tiny_concept"
     )
     graph.add("plot", "KilnLossPlot", (760, 640), (360, 260), run=("train", 3))
-    graph.add(
-        "plot save", "SaveImage", (380, 740), (320, 270), images=("plot", 0), filename_prefix="kiln/loss"
-    )
     graph.add("positive", "CLIPTextEncode", (1180, 0), (320, 110), clip=("clip", 0), text=TINY_PROMPT)
     graph.add("negative", "CLIPTextEncode", (1180, 160), (320, 90), clip=("clip", 0), text="")
     graph.add(

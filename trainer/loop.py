@@ -82,10 +82,9 @@ def train(
             f"The encoded latents have {dataset.channels} channels and this model needs {denoiser.latent_channels}; "
             "encode the dataset with the VAE that belongs to the model."
         )
-    order = BatchOrder(
-        [i.shape for i in dataset.items], [i.repeats for i in dataset.items], config.batch_size, config.seed
-    )
-    store = ItemStore(dataset)
+    items = [i for i in dataset.items if i.role != "validation"]
+    order = BatchOrder([i.shape for i in items], [i.repeats for i in items], config.batch_size, config.seed)
+    store = ItemStore(items)
     accumulation = config.optimizer.gradient_accumulation
     started = time.monotonic()
 
@@ -135,15 +134,16 @@ def train(
                 count = sum(map(len, batches))
                 total = 0.0
                 for micro, showings in enumerate(batches):
-                    latents, conditioning = store.load([s.item for s in showings])
-                    question = _question(denoiser, config, latents, showings)
+                    batch = store.load(showings)
+                    question = _question(denoiser, config, batch.latents, showings)
                     adapter.set_step(config.seed, step * accumulation + micro)
                     answer = denoiser.forward(
                         question.noisy,
                         question.timestep,
-                        {k: v.to(denoiser.device) for k, v in conditioning.items()},
+                        {k: v.to(denoiser.device) for k, v in batch.conditioning.items()},
                     )
-                    loss = objective.loss_per_item(answer, question.target).sum() / count
+                    errors = objective.loss_per_item(answer, question.target, batch.mask)
+                    loss = (errors * batch.weight.to(errors)).sum() / count
                     loss.backward()
                     total += loss.item()
 

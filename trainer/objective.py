@@ -90,9 +90,18 @@ def vp_velocity(latents: Tensor, noise: Tensor, power: Tensor) -> Tensor:
     return power.sqrt() * noise - (1 - power).sqrt() * latents
 
 
-def loss_per_item(answer: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of each item, (B,) fp32."""
-    return torch.nn.functional.mse_loss(answer.float(), target.float(), reduction="none").flatten(1).mean(1)
+def loss_per_item(answer: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean squared error of each item, (B,) fp32.
+
+    Args:
+        answer, target: (B, C, [F,] H, W).
+        mask: (B, 1, [F,] H, W) in 0..1; the mean is taken over what it keeps. None keeps everything.
+    """
+    error = torch.nn.functional.mse_loss(answer.float(), target.float(), reduction="none")
+    if mask is None:
+        return error.flatten(1).mean(1)
+    kept = mask.to(error).expand_as(error)
+    return (error * kept).flatten(1).sum(1) / kept.flatten(1).sum(1).clamp(min=1e-6)
 
 
 def _per_item(values: Tensor, like: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ def start() -> None:
     """Make `comfy`, `folder_paths` and the host's `nodes` importable, and the pack as `lora_kiln`; CPU only."""
     sys.path.insert(0, os.getcwd())
     sys.argv = [sys.argv[0], "--cpu"]
-    load_file("cpu_torchvision", REPO / "scripts" / "cpu_torchvision.py")
+    load_file("launch_host", REPO / "scripts" / "launch_host.py").prepare(Path.cwd())
     import comfy.options
 
     comfy.options.enable_args_parsing()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from pathlib import Path
 
@@ -193,3 +194,13 @@ def test_full_disk_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.Monk
     result = run(tmp_path, encoded, make_config(steps=3), emit=seen.append)
     assert result.step == 3 and not result.stopped
     assert any("No space left on device" in e.text for e in seen if isinstance(e, MessageEvent))
+
+
+def test_validation_items_are_never_trained_on_and_weights_count(tmp_path: Path) -> None:
+    encoded = make_encoded(tmp_path)
+    kept = EncodedDataset(encoded.items[:3])
+    held_out = EncodedDataset((*kept.items, dataclasses.replace(encoded.items[3], role="validation")))
+    assert run(tmp_path, held_out, make_config()).losses == run(tmp_path, kept, make_config()).losses
+    halved = EncodedDataset(tuple(dataclasses.replace(i, loss_weight=0.5) for i in kept.items))
+    first, half = run(tmp_path, kept, make_config(steps=1)), run(tmp_path, halved, make_config(steps=1))
+    assert half.losses[0] == pytest.approx(first.losses[0] / 2)

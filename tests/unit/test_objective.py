@@ -82,6 +82,14 @@ def test_shift_is_for_flow_models_only() -> None:
     assert draws(config, "epsilon").mean() < 0.51 < draws(config, "flow").mean()
 
 
+def test_masked_loss_counts_what_the_mask_keeps() -> None:
+    answer = torch.zeros(2, 4, 1, 2, 2)
+    answer[:, :, :, 0] = 3.0  # upper row wrong by 3, lower row right
+    mask = torch.zeros(2, 1, 1, 2, 2)
+    mask[0, :, :, 0], mask[1, :, :, 1] = 1.0, 1.0
+    assert loss_per_item(answer, torch.zeros_like(answer), mask).tolist() == [9.0, 0.0]
+
+
 def test_loss_per_item() -> None:
     answer = torch.stack([torch.zeros(4, 1, 2, 2), torch.full((4, 1, 2, 2), 3.0)])
     assert loss_per_item(answer, torch.ones_like(answer)).tolist() == [1.0, 4.0]

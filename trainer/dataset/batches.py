@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import KilnError
 from ..rng import generator
-from .encoded import EncodedDataset, EncodedItem
+from .encoded import EncodedItem
 
 
 class Showing(NamedTuple):
@@ -59,32 +59,44 @@ class BatchOrder:
         return [batches[i] for i in torch.randperm(len(batches), generator=draws).tolist()]
 
 
+@dataclass(frozen=True)
+class Batch:
+    """What one batch of showings brings, batch first, on the CPU."""
+
+    latents: Tensor  # (B, C, [F,] h, w)
+    conditioning: dict[str, Tensor]
+    weight: Tensor  # (B,) of each item's loss
+    mask: Tensor | None = None  # (B, 1, [F,] h, w) in 0..1: where the loss counts; None: everywhere
+
+
 @dataclass
 class ItemStore:
     """Reads encoded items and keeps them in memory up to a limit; beyond it they are read again each time."""
 
-    dataset: EncodedDataset
+    items: Sequence[EncodedItem]
     limit_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:
         self._kept: dict[int, tuple[Tensor, dict[str, Tensor]]] = {}
         self._size = 0
 
-    def load(self, indices: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Latents (B, C, [F,] h, w) and conditioning, batch first.
+    def load(self, showings: Sequence[Showing]) -> Batch:
+        """The tensors of one batch.
 
         Raises:
             KilnError: an encoded file is gone, or captions of one batch have different kinds of conditioning.
         """
-        items = [self._item(i) for i in indices]
-        latents = torch.stack([latent for latent, _ in items])
-        return latents, stack_conditioning([conditioning for _, conditioning in items])
+        loaded = [self._item(s.item) for s in showings]
+        return Batch(
+            latents=torch.stack([latent for latent, _ in loaded]),
+            conditioning=stack_conditioning([conditioning for _, conditioning in loaded]),
+            weight=torch.tensor([self.items[s.item].loss_weight for s in showings]),
+        )
 
     def _item(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
         if index in self._kept:
             return self._kept[index]
-        item: EncodedItem = self.dataset.items[index]
-        loaded = item.load()
+        loaded = self.items[index].load()
         size = sum(t.nbytes for t in (loaded[0], *loaded[1].values()))
         if self._size + size <= self.limit_bytes:
             self._kept[index] = loaded

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..errors import KilnError
 from ..safefile import write_safetensors
-from .items import Dataset, crop_to, fit_size, read_pixels
+from .items import Dataset, Role, crop_to, fit_size, read_pixels
 
 FORMAT = "1"  # part of every address: raise it when what is stored changes meaning
 
@@ -50,6 +50,8 @@ class EncodedItem:
     caption: str
     shape: tuple[int, ...]  # of the latent
     repeats: int = 1
+    role: Role = "subject"
+    loss_weight: float = 1.0
 
     def load(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Latent and conditioning, on the CPU, without batch dimension."""
@@ -67,7 +69,9 @@ class EncodedDataset:
     @property
     def fingerprint(self) -> str:
         """Of everything that is trained on, in order."""
-        parts = (f"{i.latent_path.stem}{i.text_path.stem}{i.repeats}" for i in self.items)
+        parts = (
+            f"{i.latent_path.stem}{i.text_path.stem}{i.repeats}{i.role}{i.loss_weight}" for i in self.items
+        )
         return _address("dataset", parts)
 
     def describe(self) -> str:
@@ -125,7 +129,7 @@ def encode_dataset(
         done += 1
         on_progress(done, total)
     items = (
-        EncodedItem(latent, text, item.caption, _shape(latent), item.repeats)
+        EncodedItem(latent, text, item.caption, _shape(latent), item.repeats, item.role, item.loss_weight)
         for item, latent, text in zip(dataset.items, latent_paths, text_paths, strict=True)
     )
     return EncodedDataset(tuple(items), encoded_now)

@@ -22,6 +22,10 @@ IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 CAPTION_ENDINGS = (".txt", ".caption")
 
 
+Role = Literal["subject", "regularisation", "validation"]
+"""What an item is for: learned, kept as it was (prior preservation), or only looked at for the validation loss."""
+
+
 @dataclass(frozen=True)
 class Item:
     """One image and what is said of it."""
@@ -32,6 +36,8 @@ class Item:
     sha256: str  # of the file's bytes
     caption: str
     repeats: int = 1  # times it is seen in an epoch
+    role: Role = "subject"
+    loss_weight: float = 1.0  # of its loss in the step's mean
 
 
 @dataclass(frozen=True)
