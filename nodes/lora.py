@@ -7,9 +7,10 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..trainer.adapter.files import DTYPES, FORMATS, LoraWeights, save_lora
+from ..trainer.strengths import BlockWeights, parse_schedule
 from . import types
 from .host import paths
-from .host.lora import apply_lora, read_lora
+from .host.lora import put_on, read_lora
 from .host.progress import NodeProgress
 
 
@@ -22,6 +23,59 @@ def _strength() -> io.Input:
         step=0.05,
         tooltip="Weight of the LoRA: 0 is off, 1 as trained; 0.5-0.9 is usual.",
     )
+
+
+def _fine_control() -> list[io.Input]:
+    """The optional inputs of the nodes that put a LoRA on a model."""
+    return [
+        io.Clip.Input("clip", optional=True, tooltip="Text encoder, for LoRAs that hold layers of it."),
+        io.Float.Input(
+            "strength_clip",
+            default=0.8,
+            min=-10.0,
+            max=10.0,
+            step=0.05,
+            optional=True,
+            tooltip="Weight on the text encoder; without a text encoder it does nothing.",
+        ),
+        io.String.Input(
+            "block_weights",
+            default="",
+            optional=True,
+            tooltip="Factors for parts of the model: 0-9:0.5, 10-29:1, self_attn:0 halves blocks 0 to 9 and leaves self "
+            "attention out. Where several fit, they multiply; empty is 1 everywhere.",
+        ),
+        io.String.Input(
+            "schedule",
+            default="",
+            optional=True,
+            tooltip="Factors over the sampling, each from a share of its course on: 0:0, 0.3:1 leaves the LoRA off for "
+            "the first 30 percent. Empty is 1 throughout.",
+        ),
+    ]
+
+
+def _put_on(
+    node_id: str,
+    model: Any,
+    clip: Any | None,
+    lora: LoraWeights,
+    strength: float,
+    strength_clip: float | None,
+    block_weights: str,
+    schedule: str,
+) -> tuple[Any, Any | None]:
+    done = put_on(
+        model,
+        clip,
+        lora,
+        strength,
+        strength if strength_clip is None else strength_clip,
+        BlockWeights.parse(block_weights),
+        parse_schedule(schedule),
+    )
+    NodeProgress(node_id).say(done.sentence())
+    return done.model, done.clip
 
 
 class KilnApplyLora(io.ComfyNode):
@@ -38,21 +92,30 @@ class KilnApplyLora(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model to change; the input itself stays as it is."),
                 types.LoraModel.Input("lora", tooltip="From the training node or a loader."),
                 _strength(),
-                io.Clip.Input(
-                    "clip", optional=True, tooltip="Text encoder, for LoRAs that hold layers of it."
-                ),
+                *_fine_control(),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model with the LoRA on."),
                 io.Clip.Output(display_name="clip", tooltip="The text encoder with the LoRA on."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(
-        cls, model: Any, lora: LoraWeights, strength: float, clip: Any | None = None
+        cls,
+        model: Any,
+        lora: LoraWeights,
+        strength: float,
+        clip: Any | None = None,
+        strength_clip: float | None = None,
+        block_weights: str = "",
+        schedule: str = "",
     ) -> io.NodeOutput:
-        return io.NodeOutput(*apply_lora(model, clip, lora, strength))
+        node = cls.hidden.unique_id
+        return io.NodeOutput(
+            *_put_on(node, model, clip, lora, strength, strength_clip, block_weights, schedule)
+        )
 
 
 class KilnLoadLora(io.ComfyNode):
@@ -71,15 +134,14 @@ class KilnLoadLora(io.ComfyNode):
                 ),
                 io.Model.Input("model", tooltip="The model to change; the input itself stays as it is."),
                 _strength(),
-                io.Clip.Input(
-                    "clip", optional=True, tooltip="Text encoder, for LoRAs that hold layers of it."
-                ),
+                *_fine_control(),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model with the LoRA on."),
                 io.Clip.Output(display_name="clip", tooltip="The text encoder with the LoRA on."),
                 types.LoraModel.Output(display_name="lora", tooltip="The LoRA itself."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -88,9 +150,20 @@ class KilnLoadLora(io.ComfyNode):
         return status.st_size, status.st_mtime_ns
 
     @classmethod
-    def execute(cls, lora_name: str, model: Any, strength: float, clip: Any | None = None) -> io.NodeOutput:
+    def execute(
+        cls,
+        lora_name: str,
+        model: Any,
+        strength: float,
+        clip: Any | None = None,
+        strength_clip: float | None = None,
+        block_weights: str = "",
+        schedule: str = "",
+    ) -> io.NodeOutput:
         lora = read_lora(paths.lora_path(lora_name))
-        return io.NodeOutput(*apply_lora(model, clip, lora, strength), lora)
+        node = cls.hidden.unique_id
+        done = _put_on(node, model, clip, lora, strength, strength_clip, block_weights, schedule)
+        return io.NodeOutput(*done, lora)
 
 
 class KilnSaveLora(io.ComfyNode):
@@ -115,13 +188,14 @@ class KilnSaveLora(io.ComfyNode):
                     "format",
                     options=list(FORMATS),
                     default=FORMATS[0],
-                    tooltip="Key names: comfyui (ComfyUI, diffusers and most tools read it) or kohya (lora_unet_...).",
+                    tooltip="Key names: comfyui (ComfyUI, diffusers and most tools read it), kohya (lora_unet_...), diffusers "
+                    "(transformer....) or peft (a folder with adapter_config.json).",
                 ),
                 io.Combo.Input(
                     "dtype",
-                    options=list(DTYPES),
+                    options=[*DTYPES, "keep"],
                     default="bf16",
-                    tooltip="Precision of the file: bf16 and fp16 are half the size of fp32.",
+                    tooltip="Precision of the file: bf16 and fp16 are half the size of fp32; keep leaves it as it is.",
                 ),
             ],
             outputs=[io.String.Output(display_name="path", tooltip="The file's full path.")],
@@ -131,8 +205,8 @@ class KilnSaveLora(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora: LoraWeights, filename_prefix: str, format: str, dtype: str) -> io.NodeOutput:
-        path = paths.new_lora_path(filename_prefix)
-        save_lora(path, lora, format=format, dtype=dtype)
-        text = f"{path.name}, {path.stat().st_size / 1e6:.2f} MB"
+        path = save_lora(paths.new_lora_path(filename_prefix), lora, format=format, dtype=dtype)
+        files = [path] if path.is_file() else list(path.iterdir())
+        text = f"{path.name}, {sum(f.stat().st_size for f in files) / 1e6:.2f} MB"
         NodeProgress(cls.hidden.unique_id).say(text)
         return io.NodeOutput(str(path), ui={"text": (text,), "path": (str(path),)})

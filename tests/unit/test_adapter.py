@@ -15,8 +15,8 @@ from trainer.adapter.files import (
     LoraWeights,
     origin_metadata,
     save_lora,
+    spelled,
     to_default_format,
-    to_kohya_format,
 )
 from trainer.adapter.inject import LoraAdapter, choose_targets
 from trainer.config import AdapterConfig
@@ -155,7 +155,7 @@ def test_alpha_is_written_where_it_differs() -> None:
 
 
 def test_kohya_format() -> None:
-    kohya = to_kohya_format(to_default_format(STATE, AdapterConfig(rank=4, alpha=4.0)))
+    kohya = spelled(to_default_format(STATE, AdapterConfig(rank=4, alpha=4.0)), "kohya")
     assert set(kohya) == {
         f"lora_unet_blocks_0_q.{k}" for k in ("lora_down.weight", "lora_up.weight", "alpha")
     }

@@ -1,0 +1,272 @@
+"""The one table of key names: how every tool spells the layers and the tensors of a LoRA.
+
+A key is a prefix, a layer and an ending: "lora_unet_" + "blocks_0_self_attn_q" + ".lora_down.weight". Readers turn any
+spelling into ours ("diffusion_model.blocks.0.self_attn.q" + ".lora_A.weight"), writers turn ours into any other.
+
+Layers of Wan are known by name, in the model's own words and in diffusers'. Layers of other models keep their spelling
+until a model's own list of layers says what they are (`resolve`): underscores cannot be taken apart without one.
+
+    comfyui    diffusion_model.blocks.0.self_attn.q.lora_A.weight, .alpha      also ai-toolkit, diffusion-pipe
+    (host)     diffusion_model.blocks.0.self_attn.q.lora_down.weight, .alpha   ComfyUI's TrainLoraNode
+    kohya      lora_unet_blocks_0_self_attn_q.lora_down.weight, .alpha         also musubi-tuner; Wan Fun: lora_unet__
+    diffusers  transformer.blocks.0.attn1.to_q.lora_A.weight                   also finetrainers
+    peft       base_model.model.blocks.0.attn1.to_q.lora_A.weight              beside an adapter_config.json
+    (diffsynth) blocks.0.self_attn.q.lora_A.default.weight                     also pipe.dit. in front
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+PREFIX = "diffusion_model."  # ours
+FORMATS = ("comfyui", "kohya", "diffusers", "peft")  # what can be written
+
+# Ending in a file -> ours. Of two that fit, the longer is meant.
+ENDINGS = {
+    ".lora_A.weight": "lora_A.weight",
+    ".lora_B.weight": "lora_B.weight",
+    ".lora_down.weight": "lora_A.weight",
+    ".lora_up.weight": "lora_B.weight",
+    ".lora.down.weight": "lora_A.weight",
+    ".lora.up.weight": "lora_B.weight",
+    "_lora.down.weight": "lora_A.weight",
+    "_lora.up.weight": "lora_B.weight",
+    ".lora_linear_layer.down.weight": "lora_A.weight",
+    ".lora_linear_layer.up.weight": "lora_B.weight",
+    ".lora_A.default.weight": "lora_A.weight",
+    ".lora_B.default.weight": "lora_B.weight",
+    ".lora_A": "lora_A.weight",
+    ".lora_B": "lora_B.weight",
+    ".lora_mid.weight": "lora_mid.weight",
+    ".alpha": "alpha",
+    ".dora_scale": "dora_scale",
+    ".lora_magnitude_vector": "lora_magnitude_vector",
+    ".lora_magnitude_vector.weight": "lora_magnitude_vector",
+    ".lora_magnitude_vector.default.weight": "lora_magnitude_vector",
+    ".oft_R.weight": "oft_R.weight",
+    ".oft_R.default.weight": "oft_R.weight",
+    **{f".{name}": name for name in ("oft_blocks", "rescale", "diff", "diff_b", "set_weight", "w_norm", "b_norm")},
+    **{f".hada_{name}": f"hada_{name}" for name in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
+    **{f".lokr_{name}": f"lokr_{name}" for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")},
+    **{f".{name}.weight": f"{name}.weight" for name in ("a1", "a2", "b1", "b2")},  # GLoRA
+    ".reshape_weight": "reshape_weight",
+}
+KOHYA_ENDINGS = {"lora_A.weight": ".lora_down.weight", "lora_B.weight": ".lora_up.weight"}
+_LONGEST_FIRST = sorted(ENDINGS, key=len, reverse=True)
+
+# Before the layer's name, longest first. Flat ones are followed by names with _ for each dot.
+PREFIXES = (
+    "base_model.model.diffusion_model.",
+    "transformer.base_model.model.",
+    "unet.base_model.model.",
+    "model.diffusion_model.",
+    "base_model.model.",
+    PREFIX,
+    "transformer.",
+    "pipe.dit.",
+    "dit.",
+    "model.",
+    "unet.",
+    "",
+)
+FLAT_PREFIXES = ("lora_transformer_", "lora_unet__", "lora_unet_", "lycoris_")
+
+# Wan: the model's own name of a layer -> diffusers'. First those inside a block, then those outside.
+WAN_BLOCK = {
+    **{f"self_attn.{o}": f"attn1.{d}" for o, d in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0"))},
+    **{f"cross_attn.{o}": f"attn2.{d}" for o, d in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0"))},
+    "cross_attn.k_img": "attn2.add_k_proj",
+    "cross_attn.v_img": "attn2.add_v_proj",
+    "cross_attn.norm_k_img": "attn2.norm_added_k",
+    "self_attn.norm_q": "attn1.norm_q",
+    "self_attn.norm_k": "attn1.norm_k",
+    "cross_attn.norm_q": "attn2.norm_q",
+    "cross_attn.norm_k": "attn2.norm_k",
+    "ffn.0": "ffn.net.0.proj",
+    "ffn.2": "ffn.net.2",
+    "norm2": "norm3",
+    "norm3": "norm2",
+    "before_proj": "proj_in",
+    "after_proj": "proj_out",
+    "modulation": "scale_shift_table",
+}
+WAN_OUTSIDE = {
+    "patch_embedding": "patch_embedding",
+    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
+    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
+    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
+    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
+    "time_projection.1": "condition_embedder.time_proj",
+    "img_emb.proj.0": "condition_embedder.image_embedder.norm1",
+    "img_emb.proj.1": "condition_embedder.image_embedder.ff.net.0.proj",
+    "img_emb.proj.3": "condition_embedder.image_embedder.ff.net.2",
+    "img_emb.proj.4": "condition_embedder.image_embedder.norm2",
+    "img_emb.emb_pos": "condition_embedder.image_embedder.pos_embed",
+    "head.head": "proj_out",
+    "head.modulation": "scale_shift_table",
+}
+_BLOCK = re.compile(r"^((?:vace_)?blocks)\.(\d+)\.(.+)$")
+_FLAT_BLOCK = re.compile(r"^((?:vace_)?blocks)_(\d+)_(.+)$")
+_FROM_DIFFUSERS = ({d: o for o, d in WAN_BLOCK.items()}, {d: o for o, d in WAN_OUTSIDE.items()})
+
+
+def flat(name: str) -> str:
+    """A layer's name as kohya writes it."""
+    return name.replace(".", "_")
+
+
+_FLAT_WAN = tuple(
+    {flat(name): own for own, theirs in table.items() for name in (theirs, own)}
+    for table in (WAN_BLOCK, WAN_OUTSIDE)
+)
+
+# What a LoRA is for, told from its layers' names. The first that fits is meant.
+MODELS = (
+    ("Wan", re.compile(r"blocks\.\d+\.(self_attn|cross_attn|ffn)\.")),
+    ("Flux or HunyuanVideo", re.compile(r"double_blocks|single_blocks|single_transformer_blocks")),
+    ("Qwen-Image", re.compile(r"transformer_blocks[._]\d+[._](img_mlp|txt_mlp|attn[._]add_q_proj)")),
+    ("Stable Diffusion (UNet)", re.compile(r"(down|up|input|output)_blocks|mid(dle)?_block")),
+    ("Stable Diffusion 3", re.compile(r"joint_blocks")),
+    ("a text encoder", re.compile(r"^(lora_te|text_encoder|te[12]?[._])")),
+)
+WAN_SIZES = {1536: "Wan 1.3B", 3072: "Wan 2.2 5B", 5120: "Wan 14B"}
+
+
+def split_key(key: str) -> tuple[str, str] | None:
+    """ "diffusion_model.a.b.lora_up.weight" -> ("diffusion_model.a.b", "lora_B.weight"); None when it is no LoRA key."""
+    for ending in _LONGEST_FIRST:
+        if key.endswith(ending) and len(key) > len(ending):
+            return key[: -len(ending)], ENDINGS[ending]
+    return None
+
+
+def to_diffusers(name: str) -> str | None:
+    """A Wan layer in diffusers' words, or None when it is not one of Wan's."""
+    match = _BLOCK.match(name)
+    if match:
+        inside = WAN_BLOCK.get(match[3])
+        return None if inside is None else f"{match[1]}.{match[2]}.{inside}"
+    return WAN_OUTSIDE.get(name)
+
+
+def from_diffusers(name: str) -> str | None:
+    """The inverse of to_diffusers."""
+    match = _BLOCK.match(name)
+    if match:
+        inside = _FROM_DIFFUSERS[0].get(match[3])
+        return None if inside is None else f"{match[1]}.{match[2]}.{inside}"
+    return _FROM_DIFFUSERS[1].get(name)
+
+
+def _from_flat(name: str) -> str | None:
+    match = _FLAT_BLOCK.match(name)
+    if match:
+        inside = _FLAT_WAN[0].get(match[3])
+        return None if inside is None else f"{match[1]}.{match[2]}.{inside}"
+    return _FLAT_WAN[1].get(name)
+
+
+def _bare(spelled: str) -> Iterable[str]:
+    """The layer's name without each prefix that fits."""
+    return (spelled[len(p) :] for p in PREFIXES if spelled.startswith(p))
+
+
+def own_layers(spelled: Iterable[str], names: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Every spelling of a file's layers -> ours: PREFIX and the layer's own name, or the spelling when it is unknown.
+
+    Args:
+        spelled: prefix and layer, as `split_key` gives them; all of one file.
+        names: the model's own layers, from `lookup`; without it only Wan's are recognised.
+    """
+    found = {each: _own_layer(each, names) for each in spelled}
+    if names is None and not any(_BLOCK.match(own.removeprefix(PREFIX)) for own in found.values()):
+        # "proj_out" and the like are words of many models: Wan's only beside Wan's blocks
+        return {each: each for each in found}
+    return found
+
+
+def _own_layer(spelled: str, names: Mapping[str, str] | None) -> str:
+    flat_bare = [spelled[len(p) :] for p in FLAT_PREFIXES if spelled.startswith(p)]
+    if names is not None:
+        for bare in (*_bare(spelled), *flat_bare):
+            if bare in names:
+                return PREFIX + names[bare]
+    for bare in flat_bare:
+        own = _from_flat(bare)
+        if own is not None:
+            return PREFIX + own
+    for bare in _bare(spelled):
+        theirs_only = spelled.startswith("transformer.") and from_diffusers(bare)  # norm2 means two things
+        if to_diffusers(bare) and not theirs_only:
+            return PREFIX + bare
+        own = from_diffusers(bare)
+        if own is not None:
+            return PREFIX + own
+    return spelled
+
+
+def lookup(layers: Iterable[str]) -> dict[str, str]:
+    """Every spelling of a model's layers without prefix -> the layer's own name, for `own_layer`.
+
+    Args:
+        layers: names of the model's layers, without prefix: "blocks.0.self_attn.q".
+    """
+    names: dict[str, str] = {}
+    for layer in layers:
+        theirs = to_diffusers(layer)
+        for spelling in (flat(layer), *(() if theirs is None else (theirs, flat(theirs)))):
+            names.setdefault(spelling, layer)
+    return names | {layer: layer for layer in layers}
+
+
+def spell_layer(layer: str, format: str) -> str:
+    """Our layer -> the spelling of one of FORMATS. A layer of unknown origin keeps its own.
+
+    peft and diffusers share diffusers' words for Wan; other models keep their names under the format's prefix.
+    """
+    if not layer.startswith(PREFIX) or format == "comfyui":
+        return layer
+    name = layer[len(PREFIX) :]
+    if format == "kohya":
+        return "lora_unet_" + flat(name)
+    return ("transformer." if format == "diffusers" else "base_model.model.") + (to_diffusers(name) or name)
+
+
+def spell_key(layer: str, part: str, format: str) -> str:
+    """Our layer and part -> a key of one of FORMATS."""
+    ending = KOHYA_ENDINGS.get(part, "." + part) if format == "kohya" else "." + part
+    return spell_layer(layer, format) + ending
+
+
+def format_of(keys: Iterable[str]) -> str:
+    """The spelling of a file, in words for a person."""
+    for key in keys:
+        if key.startswith(("lora_unet_", "lora_te", "lycoris_", "lora_transformer_")):
+            return "kohya"
+        if key.startswith("base_model.model."):
+            return "peft"
+        if key.startswith(("transformer.", "unet.")):
+            return "diffusers"
+        if key.startswith(PREFIX):
+            return "ComfyUI trainer" if ".lora_up." in key or ".lora_down." in key else "comfyui"
+        if ".default." in key or key.startswith(("blocks.", "pipe.")):
+            return "DiffSynth"
+    return "unknown"
+
+
+def model_of(layers: Iterable[str], widths: Mapping[str, int] | None = None) -> str:
+    """What a LoRA is for, in words: "Wan 1.3B", "Stable Diffusion (UNet)", "an unknown model".
+
+    Args:
+        layers: its layers.
+        widths: input width of a layer, where known.
+    """
+    found = list(layers)
+    for name, pattern in MODELS:
+        if any(pattern.search(layer) for layer in found):
+            if name != "Wan":
+                return name
+            width = next((w for k, w in (widths or {}).items() if k.endswith("_attn.q")), 0)
+            return WAN_SIZES.get(width, f"Wan of width {width}" if width else "Wan")
+    return "an unknown model"
