@@ -213,11 +213,12 @@ def lookup(layers: Iterable[str]) -> dict[str, str]:
         layers: names of the model's layers, without prefix: "blocks.0.self_attn.q".
     """
     names: dict[str, str] = {}
-    for layer in layers:
-        theirs = to_diffusers(layer)
-        for spelling in (flat(layer), *(() if theirs is None else (theirs, flat(theirs)))):
+    found = list(layers)
+    for layer in found:
+        other = to_diffusers(layer) or from_diffusers(layer)
+        for spelling in (flat(layer), *(() if other is None else (other, flat(other)))):
             names.setdefault(spelling, layer)
-    return names | {layer: layer for layer in layers}
+    return names | {layer: layer for layer in found}
 
 
 def spell_layer(layer: str, format: str) -> str:

@@ -1,0 +1,321 @@
+"""LoRAs into a model file, tensor by tensor: a 28 GB base needs the memory of one layer.
+
+Every tensor keeps its place, name and type. Those that a LoRA changes are read, widened to fp32, changed and narrowed
+again; all others are copied as bytes. Scaled fp8 is dequantised for the change and quantised again (quantised.py).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .adapter.families import Parts, changed, layers_of, scale_of
+from .adapter.files import LoraWeights
+from .adapter.keys import PREFIX, lookup, model_of, to_diffusers
+from .adapter.reading import to_our_keys
+from .errors import KilnError
+from .quantised import new_scale, to_fp8
+from .tensorfile import DTYPES, FLOATS, FP8, Entry, Planned, TensorFile, write_planned
+from .workers import Workers
+
+BASE_DTYPES = {"base": None, "fp32": "F32", "bf16": "BF16", "fp16": "F16"}
+LAYOUTS = ("comfyui", "diffusers")
+BASE_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
+SCALES = (".scale_weight", ".weight_scale")  # ComfyUI 0.3 and 0.33
+QUANTISED_ONLY = (*SCALES, ".scale_input", ".input_scale", ".comfy_quant")  # beside a weight; no use in other types
+MARKER = "scaled_fp8"
+PLAIN = {"lora_A.weight", "lora_B.weight", "alpha"}
+BLOCK = 1 << 20  # values worked on at a time: they stay in the processor's cache, which is what makes it fast
+PARTS_OF_BIAS = ("diff_b", "b_norm")
+
+Tick = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Strength:
+    """One LoRA to merge."""
+
+    lora: LoraWeights
+    strength: float
+    name: str = "LoRA"
+
+
+@dataclass
+class _Changes:
+    """What to do to each tensor of the base, by its name there."""
+
+    weights: dict[str, list[tuple[Parts, float]]] = field(default_factory=dict)
+    biases: dict[str, list[tuple[Tensor, float]]] = field(default_factory=dict)
+    unmatched: list[str] = field(default_factory=list)
+
+
+def merge_into_file(
+    base: Path,
+    target: Path,
+    loras: Sequence[Strength],
+    *,
+    dtype: str = "base",
+    layout: str = "comfyui",
+    metadata: dict[str, str] | None = None,
+    device: torch.device | None = None,
+    tick: Tick = lambda done, total: None,
+) -> str:
+    """Write a copy of a model file with LoRAs in it; an existing file is replaced.
+
+    Args:
+        base: the model's .safetensors file.
+        target: the new file; for the layout diffusers the folder, which gets transformer/config.json and its weights.
+        loras: any number.
+        dtype: one of BASE_DTYPES.
+        layout: one of LAYOUTS.
+        metadata: to add to the base's own.
+        device: where to compute; the CPU without.
+        tick: told bytes done and in all; may raise to abandon.
+
+    Returns:
+        A sentence on what was merged.
+
+    Raises:
+        KilnError: a file is damaged, a LoRA fits nothing, the base is quantised in a way that is not known, or the disk
+            is full. Nothing is left behind.
+    """
+    with TensorFile(base) as source, Workers() as workers:
+        prefix = _prefix(source)
+        changes = _changes(source, prefix, loras)
+        wanted = BASE_DTYPES[dtype]
+        if layout == "diffusers" and wanted is None and any(e.dtype in FP8 for e in source.entries.values()):
+            wanted = "BF16"  # diffusers does not load scaled fp8
+        scales: dict[str, Tensor] = {}
+        plan = [
+            _planned(source, entry, changes, wanted, scales, device, workers)
+            for entry in source.entries.values()
+            if wanted is None or not _only_quantised(entry.name)
+        ]
+        notes = {k: v for k, v in source.metadata.items() if not k.startswith("modelspec.hash")}
+        notes |= {"lora_kiln.merged": json.dumps([[s.name, s.strength] for s in loras]), **(metadata or {})}
+        if layout == "diffusers":
+            _write_diffusers(source, prefix, target, plan, notes, tick)
+        else:
+            write_planned(target, plan, notes, tick, late=lambda: scales)
+    merged = len(changes.weights)
+    left = f"; {len(changes.unmatched)} layers fit nothing: {', '.join(changes.unmatched[:3])}" if changes.unmatched else ""
+    return f"{merged} of {len(source.entries)} tensors changed{left}"
+
+
+def _prefix(source: TensorFile) -> str:
+    return next(p for p in BASE_PREFIXES if p == "" or any(k.startswith(p) for k in source.entries))
+
+
+def _only_quantised(name: str) -> bool:
+    return name.endswith(QUANTISED_ONLY) or name.split(".")[-1] == MARKER
+
+
+def layer_names(source: TensorFile) -> dict[str, str]:
+    """Every spelling of the file's layers -> their own name there without prefix, see keys.lookup."""
+    prefix = _prefix(source)
+    bare = [name[len(prefix) :] for name in source.entries if name.startswith(prefix)]
+    return lookup([n.removesuffix(".weight") for n in bare if not n.endswith(".bias") and not _only_quantised(n)])
+
+
+def _changes(source: TensorFile, prefix: str, loras: Sequence[Strength]) -> _Changes:
+    names, changes = layer_names(source), _Changes()
+    for each in loras:
+        fitted = 0
+        layers = layers_of(to_our_keys(each.lora, names, each.name))
+        for layer, parts in layers.items():
+            bare = prefix + layer.removeprefix(PREFIX)
+            key = next((k for k in (f"{bare}.weight", bare) if k in source.entries), None)
+            if key is None:
+                changes.unmatched.append(layer)
+                continue
+            fitted += 1
+            _check(source, key, parts, each)
+            _register(changes, key, bare, parts, each.strength)
+        if not fitted:
+            raise KilnError(
+                f"{each.name} does not fit {source.path.name}: it is for {model_of(layers)}, and none of its "
+                f"{len(layers)} layers, such as {next(iter(layers))}, is in the file. Use the model it was trained on."
+            )
+    missing = [k for k in changes.biases if k not in source.entries]
+    if missing:
+        raise KilnError(f"The LoRA changes {missing[0]}, which {source.path.name} does not have.")
+    return changes
+
+
+def _register(changes: _Changes, key: str, bare: str, parts: Parts, strength: float) -> None:
+    weight = {k: t for k, t in parts.items() if k not in PARTS_OF_BIAS}
+    if "w_norm" in weight:
+        weight["diff"] = weight.pop("w_norm")
+    if set(weight) - {"alpha"}:
+        changes.weights.setdefault(key, []).append((weight, strength))
+    for part in PARTS_OF_BIAS:
+        if part in parts:
+            changes.biases.setdefault(f"{bare}.bias", []).append((parts[part], strength))
+
+
+def _check(source: TensorFile, key: str, parts: Parts, each: Strength) -> None:
+    entry = source.entries[key]
+    if entry.dtype not in FLOATS:
+        raise KilnError(
+            f"{source.path.name} is quantised ({key} is {entry.dtype}), which cannot be merged into; use the fp16, bf16 or "
+            "fp8 file of the model."
+        )
+    if set(parts) <= PLAIN:
+        shape = (parts["lora_B.weight"].shape[0], parts["lora_A.weight"][0].numel())
+        if shape != (entry.shape[0], math.prod(entry.shape[1:])):
+            raise KilnError(
+                f"{each.name} is for another size of model: {key} is {shape[0]} x {shape[1]} in it and "
+                f"{' x '.join(map(str, entry.shape))} in {source.path.name}. Use the model it was trained on."
+            )
+
+
+def _planned(
+    source: TensorFile,
+    entry: Entry,
+    changes: _Changes,
+    wanted: str | None,
+    scales: dict[str, Tensor],
+    device: torch.device | None,
+    workers: Workers,
+) -> Planned:
+    """How one tensor of the base comes into the new file."""
+    dtype = wanted if wanted is not None and entry.dtype in FLOATS else entry.dtype
+    new = Entry(entry.name, dtype, entry.shape)
+    scale = _scale_name(source, entry.name)
+    touched = entry.name in changes.weights or entry.name in changes.biases
+    if not touched and (dtype == entry.dtype):
+        return Planned(new, (source, entry.name))
+
+    change = _Change(source, entry, changes, scale, device)
+
+    def make() -> Iterator[Tensor]:
+        if dtype in FP8:
+            return _requantised(source, entry.name, change, scale, scales, workers)
+        return workers.map(lambda span: change(span).to(DTYPES[dtype]), change.spans)
+
+    return Planned(new, make)
+
+
+class _Change:
+    """One tensor of the base with its LoRAs on, in fp32, block of rows by block of rows."""
+
+    def __init__(
+        self, source: TensorFile, entry: Entry, changes: _Changes, scale: str | None, device: torch.device | None
+    ) -> None:
+        self._source, self._name, self._scale, self._device = source, entry.name, scale, device
+        self._adapters = changes.weights.get(entry.name, [])
+        self._biases = changes.biases.get(entry.name, [])
+        rows = entry.shape[0] if entry.shape else 1
+        whole = self._biases or any(set(parts) - PLAIN for parts, _ in self._adapters)
+        step = rows if whole else max(1, BLOCK // max(1, math.prod(entry.shape[1:])))
+        self.spans = [(first, min(first + step, rows)) for first in range(0, rows, max(step, 1))]
+
+    def __call__(self, span: tuple[int, int]) -> Tensor:
+        value = self._source.read_rows(self._name, *span).to(self._device).to(torch.float32)
+        if self._scale is not None:
+            value *= _scalar(self._source, self._scale)
+        for parts, strength in self._adapters:
+            value = _apply(value, {k: t.to(self._device) for k, t in parts.items()}, strength, span[0])
+        for bias, strength in self._biases:
+            value += strength * bias.to(value)
+        return value
+
+
+def _scalar(source: TensorFile, name: str) -> float:
+    return float(source.read(name).float().max())
+
+
+def _scale_name(source: TensorFile, name: str) -> str | None:
+    if not name.endswith(".weight") or source.entries[name].dtype not in FP8:
+        return None
+    found = (name.removesuffix(".weight") + ending for ending in SCALES)
+    return next((scale for scale in found if scale in source.entries), None)
+
+
+def _apply(rows: Tensor, parts: Parts, strength: float, first: int) -> Tensor:
+    """Some rows of a weight with an adapter on, from row `first`; all of them unless it is a plain LoRA."""
+    if set(parts) <= PLAIN:  # in place: one pass over the weight
+        a, b = parts["lora_A.weight"].float().flatten(1), parts["lora_B.weight"].float().flatten(1)
+        rows.flatten(1).addmm_(b[first : first + len(rows)], a, alpha=strength * scale_of(parts))
+        return rows
+    return changed(parts, rows, strength)
+
+
+def _requantised(
+    source: TensorFile,
+    name: str,
+    change: _Change,
+    scale: str | None,
+    scales: dict[str, Tensor],
+    workers: Workers,
+) -> Iterator[Tensor]:
+    """fp8 again; a scale that had to grow is put into `scales`, which are written last."""
+    dtype, factor = DTYPES[source.entries[name].dtype], 1.0
+    if scale is not None:
+        factor = _scalar(source, scale)
+        largest = max(workers.map(lambda span: float(change(span).abs().max()), change.spans))
+        needed = new_scale(largest, factor, dtype)
+        if needed != factor:
+            old = source.entries[scale]
+            scales[scale] = torch.full(old.shape, needed).to(DTYPES[old.dtype])
+            factor = float(scales[scale].float().max())  # as it will be read
+    return workers.map(lambda span: to_fp8(change(span).cpu() / factor, dtype, name, span[0]), change.spans)
+
+
+def _write_diffusers(
+    source: TensorFile, prefix: str, folder: Path, plan: Sequence[Planned], notes: dict[str, str], tick: Tick
+) -> None:
+    """transformer/ as diffusers' save_pretrained leaves it; Wan only."""
+    config = wan_config(source, prefix)
+    renamed = []
+    for each in plan:
+        bare = each.entry.name[len(prefix) :]
+        layer, dot, kind = bare.rpartition(".")
+        name = f"{to_diffusers(layer)}.{kind}" if kind in ("weight", "bias") else to_diffusers(bare)
+        if name is None or name.startswith("None."):
+            raise KilnError(f"{source.path.name} holds {bare}, for which diffusers has no name; save it as comfyui.")
+        renamed.append(Planned(Entry(name, each.entry.dtype, each.entry.shape), each.make))
+    inner = folder / "transformer"
+    write_planned(inner / "diffusion_pytorch_model.safetensors", renamed, notes, tick)
+    (inner / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+
+
+def wan_config(source: TensorFile, prefix: str) -> dict[str, object]:
+    """diffusers' configuration of a Wan transformer, read off its tensors' shapes.
+
+    Raises:
+        KilnError: the file holds no Wan.
+    """
+    shapes = {name[len(prefix) :]: entry.shape for name, entry in source.entries.items()}
+    needed = ("patch_embedding.weight", "head.head.weight", "blocks.0.ffn.0.weight", "text_embedding.0.weight")
+    if not all(name in shapes for name in needed):
+        raise KilnError(f"{source.path.name} is not a Wan model in its own keys; only those are written for diffusers.")
+    patch = shapes["patch_embedding.weight"]
+    dim, heads = patch[0], patch[0] // 128
+    image = shapes.get("img_emb.proj.1.weight")
+    positions = shapes.get("img_emb.emb_pos")
+    return {
+        "_class_name": "WanTransformer3DModel",
+        "patch_size": list(patch[2:]),
+        "num_attention_heads": heads,
+        "attention_head_dim": dim // heads,
+        "in_channels": patch[1],
+        "out_channels": shapes["head.head.weight"][0] // (patch[2] * patch[3] * patch[4]),
+        "text_dim": shapes["text_embedding.0.weight"][1],
+        "freq_dim": shapes["time_embedding.0.weight"][1],
+        "ffn_dim": shapes["blocks.0.ffn.0.weight"][0],
+        "num_layers": 1 + max(int(n.split(".")[1]) for n in shapes if n.startswith("blocks.")),
+        "cross_attn_norm": "blocks.0.norm3.weight" in shapes,
+        "qk_norm": "rms_norm_across_heads",
+        "eps": 1e-6,
+        "image_dim": None if image is None else image[1],
+        "added_kv_proj_dim": dim if "blocks.0.cross_attn.k_img.weight" in shapes else None,
+        "rope_max_seq_len": 1024,
+        "pos_embed_seq_len": None if positions is None else positions[1],
+    }
