@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import captions, dataset, lora, settings, training
+from . import captions, compare, dataset, lora, merge, prompt, settings, training
 
 
 class LoraKilnExtension(ComfyExtension):
@@ -22,5 +22,13 @@ class LoraKilnExtension(ComfyExtension):
             lora.KilnApplyLora,
             lora.KilnLoadLora,
             lora.KilnSaveLora,
+            prompt.KilnPromptLora,
+            compare.KilnWeightSweep,
+            compare.KilnComparisonGrid,
+            merge.KilnMergeLoras,
+            merge.KilnMergeIntoModel,
+            merge.KilnSaveMergedModel,
+            merge.KilnResizeLora,
+            merge.KilnExtractLora,
             training.KilnLossPlot,
         ]

@@ -42,7 +42,8 @@ def _fine_control() -> list[io.Input]:
             "block_weights",
             default="",
             optional=True,
-            tooltip="Factors for parts of the model: 0-9:0.5, 10-29:1, self_attn:0 halves blocks 0 to 9 and leaves self "
+            tooltip="Factors for parts of the model: 0-9:0.5, 10-29:1, self_attn:0 halves blocks 0 to 9 and "
+            "leaves self "
             "attention out. Where several fit, they multiply; empty is 1 everywhere.",
         ),
         io.String.Input(
@@ -188,7 +189,8 @@ class KilnSaveLora(io.ComfyNode):
                     "format",
                     options=list(FORMATS),
                     default=FORMATS[0],
-                    tooltip="Key names: comfyui (ComfyUI, diffusers and most tools read it), kohya (lora_unet_...), diffusers "
+                    tooltip="Key names: comfyui (ComfyUI, diffusers and most tools read it), kohya "
+                    "(lora_unet_...), diffusers "
                     "(transformer....) or peft (a folder with adapter_config.json).",
                 ),
                 io.Combo.Input(

@@ -31,14 +31,17 @@ class KilnPromptLora(io.ComfyNode):
                     "prompt",
                     multiline=True,
                     default="",
-                    tooltip="May hold <lora:name:0.8>, <lora:name:0.8:0.6> (model and text encoder) and lora_weight=0.8, "
+                    tooltip="May hold <lora:name:0.8>, <lora:name:0.8:0.6> (model and text encoder) and "
+                    "lora_weight=0.8, "
                     "which sets the connected LoRA and tags without a strength.",
                 ),
                 io.Clip.Input(
                     "clip", optional=True, tooltip="Text encoder, for LoRAs that hold layers of it."
                 ),
                 types.LoraModel.Input(
-                    "lora", optional=True, tooltip="Put on at lora_weight, or at 1 when the prompt names none."
+                    "lora",
+                    optional=True,
+                    tooltip="Put on at lora_weight, or at 1 when the prompt names none.",
                 ),
             ],
             outputs=[

@@ -57,7 +57,10 @@ def extract_lora(
                 chosen = min(chosen, smallest_rank(s, energy))
             kernel = tuple(change.shape[1:]) if change.dim() > 2 else ()
             lora.update({f"{layer}.{p}": t.cpu() for p, t in split(u, s, vt, chosen, kernel).items()})
-            kept, total = kept + float(s[:chosen].double().square().sum()), total + float(matrix.double().square().sum())
+            kept, total = (
+                kept + float(s[:chosen].double().square().sum()),
+                total + float(matrix.double().square().sum()),
+            )
     if not lora:
         raise KilnError(f"{tuned.name} and {base.name} hold the same weights; there is nothing to extract.")
     factored = sum(key.endswith(".lora_A.weight") for key in lora)
@@ -70,13 +73,17 @@ def _pairs(after: TensorFile, before: TensorFile) -> list[tuple[str, str, str, s
     theirs = {_place(before, name): name for name in before.entries}
     shared = [place for place in ours if place in theirs and place[1] is not None]
     if not shared:
-        raise KilnError(f"{after.path.name} and {before.path.name} share no layer; give two files of the same model.")
+        raise KilnError(
+            f"{after.path.name} and {before.path.name} share no layer; give two files of the same model."
+        )
     found = []
     for layer, kind in shared:
         one, two = ours[layer, kind], theirs[layer, kind]
         shapes = after.entries[one].shape, before.entries[two].shape
         if shapes[0] != shapes[1]:
-            raise KilnError(f"{one} is {shapes[0]} in {after.path.name} and {shapes[1]} in {before.path.name}.")
+            raise KilnError(
+                f"{one} is {shapes[0]} in {after.path.name} and {shapes[1]} in {before.path.name}."
+            )
         if after.entries[one].dtype in FLOATS and before.entries[two].dtype in FLOATS and kind is not None:
             found.append((PREFIX + layer, kind, one, two))
     return found
@@ -99,5 +106,3 @@ def _read(file: TensorFile, name: str) -> Tensor:
             if scale in file.entries:
                 value *= float(file.read(scale).float().max())
     return value
-
-

@@ -20,7 +20,8 @@ OVERSAMPLE, POWER_STEPS = 32, 6
 
 
 def factors(parts: Parts) -> tuple[Tensor, Tensor] | None:
-    """(out, R) and (R, in) with D = first @ second, alpha / r inside the first, fp32; None where D is no such product."""
+    """(out, R) and (R, in) with D = first @ second, alpha / r inside the first, fp32; None where D is no such
+    product."""
     if "lora_A.weight" not in parts or "lora_mid.weight" in parts:
         return None
     a, b = parts["lora_A.weight"].float().flatten(1), parts["lora_B.weight"].float().flatten(1)
@@ -43,7 +44,8 @@ def product_svd(b: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def dense_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The leading part of a dense (out, in) matrix's SVD: exact for small sides, randomised (Halko et al. 2011) above."""
+    """The leading part of a dense (out, in) matrix's SVD: exact for small sides, randomised (Halko et al. 2011)
+    above."""
     if min(matrix.shape) <= EXACT_SIDE or rank + OVERSAMPLE >= min(matrix.shape):
         u, s, vt = torch.linalg.svd(matrix.float(), full_matrices=False)
         return u, s, vt

@@ -5,8 +5,8 @@ factors are laid side by side, which is exact and lets the ranks add up,
 
     w1 s1 B1 A1 + w2 s2 B2 A2 = [w1 s1 B1 | w2 s2 B2] [A1 ; A2]          s = alpha / rank
 
-or the changes are made, merged as dense matrices by peft's own arithmetic (peft.utils.merge_utils: task arithmetic; TIES,
-arXiv 2306.01708; DARE, arXiv 2311.03099) and brought back to a rank by SVD. The result's alpha is its rank.
+or the changes are made, merged as dense matrices by peft's own arithmetic (peft.utils.merge_utils: task arithmetic;
+TIES, arXiv 2306.01708; DARE, arXiv 2311.03099) and brought back to a rank by SVD. The result's alpha is its rank.
 """
 
 from __future__ import annotations
@@ -25,7 +25,12 @@ from .lowrank import dense_svd, factors, kernel_of, product_svd, split
 from .rng import derive_seed
 
 METHODS = ("exact", "svd", "task_arithmetic", "ties", "dare_linear", "dare_ties", "magnitude_prune")
-BESIDE = ("diff", "diff_b", "w_norm", "b_norm")  # plain differences beside or instead of factors: weighted sums
+BESIDE = (
+    "diff",
+    "diff_b",
+    "w_norm",
+    "b_norm",
+)  # plain differences beside or instead of factors: weighted sums
 
 Tick = Callable[[int, int], None]  # layers done, layers in all
 
@@ -91,7 +96,9 @@ def _check(loras: Sequence[LoraWeights], weights: Sequence[float], method: str, 
     if method not in METHODS:
         raise KilnError(f"method is {method!r}; choose one of {', '.join(METHODS)}.")
     if not loras or len(loras) != len(weights):
-        raise KilnError(f"{len(loras)} LoRAs and {len(weights)} weights were given; give each LoRA one weight.")
+        raise KilnError(
+            f"{len(loras)} LoRAs and {len(weights)} weights were given; give each LoRA one weight."
+        )
     if not 0 < density <= 1:
         raise KilnError(f"density is {density}; it must lie above 0 and be at most 1.")
 
@@ -105,14 +112,17 @@ def _check_layer(name: str, every: Sequence[Parts]) -> None:
     for parts in every:
         if needs_base(parts) or family_of(parts) == "GLoRA":
             raise KilnError(
-                f"{name} is {family_of(parts)}, whose change depends on the model's own weight; merge it into the model "
+                f"{name} is {family_of(parts)}, whose change depends on the model's own weight; merge it into the "
+                f"model "
                 "instead (Merge Into Model, Save Merged Model)."
             )
         pair = factors(parts)
         if pair is not None:
             shapes.add((pair[0].shape[0], pair[1].shape[1]))
     if len(shapes) > 1:
-        raise KilnError(f"The LoRAs are for models of different size: {name} is {' and '.join(map(str, sorted(shapes)))}.")
+        raise KilnError(
+            f"The LoRAs are for models of different size: {name} is {' and '.join(map(str, sorted(shapes)))}."
+        )
 
 
 def _side_by_side(name: str, mine: Sequence[tuple[Parts, float]]) -> Parts:
@@ -120,7 +130,9 @@ def _side_by_side(name: str, mine: Sequence[tuple[Parts, float]]) -> Parts:
     for parts, weight in mine:
         pair = factors(parts)
         if pair is None:
-            raise KilnError(f"{name} is {family_of(parts)}, which has no exact sum as a LoRA; choose the method svd.")
+            raise KilnError(
+                f"{name} is {family_of(parts)}, which has no exact sum as a LoRA; choose the method svd."
+            )
         pairs.append((pair[0] * weight, pair[1]))
     b, a = torch.cat([b for b, _ in pairs], 1), torch.cat([a for _, a in pairs], 0)
     kernel = kernel_of(mine[0][0])
@@ -176,6 +188,8 @@ def merge_dense(
         return merge_utils.task_arithmetic(tensors, factor)
     function = getattr(merge_utils, method)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The density")  # 1 keeps everything: that is what was asked for
+        warnings.filterwarnings(
+            "ignore", message="The density"
+        )  # 1 keeps everything: that is what was asked for
         torch.manual_seed(seed)
         return function(tensors, factor, density)

@@ -1,8 +1,8 @@
 """Weights of eight bits: fp8 as it is and fp8 with a scale per layer (ComfyUI's "scaled fp8").
 
 The update of a LoRA is mostly smaller than half a step of fp8 (3 bits of mantissa: steps of 6 to 12 %), and rounding to
-the nearest value would lose it. So values are rounded up or down at random, with the odds that keep their mean; the draws
-are a function of the layer's name. The host does the same when it patches fp8 weights.
+the nearest value would lose it. So values are rounded up or down at random, with the odds that keep their mean; the
+draws are a function of the layer's name. The host does the same when it patches fp8 weights.
 """
 
 from __future__ import annotations

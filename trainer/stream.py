@@ -28,7 +28,12 @@ BASE_DTYPES = {"base": None, "fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 LAYOUTS = ("comfyui", "diffusers")
 BASE_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
 SCALES = (".scale_weight", ".weight_scale")  # ComfyUI 0.3 and 0.33
-QUANTISED_ONLY = (*SCALES, ".scale_input", ".input_scale", ".comfy_quant")  # beside a weight; no use in other types
+QUANTISED_ONLY = (
+    *SCALES,
+    ".scale_input",
+    ".input_scale",
+    ".comfy_quant",
+)  # beside a weight; no use in other types
 MARKER = "scaled_fp8"
 PLAIN = {"lora_A.weight", "lora_B.weight", "alpha"}
 BLOCK = 1 << 20  # values worked on at a time: they stay in the processor's cache, which is what makes it fast
@@ -104,7 +109,11 @@ def merge_into_file(
         else:
             write_planned(target, plan, notes, tick, late=lambda: scales)
     merged = len(changes.weights)
-    left = f"; {len(changes.unmatched)} layers fit nothing: {', '.join(changes.unmatched[:3])}" if changes.unmatched else ""
+    left = (
+        f"; {len(changes.unmatched)} layers fit nothing: {', '.join(changes.unmatched[:3])}"
+        if changes.unmatched
+        else ""
+    )
     return f"{merged} of {len(source.entries)} tensors changed{left}"
 
 
@@ -120,7 +129,9 @@ def layer_names(source: TensorFile) -> dict[str, str]:
     """Every spelling of the file's layers -> their own name there without prefix, see keys.lookup."""
     prefix = _prefix(source)
     bare = [name[len(prefix) :] for name in source.entries if name.startswith(prefix)]
-    return lookup([n.removesuffix(".weight") for n in bare if not n.endswith(".bias") and not _only_quantised(n)])
+    return lookup(
+        [n.removesuffix(".weight") for n in bare if not n.endswith(".bias") and not _only_quantised(n)]
+    )
 
 
 def _changes(source: TensorFile, prefix: str, loras: Sequence[Strength]) -> _Changes:
@@ -163,7 +174,8 @@ def _check(source: TensorFile, key: str, parts: Parts, each: Strength) -> None:
     entry = source.entries[key]
     if entry.dtype not in FLOATS:
         raise KilnError(
-            f"{source.path.name} is quantised ({key} is {entry.dtype}), which cannot be merged into; use the fp16, bf16 or "
+            f"{source.path.name} is quantised ({key} is {entry.dtype}), which cannot be merged into; use the "
+            f"fp16, bf16 or "
             "fp8 file of the model."
         )
     if set(parts) <= PLAIN:
@@ -206,7 +218,12 @@ class _Change:
     """One tensor of the base with its LoRAs on, in fp32, block of rows by block of rows."""
 
     def __init__(
-        self, source: TensorFile, entry: Entry, changes: _Changes, scale: str | None, device: torch.device | None
+        self,
+        source: TensorFile,
+        entry: Entry,
+        changes: _Changes,
+        scale: str | None,
+        device: torch.device | None,
     ) -> None:
         self._source, self._name, self._scale, self._device = source, entry.name, scale, device
         self._adapters = changes.weights.get(entry.name, [])
@@ -276,10 +293,12 @@ def _write_diffusers(
     renamed = []
     for each in plan:
         bare = each.entry.name[len(prefix) :]
-        layer, dot, kind = bare.rpartition(".")
+        layer, _, kind = bare.rpartition(".")
         name = f"{to_diffusers(layer)}.{kind}" if kind in ("weight", "bias") else to_diffusers(bare)
         if name is None or name.startswith("None."):
-            raise KilnError(f"{source.path.name} holds {bare}, for which diffusers has no name; save it as comfyui.")
+            raise KilnError(
+                f"{source.path.name} holds {bare}, for which diffusers has no name; save it as comfyui."
+            )
         renamed.append(Planned(Entry(name, each.entry.dtype, each.entry.shape), each.make))
     inner = folder / "transformer"
     write_planned(inner / "diffusion_pytorch_model.safetensors", renamed, notes, tick)
@@ -293,9 +312,16 @@ def wan_config(source: TensorFile, prefix: str) -> dict[str, object]:
         KilnError: the file holds no Wan.
     """
     shapes = {name[len(prefix) :]: entry.shape for name, entry in source.entries.items()}
-    needed = ("patch_embedding.weight", "head.head.weight", "blocks.0.ffn.0.weight", "text_embedding.0.weight")
+    needed = (
+        "patch_embedding.weight",
+        "head.head.weight",
+        "blocks.0.ffn.0.weight",
+        "text_embedding.0.weight",
+    )
     if not all(name in shapes for name in needed):
-        raise KilnError(f"{source.path.name} is not a Wan model in its own keys; only those are written for diffusers.")
+        raise KilnError(
+            f"{source.path.name} is not a Wan model in its own keys; only those are written for diffusers."
+        )
     patch = shapes["patch_embedding.weight"]
     dim, heads = patch[0], patch[0] // 128
     image = shapes.get("img_emb.proj.1.weight")

@@ -41,7 +41,9 @@ class BlockWeights:
         for rule in filter(None, (r.strip() for r in re.split(r"[,;\n]", text))):
             selector, colon, factor = rule.rpartition(":")
             if not colon or not selector.strip():
-                raise KilnError(f"{rule!r} in block_weights has no factor; write for example 0-9:0.5 or self_attn:0.")
+                raise KilnError(
+                    f"{rule!r} in block_weights has no factor; write for example 0-9:0.5 or self_attn:0."
+                )
             rules.append((selector.strip(), _number(factor, "block_weights")))
         return BlockWeights(tuple(rules))
 
@@ -90,7 +92,9 @@ def parse_schedule(text: str) -> list[tuple[float, float]]:
             raise KilnError(f"{point!r} in schedule has no factor; write for example 0:0, 0.3:1.")
         share = _number(start, "schedule")
         if not 0 <= share <= 1:
-            raise KilnError(f"{start.strip()} in schedule lies outside 0-1; give a share of the sampling, 0 is its start.")
+            raise KilnError(
+                f"{start.strip()} in schedule lies outside 0-1; give a share of the sampling, 0 is its start."
+            )
         points.append((share, _number(factor, "schedule")))
     points.sort()
     return [(0.0, 1.0), *points] if points and points[0][0] > 0 else points
@@ -111,13 +115,19 @@ def parse_sweep(text: str) -> list[float]:
         low, high = (_number(p, "strengths") for p in (span if colon else piece).split("..", 1))
         step = _number(step_text, "strengths") if colon else 0.1
         if step <= 0 or high < low:
-            raise KilnError(f"{piece!r} in strengths goes nowhere; write low..high:step, for example 0.5..0.9:0.1.")
+            raise KilnError(
+                f"{piece!r} in strengths goes nowhere; write low..high:step, for example 0.5..0.9:0.1."
+            )
         count = int((high - low) / step + 1e-6) + 1
         if count > MAX_SWEEP:
-            raise KilnError(f"{piece!r} in strengths makes {count} values; {MAX_SWEEP} is the most, take a larger step.")
+            raise KilnError(
+                f"{piece!r} in strengths makes {count} values; {MAX_SWEEP} is the most, take a larger step."
+            )
         values += [round(low + i * step, 6) for i in range(count)]
     if not 0 < len(values) <= MAX_SWEEP:
-        raise KilnError(f"strengths gives {len(values)} values; 1 to {MAX_SWEEP} are possible, for example 0, 0.5..0.9:0.1.")
+        raise KilnError(
+            f"strengths gives {len(values)} values; 1 to {MAX_SWEEP} are possible, for example 0, 0.5..0.9:0.1."
+        )
     return values
 
 
@@ -148,7 +158,9 @@ def parse_prompt(prompt: str) -> ParsedPrompt:
     found = []
     for name, strength, clip in _TAG.findall(prompt):
         model = _number(strength, f"<lora:{name}>") if strength.strip() else None
-        found.append(PromptLora(name.strip(), model, _number(clip, f"<lora:{name}>") if clip.strip() else model))
+        found.append(
+            PromptLora(name.strip(), model, _number(clip, f"<lora:{name}>") if clip.strip() else model)
+        )
     weights = [_number(w, "lora_weight") for w in _GUIDE.findall(prompt)]
     text = _GUIDE.sub("", _TAG.sub("", prompt))
     text = re.sub(r"[ \t]+", " ", text)
@@ -168,12 +180,16 @@ def find_name(wanted: str, names: Sequence[str]) -> str:
         path = PurePath(name.replace("\\", "/").lower())
         return {str(path), str(path.with_suffix("")), path.name, path.stem}
 
-    exact = [n for n in names if key in {str(PurePath(n.replace("\\", "/").lower()).with_suffix("")), n.lower()}]
+    exact = [
+        n for n in names if key in {str(PurePath(n.replace("\\", "/").lower()).with_suffix("")), n.lower()}
+    ]
     fits = exact or [n for n in names if key in spellings(n)]
     if len(fits) == 1:
         return fits[0]
     if fits:
-        raise KilnError(f"The prompt's LoRA {wanted!r} can be {', '.join(sorted(fits))}; write its folder too.")
+        raise KilnError(
+            f"The prompt's LoRA {wanted!r} can be {', '.join(sorted(fits))}; write its folder too."
+        )
     by_stem = {PurePath(n.replace("\\", "/")).stem.lower(): n for n in names}
     near = [by_stem[s] for s in difflib.get_close_matches(PurePath(key).stem, by_stem, n=5, cutoff=0.3)]
     raise KilnError(

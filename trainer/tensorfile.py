@@ -1,7 +1,8 @@
 """A safetensors file read and written one tensor at a time, by plain reads, so that memory holds one tensor and no map.
 
 The format (github.com/huggingface/safetensors): 8 bytes little-endian length, a JSON header of that length with dtype,
-shape and offsets by name, then the tensors' bytes. Sizes are known before values are, so the header can be written first.
+shape and offsets by name, then the tensors' bytes. Sizes are known before values are, so the header can be written
+first.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class TensorFile:
         rows = entry.shape[0] if entry.shape else 1
         width = (entry.end - entry.start) // max(rows, 1)
         raw = torch.empty((min(last, rows) - first) * width, dtype=torch.uint8)
-        view = memoryview(raw.numpy())
+        view = memoryview(raw.numpy().data)
         with self._turn:
             self._file.seek(self._data + entry.start + first * width)
             done = 0
@@ -173,7 +174,7 @@ def write_planned(
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 @contextlib.contextmanager

@@ -44,7 +44,9 @@ class Applied:
         if not self.unmatched:
             return f"{self.layers} layers"
         more = ", ..." if len(self.unmatched) > 3 else ""
-        return f"{self.layers} layers; {len(self.unmatched)} fit nothing: {', '.join(self.unmatched[:3])}{more}"
+        return (
+            f"{self.layers} layers; {len(self.unmatched)} fit nothing: {', '.join(self.unmatched[:3])}{more}"
+        )
 
 
 def read_lora(path: Path) -> LoraWeights:
@@ -54,6 +56,11 @@ def read_lora(path: Path) -> LoraWeights:
         KilnError: see trainer.adapter.reading.
     """
     return reading.read_lora(path)
+
+
+def in_our_keys(lora: Mapping[str, Tensor]) -> LoraWeights:
+    """A LoRA as another node made it (the host's trainer writes lora_up and lora_down) in our keys."""
+    return LoraWeights(reading.to_our_keys(lora), getattr(lora, "metadata", {}))
 
 
 def apply_lora(
@@ -130,7 +137,9 @@ def _match(
 
     Host-made patches wherever the host knows the adapter, so that the result is the host's own to the last bit.
     """
-    translated = comfy.lora_convert.convert_lora(dict(lora))  # the host's own special cases (BFL control, USO)
+    translated = comfy.lora_convert.convert_lora(
+        dict(lora)
+    )  # the host's own special cases (BFL control, USO)
     special = set(translated) - set(lora)
     found: dict[str, Patches] = {}
     if special:
@@ -170,7 +179,11 @@ def _check_shape(
     layer: str, parts: families.Parts, weight: Any, lora: Mapping[str, Tensor], model: Any
 ) -> None:
     """The host only logs a LoRA of another size of model, and goes on without it."""
-    if "lora_A.weight" not in parts or "reshape_weight" in parts or type(weight) not in (nn.Parameter, Tensor):
+    if (
+        "lora_A.weight" not in parts
+        or "reshape_weight" in parts
+        or type(weight) not in (nn.Parameter, Tensor)
+    ):
         return
     if "lora_mid.weight" in parts or not weight.is_floating_point():
         return
@@ -178,7 +191,8 @@ def _check_shape(
     if shape != (weight.shape[0], math.prod(weight.shape[1:])):
         raise KilnError(
             f"This LoRA is for {_made_for(lora)}, and the model is another one ({type(model.model).__name__}): {layer} "
-            f"is {shape[0]} x {shape[1]} in the LoRA and {' x '.join(map(str, weight.shape))} in the model. Use it with "
+            f"is {shape[0]} x {shape[1]} in the LoRA and {' x '.join(map(str, weight.shape))} in the model. Use "
+            f"it with "
             "the model it was trained on."
         )
 
@@ -213,7 +227,7 @@ def _patch(model: Any, groups: dict[float, Patches], strength: float, schedule: 
 
 
 def _schedule(
-    model: Any, groups: dict[float, Patches], strength: float, schedule: list[tuple[float, float]]
+    model: Any, groups: dict[float, Patches], strength: float, schedule: list[tuple[float, float]] | None
 ) -> None:
     """Hang the patches on the host's hooks, which follow the sampling.
 
@@ -224,9 +238,11 @@ def _schedule(
     for factor, patches in groups.items():
         hook = comfy.hooks.WeightHook(strength_model=strength * factor, strength_clip=0.0)
         hook.weights, hook.weights_clip, hook.need_weight_init = patches, {}, False
-        for index, (start, value) in enumerate(schedule):
+        for index, (start, value) in enumerate(schedule or []):
             # The first holds from the very start; a later one may be passed over when steps are few.
-            frame = comfy.hooks.HookKeyframe(value, start, guarantee_steps=1 if index == 0 and start == 0 else 0)
+            frame = comfy.hooks.HookKeyframe(
+                value, start, guarantee_steps=1 if index == 0 and start == 0 else 0
+            )
             hook.hook_keyframe.add(frame)
         ours.add(hook)
 

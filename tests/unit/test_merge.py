@@ -46,7 +46,12 @@ def test_exact_is_the_sum_of_the_products() -> None:
     one, two = dense(FIRST), dense(SECOND)
     for name, found in dense(merged).items():
         assert close(found, 0.7 * one[name] - 0.4 * two[name])
-    assert merged[f"{LAYER}.lora_A.weight"].shape == (10, 20) and merged[f"{CONV}.lora_A.weight"].shape == (10, 4, 3, 3)
+    assert merged[f"{LAYER}.lora_A.weight"].shape == (10, 20) and merged[f"{CONV}.lora_A.weight"].shape == (
+        10,
+        4,
+        3,
+        3,
+    )
     assert "exact of 2 LoRAs: 2 layers, rank 10, exact" in sentence
 
 
@@ -117,7 +122,9 @@ def test_other_families_through_svd() -> None:
         (SECOND, [1.0, 1.0], {"method": "mean"}, "method is 'mean'; choose one of exact"),
         (SECOND, [1.0, 1.0], {"density": 0.0}, "density is 0.0; it must lie above 0"),
         (
-            LoraWeights({f"{LAYER}.lora_A.weight": torch.ones(2, 9), f"{LAYER}.lora_B.weight": torch.ones(24, 2)}),
+            LoraWeights(
+                {f"{LAYER}.lora_A.weight": torch.ones(2, 9), f"{LAYER}.lora_B.weight": torch.ones(24, 2)}
+            ),
             [1.0, 1.0],
             {},
             r"different size: .*self_attn.q is \(24, 9\) and \(24, 20\)",
@@ -130,7 +137,9 @@ def test_other_families_through_svd() -> None:
         ),
     ],
 )
-def test_what_cannot_be_merged(second: LoraWeights, weights: list[float], options: dict, message: str) -> None:
+def test_what_cannot_be_merged(
+    second: LoraWeights, weights: list[float], options: dict, message: str
+) -> None:
     with pytest.raises(KilnError, match=message):
         merge_loras([FIRST, second], weights, **options)
 
@@ -165,4 +174,6 @@ def test_randomised_svd_of_a_large_matrix_is_close_to_the_best() -> None:
     u, s, vt = dense_svd(matrix, 8)
     rest = float((matrix - (u[:, :8] * s[:8]) @ vt[:8]).norm())
     total = float(matrix.square().sum())
-    assert rest**2 <= total - float(s[:8].square().sum()) + 1e-3 * total and rest < 0.011 * (2100 * 2200) ** 0.5
+    assert (
+        rest**2 <= total - float(s[:8].square().sum()) + 1e-3 * total and rest < 0.011 * (2100 * 2200) ** 0.5
+    )

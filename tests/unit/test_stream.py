@@ -41,7 +41,9 @@ def lora(alpha: float = 2.0, rank: int = 4, seed: int = 1) -> LoraWeights:
     return LoraWeights(tensors)
 
 
-def merged(tmp_path: Path, tensors: dict[str, Tensor], *loras: tuple[LoraWeights, float], **options: str) -> Path:
+def merged(
+    tmp_path: Path, tensors: dict[str, Tensor], *loras: tuple[LoraWeights, float], **options: str
+) -> Path:
     save_file(tensors, tmp_path / "base.safetensors", {"format": "pt", "author": "someone"})
     target = tmp_path / "out" / "merged.safetensors"
     merge_into_file(tmp_path / "base.safetensors", target, [Strength(x, s) for x, s in loras], **options)
@@ -93,7 +95,9 @@ def test_fp8_keeps_the_mean_of_a_small_update(tmp_path: Path, dtype: torch.dtype
     assert torch.equal(rounded, to_fp8(values * 1.01, dtype, "w").float())
     every = torch.arange(256, dtype=torch.uint8).view(dtype).float()
     every = every[every.isfinite()]
-    assert torch.equal(to_fp8(every, dtype, "w").float(), every)  # fp8 values stay what they are, subnormal ones too
+    assert torch.equal(
+        to_fp8(every, dtype, "w").float(), every
+    )  # fp8 values stay what they are, subnormal ones too
     assert float(to_fp8(torch.tensor([1e9]), dtype, "w").float()) == torch.finfo(dtype).max
 
 
@@ -136,7 +140,9 @@ def test_a_lora_for_something_else(tmp_path: Path) -> None:
             "lora_unet_down_blocks_0_q.lora_B.weight": torch.ones(4, 1),
         }
     )
-    with pytest.raises(KilnError, match=r"does not fit base.safetensors: it is for Stable Diffusion \(UNet\)"):
+    with pytest.raises(
+        KilnError, match=r"does not fit base.safetensors: it is for Stable Diffusion \(UNet\)"
+    ):
         merged(tmp_path, base_tensors(), (unet, 1.0))
     wrong = LoraWeights({**lora(), f"{OURS}{LAYERS[0]}.lora_A.weight": torch.ones(4, 31)})
     with pytest.raises(KilnError, match=r"another size of model: .*q.weight is 48 x 31 in it and 48 x 32"):
@@ -180,7 +186,9 @@ def test_memory_is_that_of_one_layer(tmp_path: Path) -> None:
         alive.append(sum(t.nbytes for t in gc.get_objects() if type(t) is Tensor))
 
     tracemalloc.start()
-    merge_into_file(tmp_path / "base.safetensors", tmp_path / "m", [Strength(LoraWeights(tensors), 1.0)], tick=tick)
+    merge_into_file(
+        tmp_path / "base.safetensors", tmp_path / "m", [Strength(LoraWeights(tensors), 1.0)], tick=tick
+    )
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(alive) == 25 and max(alive) - min(alive) < 24 << 20 and peak < 8 << 20
@@ -220,11 +228,16 @@ def test_diffusers_loads_the_folder(tmp_path: Path) -> None:
     base = Path(__file__).parents[1] / "tiny_wan" / "models" / "tiny_wan.safetensors"
     weight = load_file(base)["blocks.1.self_attn.q.weight"]
     name = f"{OURS}blocks.1.self_attn.q"
-    tensors = {f"{name}.lora_A.weight": torch.ones(1, weight.shape[1]), f"{name}.lora_B.weight": torch.ones(len(weight), 1)}
+    tensors = {
+        f"{name}.lora_A.weight": torch.ones(1, weight.shape[1]),
+        f"{name}.lora_B.weight": torch.ones(len(weight), 1),
+    }
     loras = [Strength(LoraWeights(tensors), 0.01)]
     merge_into_file(base, tmp_path / "m.safetensors", loras)
     merge_into_file(base, tmp_path / "pipe", loras, layout="diffusers")
-    model = WanTransformer3DModel.from_pretrained(tmp_path / "pipe", subfolder="transformer", torch_dtype=weight.dtype)
+    model = WanTransformer3DModel.from_pretrained(
+        tmp_path / "pipe", subfolder="transformer", torch_dtype=weight.dtype
+    )
     expected = convert_wan_transformer_to_diffusers(load_file(tmp_path / "m.safetensors"))
     found = model.state_dict()
     assert found.keys() == expected.keys()

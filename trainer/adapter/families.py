@@ -4,10 +4,12 @@ The tensors of one layer, by part (see keys.py), and the formulas, with W (out, 
 
     LoRA   W + s D             D = (alpha / r) B A; convolutions: A (r, in, kh, kw), B (out, r, 1, 1)
     DoRA   W + s (m (W + D) / |W + D| - W)       |.| per output row; lora_magnitude_vector, peft's (arXiv 2402.09353)
-           W + s (m (W + D) / |W| - W)           dora_scale (out, 1), as ComfyUI applies it; (1, in): per column of W + D
+           W + s (m (W + D) / |W| - W)           dora_scale (out, 1), as ComfyUI applies it; (1, in): per column of W
+           + D
     LoHa   D = (alpha / r) (w1_a w1_b) * (w2_a w2_b), elementwise
     LoKr   D = scale kron(w1, w2); scale is alpha / r where one of the two is factorised, else 1
-    OFT    R = (1 + Q)(1 - Q)^-1 per block of output rows, Q = blocks - blocks^T (oft_blocks, LyCORIS), W + s (R^T - 1) W;
+    OFT    R = (1 + Q)(1 - Q)^-1 per block of output rows, Q = blocks - blocks^T (oft_blocks, LyCORIS), W + s (R^T -
+    1) W;
            peft's oft_R turns the inputs instead: W + s (W R^T - W), see _peft_rotation
 
 Without alpha, alpha / r is 1.
@@ -42,7 +44,13 @@ def family_of(parts: Parts) -> str:
     """The kind of one layer's adapter."""
     if "lora_magnitude_vector" in parts or "dora_scale" in parts:
         return "DoRA"
-    for start, name in (("lora_", "LoRA"), ("hada_", "LoHa"), ("lokr_", "LoKr"), ("oft_", "OFT"), ("a1.", "GLoRA")):
+    for start, name in (
+        ("lora_", "LoRA"),
+        ("hada_", "LoHa"),
+        ("lokr_", "LoKr"),
+        ("oft_", "OFT"),
+        ("a1.", "GLoRA"),
+    ):
         if any(part.startswith(start) for part in parts):
             return name
     return "difference"
@@ -89,7 +97,9 @@ def delta(parts: Parts, dtype: torch.dtype = torch.float32) -> Tensor | None:
 
 def _factor(p: Parts, start: str, which: str) -> Tensor:
     """w1 or w2 of LoHa and LoKr: whole, or a product, or a product round a core (Tucker, convolutions)."""
-    whole, a, b, core = (p.get(f"{start}{name}") for name in (f"w{which}", f"w{which}_a", f"w{which}_b", f"t{which}"))
+    whole, a, b, core = (
+        p.get(f"{start}{name}") for name in (f"w{which}", f"w{which}_a", f"w{which}_b", f"t{which}")
+    )
     if whole is not None:
         return whole
     assert a is not None and b is not None
@@ -118,7 +128,9 @@ def changed(parts: Parts, weight: Tensor, strength: float) -> Tensor:
     if "oft_blocks" in parts or "oft_R.weight" in parts:
         return weight + strength * (_rotated(parts, weight) - weight)
     if change is None:
-        raise KilnError(f"Adapters of kind {family_of(parts)} ({', '.join(sorted(parts))}) are not supported here.")
+        raise KilnError(
+            f"Adapters of kind {family_of(parts)} ({', '.join(sorted(parts))}) are not supported here."
+        )
     change = change.reshape(weight.shape)
     if "lora_magnitude_vector" in parts or "dora_scale" in parts:
         return weight + strength * (_decomposed(parts, weight, change) - weight)
@@ -157,8 +169,8 @@ def _rotated(parts: Parts, weight: Tensor) -> Tensor:
 
 
 def _peft_rotation(triangle: Tensor) -> Tensor:
-    """peft's oft_R (blocks, b (b - 1) / 2) -> rotations (blocks, b, b), as peft makes them by default: the Neumann series
-    of (1 + Q)(1 - Q)^-1 up to its fifth term, 1 + 2 Q + 2 Q^2 + 2 Q^3 + Q^4."""
+    """peft's oft_R (blocks, b (b - 1) / 2) -> rotations (blocks, b, b), as peft makes them by default: the Neumann
+    series of (1 + Q)(1 - Q)^-1 up to its fifth term, 1 + 2 Q + 2 Q^2 + 2 Q^3 + Q^4."""
     size = round((1 + (1 + 8 * triangle.shape[1]) ** 0.5) / 2)
     skew = triangle.new_zeros(len(triangle), size, size)
     row, column = torch.triu_indices(size, size, 1)

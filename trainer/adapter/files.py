@@ -1,6 +1,8 @@
-"""LoRA files: metadata, and writing a file of any format whole or not at all. Reading is in reading.py, names in keys.py.
+"""LoRA files: metadata, and writing a file of any format whole or not at all. Reading is in reading.py, names in
+keys.py.
 
-Our keys are "diffusion_model.<layer>.lora_A.weight" / ".lora_B.weight", with ".alpha" where alpha differs from the rank;
+Our keys are "diffusion_model.<layer>.lora_A.weight" / ".lora_B.weight", with ".alpha" where alpha differs from the
+rank;
 ComfyUI, diffusers and the other trainers' tools read them. diffusers and peft keep alpha beside the tensors instead:
 in the file's metadata, and in adapter_config.json.
 """
@@ -25,7 +27,16 @@ from ..safefile import write_safetensors
 from .families import Parts, family_of, layers_of, rank_of
 from .keys import FORMATS, PREFIX, spell_key, spell_layer
 
-__all__ = ["DTYPES", "FORMATS", "PREFIX", "LoraWeights", "origin_metadata", "save_lora", "spelled", "to_default_format"]
+__all__ = [
+    "DTYPES",
+    "FORMATS",
+    "PREFIX",
+    "LoraWeights",
+    "origin_metadata",
+    "save_lora",
+    "spelled",
+    "to_default_format",
+]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PEFT_CONFIG, PEFT_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -81,9 +92,15 @@ def spelled(lora: Mapping[str, Tensor], format: str) -> dict[str, Tensor]:
 def _check_family(layer: str, parts: Parts, format: str) -> None:
     family = family_of(parts)
     if format == "diffusers" and family not in ("LoRA", "DoRA"):
-        raise KilnError(f"diffusers loads LoRA and DoRA only, and {layer} is {family}; save it as comfyui or peft.")
-    if format == "peft" and (family in ("difference", "GLoRA") or "oft_blocks" in parts or "lora_mid.weight" in parts):
-        raise KilnError(f"peft has no adapter such as {layer} ({', '.join(sorted(parts))}); save it as comfyui or kohya.")
+        raise KilnError(
+            f"diffusers loads LoRA and DoRA only, and {layer} is {family}; save it as comfyui or peft."
+        )
+    if format == "peft" and (
+        family in ("difference", "GLoRA") or "oft_blocks" in parts or "lora_mid.weight" in parts
+    ):
+        raise KilnError(
+            f"peft has no adapter such as {layer} ({', '.join(sorted(parts))}); save it as comfyui or kohya."
+        )
     if format in ("comfyui", "kohya") and "oft_R.weight" in parts:
         raise KilnError(f"{layer} is an OFT of peft's kind, which only peft reads; save it as peft.")
 
@@ -94,7 +111,9 @@ def _magnitude(part: str, tensor: Tensor, format: str) -> tuple[str, Tensor]:
         return "dora_scale", tensor.reshape(-1, 1)
     if part == "dora_scale" and format in ("diffusers", "peft"):
         if tensor.shape[0] == 1:
-            raise KilnError(f"This DoRA scales columns, and {format} only knows rows; save it as comfyui or kohya.")
+            raise KilnError(
+                f"This DoRA scales columns, and {format} only knows rows; save it as comfyui or kohya."
+            )
         return "lora_magnitude_vector", tensor.flatten()
     return part, tensor
 
@@ -105,10 +124,14 @@ def adapter_fields(lora: Mapping[str, Tensor], format: str) -> dict[str, Any]:
     layers = layers_of(lora)
     families = {family_of(parts) for parts in layers.values()}
     if len(families) > 1 and not families <= {"LoRA", "DoRA"}:
-        raise KilnError(f"A {format} adapter is of one kind, and this LoRA mixes {', '.join(sorted(families))}.")
+        raise KilnError(
+            f"A {format} adapter is of one kind, and this LoRA mixes {', '.join(sorted(families))}."
+        )
     names = {layer: spell_layer(layer, format).removeprefix(prefix) for layer in layers}
     ranks = {names[k]: rank_of(p) or 8 for k, p in layers.items()}
-    alphas = {names[k]: float(p["alpha"]) if "alpha" in p else float(ranks[names[k]]) for k, p in layers.items()}
+    alphas = {
+        names[k]: float(p["alpha"]) if "alpha" in p else float(ranks[names[k]]) for k, p in layers.items()
+    }
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     kind = next(iter(families)) if families else "LoRA"
     fields: dict[str, Any] = {
@@ -118,7 +141,13 @@ def adapter_fields(lora: Mapping[str, Tensor], format: str) -> dict[str, Any]:
         "alpha_pattern": {k: v for k, v in alphas.items() if v != alpha},
     }
     if kind in ("LoRA", "DoRA"):
-        return {**fields, "lora_alpha": alpha, "use_dora": "DoRA" in families, "lora_dropout": 0.0, "bias": "none"}
+        return {
+            **fields,
+            "lora_alpha": alpha,
+            "use_dora": "DoRA" in families,
+            "lora_dropout": 0.0,
+            "bias": "none",
+        }
     if kind == "OFT":
         return {"r": 0, "oft_block_size": _oft_block(layers), "target_modules": fields["target_modules"]}
     return {**fields, "alpha": alpha, **_lokr_fields(layers)}
@@ -136,7 +165,10 @@ def _lokr_fields(layers: Mapping[str, Parts]) -> dict[str, Any]:
     factors = {parts["lokr_w1"].shape[0] for parts in layers.values() if "lokr_w1" in parts}
     if not any(part.startswith("lokr_") for parts in layers.values() for part in parts):
         return {}
-    return {"decompose_both": factored, "decompose_factor": max(factors, default=-1) if len(factors) == 1 else -1}
+    return {
+        "decompose_both": factored,
+        "decompose_factor": max(factors, default=-1) if len(factors) == 1 else -1,
+    }
 
 
 def origin_metadata(
@@ -173,8 +205,8 @@ def save_lora(
     """Write a LoRA to `path`, whole or not at all; an existing file is replaced.
 
     Args:
-        path: the file; for peft, which keeps an adapter in a folder, the folder is called as the file without its ending.
-        lora: our keys; a LoraWeights brings its metadata along.
+        path: the file; for peft, which keeps an adapter in a folder, the folder is called as the file without its
+        ending. lora: our keys; a LoraWeights brings its metadata along.
         format: one of FORMATS.
         dtype: one of DTYPES, or "keep"; alpha stays fp32.
 
@@ -194,7 +226,9 @@ def save_lora(
         return _write_peft(path.with_suffix(""), tensors, written, metadata)
     if format == "diffusers":
         fields = adapter_fields(tensors, format)
-        metadata["lora_adapter_metadata"] = json.dumps({f"transformer.{k}": v for k, v in fields.items()}, sort_keys=True)
+        metadata["lora_adapter_metadata"] = json.dumps(
+            {f"transformer.{k}": v for k, v in fields.items()}, sort_keys=True
+        )
     write_safetensors(path, {k: t.clone() for k, t in written.items()}, metadata)
     return path
 

@@ -46,7 +46,10 @@ ENDINGS = {
     ".lora_magnitude_vector.default.weight": "lora_magnitude_vector",
     ".oft_R.weight": "oft_R.weight",
     ".oft_R.default.weight": "oft_R.weight",
-    **{f".{name}": name for name in ("oft_blocks", "rescale", "diff", "diff_b", "set_weight", "w_norm", "b_norm")},
+    **{
+        f".{name}": name
+        for name in ("oft_blocks", "rescale", "diff", "diff_b", "set_weight", "w_norm", "b_norm")
+    },
     **{f".hada_{name}": f"hada_{name}" for name in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
     **{f".lokr_{name}": f"lokr_{name}" for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")},
     **{f".{name}.weight": f"{name}.weight" for name in ("a1", "a2", "b1", "b2")},  # GLoRA
@@ -74,8 +77,14 @@ FLAT_PREFIXES = ("lora_transformer_", "lora_unet__", "lora_unet_", "lycoris_")
 
 # Wan: the model's own name of a layer -> diffusers'. First those inside a block, then those outside.
 WAN_BLOCK = {
-    **{f"self_attn.{o}": f"attn1.{d}" for o, d in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0"))},
-    **{f"cross_attn.{o}": f"attn2.{d}" for o, d in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0"))},
+    **{
+        f"self_attn.{o}": f"attn1.{d}"
+        for o, d in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0"))
+    },
+    **{
+        f"cross_attn.{o}": f"attn2.{d}"
+        for o, d in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0"))
+    },
     "cross_attn.k_img": "attn2.add_k_proj",
     "cross_attn.v_img": "attn2.add_v_proj",
     "cross_attn.norm_k_img": "attn2.norm_added_k",
@@ -134,7 +143,8 @@ WAN_SIZES = {1536: "Wan 1.3B", 3072: "Wan 2.2 5B", 5120: "Wan 14B"}
 
 
 def split_key(key: str) -> tuple[str, str] | None:
-    """ "diffusion_model.a.b.lora_up.weight" -> ("diffusion_model.a.b", "lora_B.weight"); None when it is no LoRA key."""
+    """ "diffusion_model.a.b.lora_up.weight" -> ("diffusion_model.a.b", "lora_B.weight"); None when it is no LoRA
+    key."""
     for ending in _LONGEST_FIRST:
         if key.endswith(ending) and len(key) > len(ending):
             return key[: -len(ending)], ENDINGS[ending]

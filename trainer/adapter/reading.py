@@ -1,4 +1,5 @@
-"""A LoRA file or folder of any tool -> our keys. Whatever is wrong with it is said in one sentence, before anything else.
+"""A LoRA file or folder of any tool -> our keys. Whatever is wrong with it is said in one sentence, before anything
+else.
 
 Nothing pickled is ever opened: unpickling runs code that the file brings along.
 """
@@ -37,7 +38,7 @@ def read_lora(path: Path, names: Mapping[str, str] | None = None) -> LoraWeights
     """
     if path.is_dir():
         tensors, metadata = read_safetensors(_peft_weights(path))
-        scales = _peft_scales(path)
+        scales: _Scales | None = _peft_scales(path)
     else:
         tensors, metadata = read_safetensors(path)
         scales = _scales_in(metadata)
@@ -66,19 +67,24 @@ def to_our_keys(
     layers = own_layers({found[0]: None for found in split.values() if found is not None}, names)
     if not layers or len(unknown) > len(layers):
         raise KilnError(
-            f"{what} is not a LoRA: it holds tensors such as {next(iter(unknown), 'none at all')!r}. Choose a file that "
+            f"{what} is not a LoRA: it holds tensors such as {next(iter(unknown), 'none at all')!r}. Choose a "
+            f"file that "
             "was made by training a LoRA; whole models belong into a model loader."
         )
     ours = {}
     for key, found in split.items():
         new = key if found is None else f"{layers[found[0]]}.{found[1]}"
         if new in ours:
-            raise KilnError(f"{what} names {new!r} twice, in two spellings; save it again with the tool it came from.")
+            raise KilnError(
+                f"{what} names {new!r} twice, in two spellings; save it again with the tool it came from."
+            )
         ours[new] = tensors[key]
     for layer, parts in layers_of(ours).items():
         if ("lora_A.weight" in parts) != ("lora_B.weight" in parts):
             missing = "lora_B (up)" if "lora_A.weight" in parts else "lora_A (down)"
-            raise KilnError(f"{what} is incomplete: the layer {layer} lacks {missing}; download or train it again.")
+            raise KilnError(
+                f"{what} is incomplete: the layer {layer} lacks {missing}; download or train it again."
+            )
     return ours
 
 
@@ -116,7 +122,9 @@ def check_safetensors(path: Path) -> None:
             raise KilnError(f"{path.name} is a Git LFS pointer, not the file itself; run `git lfs pull`.")
         length = struct.unpack("<Q", start[:8])[0] if size >= 8 else 0
         if not 2 <= length <= 100_000_000 or not start[8:].lstrip().startswith(b"{"):
-            raise KilnError(f"{path.name} is not a safetensors file ({size} bytes); download or make it again.")
+            raise KilnError(
+                f"{path.name} is not a safetensors file ({size} bytes); download or make it again."
+            )
         if 8 + length > size:
             raise KilnError(f"{path.name} is cut off in its header ({size} bytes); download it again.")
         file.seek(8)
@@ -133,10 +141,13 @@ def check_safetensors(path: Path) -> None:
 
 def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
     """Raise KilnError when a value is NaN or infinite."""
-    broken = [k for k, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t.float()).all())]
+    broken = [
+        k for k, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t.float()).all())
+    ]
     if broken:
         raise KilnError(
-            f"{what} holds values that are not numbers, in {len(broken)} of {len(tensors)} tensors, first {broken[0]!r}: "
+            f"{what} holds values that are not numbers, in {len(broken)} of {len(tensors)} tensors, first "
+            f"{broken[0]!r}: "
             "its training failed. Use an earlier checkpoint of it."
         )
 
@@ -183,8 +194,14 @@ def _scales_in(metadata: Mapping[str, str]) -> _Scales | None:
 
 def _peft_weights(folder: Path) -> Path:
     if not (folder / PEFT_CONFIG).is_file() or not (folder / PEFT_FILE).is_file():
-        pickled = " (adapter_model.bin is pickled and never opened)" if (folder / "adapter_model.bin").is_file() else ""
-        raise KilnError(f"The folder {folder.name} is no peft adapter: it needs {PEFT_CONFIG} and {PEFT_FILE}{pickled}.")
+        pickled = (
+            " (adapter_model.bin is pickled and never opened)"
+            if (folder / "adapter_model.bin").is_file()
+            else ""
+        )
+        raise KilnError(
+            f"The folder {folder.name} is no peft adapter: it needs {PEFT_CONFIG} and {PEFT_FILE}{pickled}."
+        )
     return folder / PEFT_FILE
 
 
@@ -192,7 +209,9 @@ def _peft_scales(folder: Path) -> _Scales:
     try:
         config = json.loads((folder / PEFT_CONFIG).read_text("utf-8"))
     except ValueError as error:
-        raise KilnError(f"{folder.name}/{PEFT_CONFIG} is damaged ({error}); save the adapter again.") from error
+        raise KilnError(
+            f"{folder.name}/{PEFT_CONFIG} is damaged ({error}); save the adapter again."
+        ) from error
     kind = str(config.get("peft_type", "LORA"))
     unusual = (config.get("coft"), config.get("block_share"), not config.get("use_cayley_neumann", True))
     if kind not in ("LORA", "LOHA", "LOKR", "OFT") or (kind == "OFT" and any(unusual)):

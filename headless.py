@@ -1,0 +1,188 @@
+"""The shell's door to the engine. No ComfyUI is needed.
+
+    python headless.py info FILE [--json]
+    python headless.py convert FILE OUT --format kohya
+    python headless.py merge A.safetensors:0.8 B.safetensors:0.5 --out OUT [--method ties --rank 32]
+    python headless.py merge A.safetensors:0.85 --base MODEL.safetensors --out MERGED.safetensors
+    python headless.py resize FILE OUT --rank 16 [--energy 0.95]
+
+A peft adapter is named by its folder. An existing file is never replaced without --force.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainer.adapter.files import LoraWeights
+
+PACK = "lora_kiln"
+
+
+def load_pack() -> None:
+    """Make the pack importable as the host does, as a package: `nodes` and `server` are also the host's names."""
+    root = Path(__file__).resolve().parent
+    spec = importlib.util.spec_from_file_location(
+        PACK, root / "__init__.py", submodule_search_locations=[str(root)]
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[PACK] = module
+    spec.loader.exec_module(module)
+
+
+def engine(name: str) -> Any:
+    """A module of trainer/, imported when a command needs it."""
+    if PACK not in sys.modules:
+        load_pack()
+    return importlib.import_module(f"{PACK}.trainer.{name}")
+
+
+def info(arguments: argparse.Namespace) -> str:
+    describe = engine("describe")
+    found = describe.describe(arguments.file)
+    return json.dumps(found, indent=2) if arguments.json else describe.as_text(found)
+
+
+def convert(arguments: argparse.Namespace) -> str:
+    names = None
+    if arguments.model is not None:
+        with engine("tensorfile").TensorFile(arguments.model) as model:
+            names = engine("stream").layer_names(model)
+    lora = engine("adapter.reading").read_lora(arguments.file, names)
+    return _save(lora, arguments)
+
+
+def resize(arguments: argparse.Namespace) -> str:
+    lora = engine("adapter.reading").read_lora(arguments.file)
+    smaller, sentence = engine("lowrank").resize(lora, arguments.rank, arguments.energy)
+    return f"{_save(smaller, arguments)}\n{sentence}"
+
+
+def merge(arguments: argparse.Namespace) -> str:
+    read = engine("adapter.reading").read_lora
+    pairs = [(path, weight, read(path)) for path, weight in map(_weighted, arguments.loras)]
+    if arguments.base is not None:
+        stream, out = engine("stream"), _free(arguments.out, arguments.force)
+        loras = [stream.Strength(lora, weight, path.name) for path, weight, lora in pairs]
+        layout = "diffusers" if arguments.format == "diffusers" else "comfyui"
+        sentence = stream.merge_into_file(
+            arguments.base, out, loras, dtype=arguments.model_dtype, layout=layout, tick=_percent
+        )
+        return f"{out}\n{sentence}"
+    merged, sentence = engine("merge").merge_loras(
+        [lora for _, _, lora in pairs],
+        [weight for _, weight, _ in pairs],
+        arguments.method,
+        rank=arguments.rank,
+        density=arguments.density,
+        seed=arguments.seed,
+    )
+    return f"{_save(merged, arguments)}\n{sentence}"
+
+
+def _save(lora: LoraWeights, arguments: argparse.Namespace) -> str:
+    files = engine("adapter.files")
+    out = _free(arguments.out, arguments.force)
+    if arguments.format == "peft":
+        _free(out.with_suffix(""), arguments.force)
+    return str(files.save_lora(out, lora, format=arguments.format, dtype=arguments.dtype))
+
+
+def _free(path: Path, force: bool) -> Path:
+    if path.exists() and not force:
+        raise engine("errors").KilnError(f"{path} exists; choose another name, or say --force to replace it.")
+    return path
+
+
+def _weighted(text: str) -> tuple[Path, float]:
+    """ "a.safetensors:0.8" -> its path and 0.8; without a number 1. A drive letter's colon is no weight."""
+    name, colon, weight = text.rpartition(":")
+    try:
+        return (Path(name), float(weight)) if colon and name else (Path(text), 1.0)
+    except ValueError:
+        return Path(text), 1.0
+
+
+def _percent(done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        print(
+            f"\r{100 * done / max(total, 1):3.0f} %",
+            end="\n" if done == total else "",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _output(parser: argparse.ArgumentParser, *, named: bool) -> None:
+    if named:
+        parser.add_argument("--out", type=Path, required=True, help="the file to write; for peft a folder")
+    else:
+        parser.add_argument("out", type=Path, help="the file to write; for peft a folder")
+    parser.add_argument("--format", choices=["comfyui", "kohya", "diffusers", "peft"], default="comfyui")
+    parser.add_argument("--dtype", choices=["keep", "fp32", "bf16", "fp16"], default="keep")
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; a command's function is its default `run`."""
+    top = argparse.ArgumentParser(description="LoRA Kiln without ComfyUI.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    each = commands.add_parser(
+        "info", help="what a LoRA is: format, family, rank, alpha, layers, norms, training"
+    )
+    each.add_argument("file", type=Path)
+    each.add_argument("--json", action="store_true")
+    each.set_defaults(run=info)
+    each = commands.add_parser("convert", help="a LoRA in other key names")
+    each.add_argument("file", type=Path)
+    each.add_argument("--model", type=Path, help="the model's file: tells layers apart that are not Wan's")
+    _output(each, named=False)
+    each.set_defaults(run=convert)
+    each = commands.add_parser("merge", help="LoRAs into one, or into a model's file (--base)")
+    each.add_argument("loras", nargs="+", metavar="FILE[:WEIGHT]")
+    each.add_argument(
+        "--base", type=Path, help="a model's .safetensors file, read and written tensor by tensor"
+    )
+    each.add_argument(
+        "--model-dtype", choices=["base", "fp32", "bf16", "fp16"], default="base", help="with --base"
+    )
+    each.add_argument(
+        "--method",
+        default="exact",
+        help="exact svd task_arithmetic ties dare_linear dare_ties magnitude_prune",
+    )
+    each.add_argument("--rank", type=int, default=0, help="of the result; 0: the sum of the ranks")
+    each.add_argument(
+        "--density", type=float, default=0.5, help="share of values kept by ties, dare, magnitude_prune"
+    )
+    each.add_argument("--seed", type=int, default=0, help="of dare's draws")
+    _output(each, named=True)
+    each.set_defaults(run=merge)
+    each = commands.add_parser("resize", help="a LoRA of another rank")
+    each.add_argument("file", type=Path)
+    each.add_argument("--rank", type=int, default=32, help="the new rank; with --energy the most")
+    each.add_argument("--energy", type=float, help="share 0-1 of each layer's energy to keep")
+    _output(each, named=False)
+    each.set_defaults(run=resize)
+    return top
+
+
+def main(words: list[str] | None = None) -> int:
+    arguments = parser().parse_args(words)
+    error = engine("errors").KilnError
+    try:
+        print(arguments.run(arguments))
+    except error as problem:
+        print(f"headless: {problem}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

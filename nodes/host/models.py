@@ -1,0 +1,66 @@
+"""Model files of the host, and what long work on them needs: a progress bar, the interrupt, the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import comfy.model_management
+import folder_paths
+import torch
+
+from ...trainer.errors import KilnError
+from .progress import NodeProgress
+
+KIND = "diffusion_models"
+
+
+def model_names() -> list[str]:
+    """Model files that can be read; pickled ones are never opened."""
+    return [n for n in folder_paths.get_filename_list(KIND) if n.endswith(".safetensors")]
+
+
+def model_path(name: str) -> Path:
+    """The file behind a listed name.
+
+    Raises:
+        KilnError: there is none.
+    """
+    path = folder_paths.get_full_path(KIND, name)
+    if path is None or not name.endswith(".safetensors"):
+        raise KilnError(f"There is no model file {name!r} (.safetensors) in the host's {KIND} folders.")
+    return Path(path)
+
+
+def new_model_path(filename_prefix: str) -> Path:
+    """The next free name under ComfyUI/output/diffusion_models, which the host also lists for loading.
+
+    Raises:
+        KilnError: the prefix would leave that folder.
+    """
+    root = Path(folder_paths.get_output_directory()) / KIND
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        folder, name, counter, _, _ = folder_paths.get_save_image_path(filename_prefix, str(root))
+    except Exception as error:  # the host raises a plain Exception
+        raise KilnError(
+            f"filename_prefix {filename_prefix!r} leaves the folder for models; use a plain name."
+        ) from error
+    return Path(folder) / f"{name}_{counter:05}_.safetensors"
+
+
+def device() -> torch.device:
+    """Where the host computes."""
+    return comfy.model_management.get_torch_device()
+
+
+def ticker(node_id: str) -> Callable[[int, int], None]:
+    """Moves the node's bar; the user's interrupt ends the work."""
+    progress = NodeProgress(node_id)
+
+    def tick(done: int, total: int) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        share = round(1000 * done / max(total, 1))
+        progress.show(share, 1000, f"{share / 10:.0f} %")
+
+    return tick

@@ -1,0 +1,305 @@
+"""Nodes that make LoRAs out of LoRAs and models, and models out of both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..trainer.adapter.files import LoraWeights
+from ..trainer.extract import extract_lora
+from ..trainer.lowrank import resize
+from ..trainer.merge import METHODS, merge_loras
+from ..trainer.stream import BASE_DTYPES, LAYOUTS, Strength, merge_into_file
+from . import types
+from .host import models
+from .host.lora import apply_lora, in_our_keys
+from .host.progress import NodeProgress
+
+MOST_LORAS = 4
+
+
+def _loras_and_weights(default: float, needed: int) -> list[io.Input]:
+    """lora_1, weight_1, lora_2, ...; the first `needed` must be connected."""
+    inputs: list[io.Input] = []
+    for number in range(1, MOST_LORAS + 1):
+        optional = number > needed
+        inputs.append(
+            types.LoraModel.Input(
+                f"lora_{number}", optional=optional, tooltip="From the training node or a loader."
+            )
+        )
+        inputs.append(
+            io.Float.Input(
+                f"weight_{number}",
+                default=default,
+                min=-10.0,
+                max=10.0,
+                step=0.05,
+                optional=optional,
+                tooltip="Weight of the LoRA of this number: 1 as trained, negative takes away.",
+            )
+        )
+    return sorted(inputs, key=lambda each: each.optional)
+
+
+def _collect(values: dict[str, Any]) -> tuple[list[LoraWeights], list[float]]:
+    numbers = [n for n in range(1, MOST_LORAS + 1) if values.get(f"lora_{n}") is not None]
+    return [in_our_keys(values[f"lora_{n}"]) for n in numbers], [
+        values.get(f"weight_{n}", 1.0) for n in numbers
+    ]
+
+
+def _rank(tooltip: str, default: int, minimum: int = 1) -> io.Input:
+    return io.Int.Input("rank", default=default, min=minimum, max=4096, tooltip=tooltip)
+
+
+def _energy() -> io.Input:
+    return io.Float.Input(
+        "energy",
+        default=0.0,
+        min=0.0,
+        max=1.0,
+        step=0.01,
+        optional=True,
+        tooltip="Share of each layer's energy to keep, by as small a rank as does it; rank is then the most. 0 is off, "
+        "0.9-0.99 is usual.",
+    )
+
+
+class KilnMergeLoras(io.ComfyNode):
+    """Several LoRAs into one."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="KilnMergeLoras",
+            display_name="Merge LoRAs (LoRA Kiln)",
+            category=types.CATEGORY,
+            description="Makes one LoRA out of several. Ranks, alphas and layers may differ.",
+            inputs=[
+                *_loras_and_weights(1.0, needed=2)[:4],
+                io.Combo.Input(
+                    "method",
+                    options=list(METHODS),
+                    default="exact",
+                    tooltip="exact: the weighted sum, ranks add up. svd: the same at the rank below. ties, "
+                    "dare_linear, "
+                    "dare_ties, magnitude_prune: keep the density below and settle conflicts. task_arithmetic: "
+                    "plain sum.",
+                ),
+                io.Int.Input(
+                    "rank",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    tooltip="Rank of the result, for every method but exact; 0 takes the sum of the ranks.",
+                ),
+                io.Float.Input(
+                    "density",
+                    default=0.5,
+                    min=0.01,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Share of the values that ties, dare and magnitude_prune keep; 0.2-0.8 is usual.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=False,
+                    tooltip="Chooses which values dare drops; the same seed gives the same LoRA.",
+                ),
+                *_loras_and_weights(1.0, needed=2)[4:],
+            ],
+            outputs=[
+                types.LoraModel.Output(display_name="lora", tooltip="The merged LoRA: apply or save it.")
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, method: str, rank: int, density: float, seed: int, **values: Any) -> io.NodeOutput:
+        node = cls.hidden.unique_id
+        loras, weights = _collect(values)
+        merged, sentence = merge_loras(
+            loras,
+            weights,
+            method,
+            rank=rank,
+            density=density,
+            seed=seed,
+            device=models.device(),
+            tick=models.ticker(node),
+        )
+        NodeProgress(node).say(sentence)
+        return io.NodeOutput(merged, ui={"text": (sentence,)})
+
+
+class KilnMergeIntoModel(io.ComfyNode):
+    """A LoRA into the MODEL of the graph."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="KilnMergeIntoModel",
+            display_name="Merge Into Model (LoRA Kiln)",
+            category=types.CATEGORY,
+            description="Adds a LoRA to the model's weights: sampling costs nothing extra, and ComfyUI's Save "
+            "Model writes "
+            "the merged weights. The input stays as it is.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model to merge into; the input itself stays as it is."),
+                types.LoraModel.Input("lora", tooltip="From the training node or a loader."),
+                io.Float.Input(
+                    "strength",
+                    default=0.85,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="Weight of the LoRA: 1 as trained; 0.85 is usual when merging.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The model with the LoRA in its weights.")
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, lora: LoraWeights, strength: float) -> io.NodeOutput:
+        return io.NodeOutput(apply_lora(model, None, lora, strength)[0])
+
+
+class KilnSaveMergedModel(io.ComfyNode):
+    """LoRAs into a model file, without loading the model."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="KilnSaveMergedModel",
+            display_name="Save Merged Model (LoRA Kiln)",
+            category=types.CATEGORY,
+            description="Writes a copy of a model file with LoRAs in it under ComfyUI/output/diffusion_models. "
+            "The file is "
+            "read and written tensor by tensor, so even 28 GB need little memory.",
+            inputs=[
+                io.Combo.Input(
+                    "base_name",
+                    options=models.model_names(),
+                    tooltip="A model file in the host's diffusion_models folders.",
+                ),
+                *_loras_and_weights(0.85, needed=1)[:2],
+                io.String.Input(
+                    "filename_prefix",
+                    default="kiln/merged",
+                    tooltip="Name under ComfyUI/output/diffusion_models; a number is added, nothing is overwritten.",
+                ),
+                io.Combo.Input(
+                    "dtype",
+                    options=list(BASE_DTYPES),
+                    default="base",
+                    tooltip="Precision of the file; base is that of the base file, fp8 and scaled fp8 among them.",
+                ),
+                io.Combo.Input(
+                    "layout",
+                    options=list(LAYOUTS),
+                    default=LAYOUTS[0],
+                    tooltip="comfyui: one file. diffusers: a folder with transformer/config.json, for Wan only.",
+                ),
+                *_loras_and_weights(0.85, needed=1)[2:],
+            ],
+            outputs=[io.String.Output(display_name="path", tooltip="The full path of the file or folder.")],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, base_name: str, **_: Any) -> Any:
+        status = models.model_path(base_name).stat()
+        return status.st_size, status.st_mtime_ns
+
+    @classmethod
+    def execute(
+        cls, base_name: str, filename_prefix: str, dtype: str, layout: str, **values: Any
+    ) -> io.NodeOutput:
+        node, path = cls.hidden.unique_id, models.new_model_path(filename_prefix)
+        path = path.with_suffix("") if layout == "diffusers" else path
+        loras = [
+            Strength(lora, weight, f"LoRA {i}")
+            for i, (lora, weight) in enumerate(zip(*_collect(values), strict=True), 1)
+        ]
+        base, tick = models.model_path(base_name), models.ticker(node)
+        sentence = merge_into_file(base, path, loras, dtype=dtype, layout=layout, tick=tick)
+        text = f"{path.name}: {sentence}"
+        NodeProgress(node).say(text)
+        return io.NodeOutput(str(path), ui={"text": (text,), "path": (str(path),)})
+
+
+class KilnResizeLora(io.ComfyNode):
+    """A LoRA of another rank."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="KilnResizeLora",
+            display_name="Resize LoRA (LoRA Kiln)",
+            category=types.CATEGORY,
+            description="Brings a LoRA to a smaller rank, losing as little as possible.",
+            inputs=[
+                types.LoraModel.Input("lora", tooltip="From the training node or a loader."),
+                _rank("The new rank, 1-4096. A layer of a smaller rank keeps its own.", 32),
+                _energy(),
+            ],
+            outputs=[types.LoraModel.Output(display_name="lora", tooltip="The smaller LoRA.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, lora: LoraWeights, rank: int, energy: float = 0.0) -> io.NodeOutput:
+        smaller, sentence = resize(in_our_keys(lora), rank, energy or None, models.device())
+        NodeProgress(cls.hidden.unique_id).say(sentence)
+        return io.NodeOutput(smaller, ui={"text": (sentence,)})
+
+
+class KilnExtractLora(io.ComfyNode):
+    """The difference of two model files as a LoRA."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="KilnExtractLora",
+            display_name="Extract LoRA (LoRA Kiln)",
+            category=types.CATEGORY,
+            description="Makes a LoRA out of the difference between a fine-tuned model file and its base, read "
+            "tensor by tensor.",
+            inputs=[
+                io.Combo.Input(
+                    "tuned_name", options=models.model_names(), tooltip="The fine-tuned model's file."
+                ),
+                io.Combo.Input(
+                    "base_name",
+                    options=models.model_names(),
+                    tooltip="The file of the model it was tuned from.",
+                ),
+                _rank("Rank of the LoRA, 1-4096; 64 is usual, more keeps more of the difference.", 64),
+                _energy(),
+            ],
+            outputs=[types.LoraModel.Output(display_name="lora", tooltip="The LoRA: apply or save it.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, tuned_name: str, base_name: str, **_: Any) -> Any:
+        found = [models.model_path(name).stat() for name in (tuned_name, base_name)]
+        return [(status.st_size, status.st_mtime_ns) for status in found]
+
+    @classmethod
+    def execute(cls, tuned_name: str, base_name: str, rank: int, energy: float = 0.0) -> io.NodeOutput:
+        node = cls.hidden.unique_id
+        tuned, base = models.model_path(tuned_name), models.model_path(base_name)
+        lora, sentence = extract_lora(
+            tuned, base, rank, energy=energy or None, device=models.device(), tick=models.ticker(node)
+        )
+        NodeProgress(node).say(sentence)
+        return io.NodeOutput(lora, ui={"text": (sentence,)})
