@@ -16,38 +16,32 @@ from .host import models
 from .host.lora import apply_lora, in_our_keys
 from .host.progress import NodeProgress
 
-MOST_LORAS = 4
+SLOTS = (("lora_1", "weight_1"), ("lora_2", "weight_2"), ("lora_3", "weight_3"), ("lora_4", "weight_4"))
 
 
-def _loras_and_weights(default: float, needed: int) -> list[io.Input]:
-    """lora_1, weight_1, lora_2, ...; the first `needed` must be connected."""
-    inputs: list[io.Input] = []
-    for number in range(1, MOST_LORAS + 1):
-        optional = number > needed
-        inputs.append(
-            types.LoraModel.Input(
-                f"lora_{number}", optional=optional, tooltip="From the training node or a loader."
-            )
-        )
-        inputs.append(
-            io.Float.Input(
-                f"weight_{number}",
-                default=default,
-                min=-10.0,
-                max=10.0,
-                step=0.05,
-                optional=optional,
-                tooltip="Weight of the LoRA of this number: 1 as trained, negative takes away.",
-            )
-        )
-    return sorted(inputs, key=lambda each: each.optional)
+def _slot(names: tuple[str, str], default: float, *, optional: bool) -> list[io.Input]:
+    """One LoRA and its weight."""
+    return [
+        types.LoraModel.Input(names[0], optional=optional, tooltip="From the training node or a loader."),
+        io.Float.Input(
+            names[1],
+            default=default,
+            min=-10.0,
+            max=10.0,
+            step=0.05,
+            optional=optional,
+            tooltip="Weight of the LoRA of this number: 1 as trained, negative takes away.",
+        ),
+    ]
+
+
+def _slots(first: int, last: int, default: float, *, optional: bool) -> list[io.Input]:
+    return [each for names in SLOTS[first:last] for each in _slot(names, default, optional=optional)]
 
 
 def _collect(values: dict[str, Any]) -> tuple[list[LoraWeights], list[float]]:
-    numbers = [n for n in range(1, MOST_LORAS + 1) if values.get(f"lora_{n}") is not None]
-    return [in_our_keys(values[f"lora_{n}"]) for n in numbers], [
-        values.get(f"weight_{n}", 1.0) for n in numbers
-    ]
+    used = [names for names in SLOTS if values.get(names[0]) is not None]
+    return [in_our_keys(values[lora]) for lora, _ in used], [values.get(weight, 1.0) for _, weight in used]
 
 
 def _rank(tooltip: str, default: int, minimum: int = 1) -> io.Input:
@@ -78,7 +72,7 @@ class KilnMergeLoras(io.ComfyNode):
             category=types.CATEGORY,
             description="Makes one LoRA out of several. Ranks, alphas and layers may differ.",
             inputs=[
-                *_loras_and_weights(1.0, needed=2)[:4],
+                *_slots(0, 2, 1.0, optional=False),
                 io.Combo.Input(
                     "method",
                     options=list(METHODS),
@@ -111,7 +105,7 @@ class KilnMergeLoras(io.ComfyNode):
                     control_after_generate=False,
                     tooltip="Chooses which values dare drops; the same seed gives the same LoRA.",
                 ),
-                *_loras_and_weights(1.0, needed=2)[4:],
+                *_slots(2, 4, 1.0, optional=True),
             ],
             outputs=[
                 types.LoraModel.Output(display_name="lora", tooltip="The merged LoRA: apply or save it.")
@@ -189,7 +183,7 @@ class KilnSaveMergedModel(io.ComfyNode):
                     options=models.model_names(),
                     tooltip="A model file in the host's diffusion_models folders.",
                 ),
-                *_loras_and_weights(0.85, needed=1)[:2],
+                *_slots(0, 1, 0.85, optional=False),
                 io.String.Input(
                     "filename_prefix",
                     default="kiln/merged",
@@ -207,7 +201,7 @@ class KilnSaveMergedModel(io.ComfyNode):
                     default=LAYOUTS[0],
                     tooltip="comfyui: one file. diffusers: a folder with transformer/config.json, for Wan only.",
                 ),
-                *_loras_and_weights(0.85, needed=1)[2:],
+                *_slots(1, 4, 0.85, optional=True),
             ],
             outputs=[io.String.Output(display_name="path", tooltip="The full path of the file or folder.")],
             hidden=[io.Hidden.unique_id],
