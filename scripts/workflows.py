@@ -363,6 +363,91 @@ def wan(info: Info) -> Graph:
     return graph
 
 
+def compare(info: Info) -> Graph:
+    """One LoRA at rising strengths, side by side: a sweep feeds one sampler, which runs once per strength."""
+    graph = Graph(info)
+    graph.add("model", "UNETLoader", (0, 0), (360, 90), unet_name=WAN_FILES["model"], weight_dtype="default")
+    graph.add(
+        "clip", "CLIPLoader", (0, 130), (360, 110), clip_name=WAN_FILES["clip"], type="wan", device="default"
+    )
+    graph.add("vae", "VAELoader", (0, 280), (360, 70), vae_name=WAN_FILES["vae"])
+    graph.add(
+        "lora",
+        "KilnLoadLora",
+        (0, 390),
+        (360, 220),
+        lora_name=WAN_LORA,
+        model=("model", 0),
+        strength=0.0,
+    )
+    graph.add(
+        "sweep",
+        "KilnWeightSweep",
+        (420, 0),
+        (360, 190),
+        model=("model", 0),
+        lora=("lora", 2),
+        strengths="0, 0.5..0.9:0.1",
+    )
+    graph.add(
+        "positive",
+        "CLIPTextEncode",
+        (420, 240),
+        (360, 150),
+        clip=("clip", 0),
+        text="k1ln, cyberpunk girl standing in a neon street, futurist style, neon light and fog",
+    )
+    graph.add(
+        "negative", "CLIPTextEncode", (420, 430), (360, 110), clip=("clip", 0), text="blurry, low quality"
+    )
+    graph.add(
+        "empty",
+        "EmptyHunyuanLatentVideo",
+        (420, 580),
+        (360, 150),
+        width=512,
+        height=512,
+        length=1,
+        batch_size=1,
+    )
+    graph.add(
+        "sampler",
+        "KSampler",
+        (840, 0),
+        (300, 270),
+        model=("sweep", 0),
+        positive=("positive", 0),
+        negative=("negative", 0),
+        latent_image=("empty", 0),
+        seed=1,
+        steps=30,
+        cfg=6.0,
+        sampler_name="uni_pc",
+        scheduler="simple",
+    )
+    graph.add("decode", "VAEDecode", (840, 320), (300, 60), samples=("sampler", 0), vae=("vae", 0))
+    graph.add(
+        "grid",
+        "KilnComparisonGrid",
+        (1200, 0),
+        (620, 420),
+        images=("decode", 0),
+        labels=("sweep", 1),
+        columns=3,
+    )
+    graph.add(
+        "save",
+        "SaveImage",
+        (1200, 470),
+        (620, 270),
+        images=("grid", 0),
+        filename_prefix="kiln/compare_strengths",
+    )
+    graph.note((0, -260), (740, 220), COMPARE_NOTE)
+    return graph
+
+
+WAN_LORA = "kiln/wan21_lora_00001_.safetensors"  # what the training workflow saves first
 WAN_FILES = {
     "model": "wan2.1_t2v_1.3B_fp16.safetensors",
     "clip": "umt5_xxl_fp8_e4m3fn_scaled.safetensors",
@@ -398,11 +483,21 @@ WAN_NOTE = """## Train a Wan 2.1 LoRA on stills
 Start with the preset *quick trial* (500 steps). Use the LoRA at 0.5-0.9. Model files: wan2.1_t2v_1.3B_fp16,
 umt5_xxl_fp8_e4m3fn_scaled and wan_2.1_vae, as ComfyUI's own Wan templates use them."""
 
+COMPARE_NOTE = """## Compare strengths
+
+Draws the same picture without your LoRA and at 0.5 to 0.9, and puts the six side by side.
+
+1. Choose your LoRA in **Load LoRA**, and write your trigger word into the prompt.
+2. Press **Run**. The sampler runs once for each strength, always with the same seed.
+
+Take the smallest strength that shows what you trained. For videos, raise the length and set the grid's mode to *video*."""
+
 
 def main() -> None:
     info = HostClient(sys.argv[1]).object_info()
     tiny(info).save(REPO / "tests" / "tiny_wan" / "workflows" / "train_then_sample_tiny.json")
     wan(info).save(REPO / "workflows" / "wan21_t2v_lora.json")
+    compare(info).save(REPO / "workflows" / "compare_strengths.json")
 
 
 if __name__ == "__main__":

@@ -85,11 +85,20 @@ def test_lora_of_another_model_is_refused(run_graph: RunGraph, host: RunningHost
     import torch
     from safetensors.torch import save_file
 
-    wrong = {"lora_unet_down_blocks_0_attn.lora_down.weight": torch.zeros(4, 8)}
+    name = "lora_unet_down_blocks_0_attn"
+    wrong = {f"{name}.lora_down.weight": torch.zeros(4, 8), f"{name}.lora_up.weight": torch.zeros(8, 4)}
     save_file(wrong, host.base / "models" / "loras" / "other_family.safetensors")
     load = node("KilnLoadLora", lora_name="other_family.safetensors", model=["model", 0], strength=1.0)
     with pytest.raises(
-        GraphFailed, match=r"node load .*fits neither the model \(WAN21\) nor the text encoder"
+        GraphFailed,
+        match=r"node load .*fits neither the model \(WAN21\) nor the text encoder: it is for Stable Diffusion",
+    ):
+        run_graph({**loaders(), "load": load, "probe": node("ProbeModel", model=["load", 0])})
+    name = "diffusion_model.blocks.0.self_attn.q"
+    large = {f"{name}.lora_A.weight": torch.zeros(4, 1536), f"{name}.lora_B.weight": torch.zeros(1536, 4)}
+    save_file(large, host.base / "models" / "loras" / "other_family.safetensors")
+    with pytest.raises(
+        GraphFailed, match=r"This LoRA is for Wan 1.3B, and the model is another one \(WAN21\): .*1536 x 1536"
     ):
         run_graph({**loaders(), "load": load, "probe": node("ProbeModel", model=["load", 0])})
 

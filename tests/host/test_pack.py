@@ -18,6 +18,7 @@ from scripts.workflows import inputs_of, is_widget, to_prompt
 
 WORKFLOWS = [
     REPO / "workflows" / "wan21_t2v_lora.json",
+    REPO / "workflows" / "compare_strengths.json",
     REPO / "tests" / "tiny_wan" / "workflows" / "train_then_sample_tiny.json",
 ]
 HEAVY = ("peft", "diffusers", "accelerate", "transformers.modeling_utils", "torchvision.transforms.v2")
@@ -69,7 +70,7 @@ def test_workflow_fits_the_nodes(path: Path, client: HostClient) -> None:
             options = (
                 spec[0] if isinstance(spec[0], list) else (spec[1].get("options") if len(spec) > 1 else None)
             )
-            model_file = name in ("unet_name", "vae_name", "clip_name")
+            model_file = name in ("unet_name", "vae_name", "clip_name", "lora_name")
             if options is not None and not model_file:
                 assert value in options, (node["class_type"], name, value)
     text = path.read_text("utf-8")
@@ -99,7 +100,7 @@ def test_presets_and_settings_of_the_real_workflow(client: HostClient) -> None:
 def test_templates_are_listed_apart(client: HostClient) -> None:
     """A user's template browser lists the real workflow; the tiny one belongs to the demo pack."""
     templates: dict[str, Any] = client.get_json("/api/workflow_templates")
-    assert templates["comfyui-lora-kiln"] == ["wan21_t2v_lora"]
+    assert sorted(templates["comfyui-lora-kiln"]) == ["compare_strengths", "wan21_t2v_lora"]
     assert templates["tiny_wan_demo"] == ["train_then_sample_tiny"]
     assert client.request("/api/workflow_templates/comfyui-lora-kiln/wan21_t2v_lora.jpg").startswith(
         b"\xff\xd8"
