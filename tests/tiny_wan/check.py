@@ -25,7 +25,7 @@ from .host import open_host
 HERE = Path(__file__).parent
 STEPS = 16
 """Sampler steps."""
-CFG = 3.0
+CFG = 2.0
 """Classifier-free guidance scale."""
 SAMPLER, SCHEDULER = "euler", "simple"
 
