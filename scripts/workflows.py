@@ -490,7 +490,8 @@ Draws the same picture without your LoRA and at 0.5 to 0.9, and puts the six sid
 1. Choose your LoRA in **Load LoRA**, and write your trigger word into the prompt.
 2. Press **Run**. The sampler runs once for each strength, always with the same seed.
 
-Take the smallest strength that shows what you trained. For videos, raise the length and set the grid's mode to *video*."""
+Take the smallest strength that shows what you trained. For videos, raise the length and set the grid's mode
+to *video*."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Using what was trained, on a live server: prompt tags, sweeps and grids, merging, resizing, extracting, every format."""
+"""Using what was trained, on a live server: prompt tags, sweeps and grids, merging, resizing, extracting, formats."""
 
 from __future__ import annotations
 
@@ -106,7 +106,9 @@ def test_block_weights(run_graph: RunGraph, host: RunningHost, two: dict[str, st
     )
     assert np.array_equal(plain, none) and np.array_equal(halved, half)
     assert not same(part, half) and not same(part, plain)
-    with pytest.raises(GraphFailed, match="'7-9' in block_weights fits no layer of the LoRA; it has blocks 0-3"):
+    with pytest.raises(
+        GraphFailed, match="'7-9' in block_weights fits no layer of the LoRA; it has blocks 0-3"
+    ):
         graph = {**loaders(), "bad": load(two["first"], block_weights="7-9:0")}
         run_graph({**graph, **sampling("bad block", ["bad", 0])})
 
@@ -142,7 +144,9 @@ def test_schedule_follows_the_sampling(run_graph: RunGraph, host: RunningHost, t
     assert np.array_equal(fresh, pictures(host, run_graph(graph), "untouched")[0])
 
 
-def test_sweep_and_grid(run_graph: RunGraph, host: RunningHost, client: HostClient, two: dict[str, str]) -> None:
+def test_sweep_and_grid(
+    run_graph: RunGraph, host: RunningHost, client: HostClient, two: dict[str, str]
+) -> None:
     graph = {
         **loaders(),
         "file": load(two["first"], 0.0),
@@ -199,7 +203,15 @@ def test_checkpoints_by_strength(run_graph: RunGraph, host: RunningHost) -> None
 
 
 def merged(two: dict[str, str], method: str, **options: Any) -> dict[str, Any]:
-    values = {"method": method, "rank": 0, "density": 0.5, "seed": 0, "weight_1": 0.8, "weight_2": 0.5, **options}
+    values = {
+        "method": method,
+        "rank": 0,
+        "density": 0.5,
+        "seed": 0,
+        "weight_1": 0.8,
+        "weight_2": 0.5,
+        **options,
+    }
     return {
         "a": load(two["first"], 0.0),
         "b": load(two["second"], 0.0),

@@ -84,7 +84,9 @@ def spelled(lora: Mapping[str, Tensor], format: str) -> dict[str, Tensor]:
         for part, tensor in parts.items():
             if part == "alpha" and format in ("diffusers", "peft"):
                 continue
-            part, tensor = _magnitude(part, tensor, format)
+            part, tensor = _magnitude(
+                part, tensor, format, kernel=parts.get("lora_A.weight", tensor).dim() - 2
+            )
             written[spell_key(layer, part, format)] = tensor
     return written
 
@@ -105,16 +107,19 @@ def _check_family(layer: str, parts: Parts, format: str) -> None:
         raise KilnError(f"{layer} is an OFT of peft's kind, which only peft reads; save it as peft.")
 
 
-def _magnitude(part: str, tensor: Tensor, format: str) -> tuple[str, Tensor]:
-    """DoRA's magnitude is a column in ComfyUI's and kohya's files and a vector in diffusers' and peft's."""
+def _magnitude(part: str, tensor: Tensor, format: str, kernel: int) -> tuple[str, Tensor]:
+    """DoRA's magnitude: (out, 1[, 1, 1]) in ComfyUI's and kohya's files, (out,) or (1, out, 1, 1) in diffusers' and
+    peft's; `kernel` is the number of dimensions of a convolution's kernel."""
     if part == "lora_magnitude_vector" and format in ("comfyui", "kohya"):
-        return "dora_scale", tensor.reshape(-1, 1)
+        return "dora_scale", tensor.reshape(-1, 1, *[1] * kernel)
     if part == "dora_scale" and format in ("diffusers", "peft"):
         if tensor.shape[0] == 1:
             raise KilnError(
                 f"This DoRA scales columns, and {format} only knows rows; save it as comfyui or kohya."
             )
-        return "lora_magnitude_vector", tensor.flatten()
+        return "lora_magnitude_vector", tensor.reshape(
+            1, -1, *[1] * kernel
+        ) if kernel > 0 else tensor.flatten()
     return part, tensor
 
 
@@ -128,7 +133,7 @@ def adapter_fields(lora: Mapping[str, Tensor], format: str) -> dict[str, Any]:
             f"A {format} adapter is of one kind, and this LoRA mixes {', '.join(sorted(families))}."
         )
     names = {layer: spell_layer(layer, format).removeprefix(prefix) for layer in layers}
-    ranks = {names[k]: rank_of(p) or 8 for k, p in layers.items()}
+    ranks = {names[k]: rank_of(p) or _rank_of_whole(p) for k, p in layers.items()}
     alphas = {
         names[k]: float(p["alpha"]) if "alpha" in p else float(ranks[names[k]]) for k, p in layers.items()
     }
@@ -151,6 +156,11 @@ def adapter_fields(lora: Mapping[str, Tensor], format: str) -> dict[str, Any]:
     if kind == "OFT":
         return {"r": 0, "oft_block_size": _oft_block(layers), "target_modules": fields["target_modules"]}
     return {**fields, "alpha": alpha, **_lokr_fields(layers)}
+
+
+def _rank_of_whole(parts: Parts) -> int:
+    """A rank at which peft does not factorise a LoKr layer that has whole factors."""
+    return max(parts["lokr_w2"].shape[:2]) if "lokr_w2" in parts else 8
 
 
 def _oft_block(layers: Mapping[str, Parts]) -> int:

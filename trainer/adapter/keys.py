@@ -222,13 +222,13 @@ def lookup(layers: Iterable[str]) -> dict[str, str]:
     Args:
         layers: names of the model's layers, without prefix: "blocks.0.self_attn.q".
     """
-    names: dict[str, str] = {}
     found = list(layers)
-    for layer in found:
+    names = {spelling: layer for layer in found for spelling in (flat(layer), layer)}
+    for layer in found:  # after all own names: Wan's norm2 and diffusers' norm2 are two layers
         other = to_diffusers(layer) or from_diffusers(layer)
-        for spelling in (flat(layer), *(() if other is None else (other, flat(other)))):
+        for spelling in () if other is None else (other, flat(other)):
             names.setdefault(spelling, layer)
-    return names | {layer: layer for layer in found}
+    return names
 
 
 def spell_layer(layer: str, format: str) -> str:

@@ -49,8 +49,8 @@ def read_lora(path: Path, names: Mapping[str, str] | None = None) -> LoraWeights
         alpha = None if scales is None or rank is None else scales.alpha(layer, rank)
         if alpha is not None and "alpha" not in parts and alpha != rank:
             lora[f"{layer}.alpha"] = torch.tensor(float(alpha))
-        if scales is not None and "lokr_w1" in parts and "lokr_w2" in parts and scales.whole() != 1.0:
-            lora[f"{layer}.lokr_w1"] = parts["lokr_w1"] * scales.whole()
+        if scales is not None and "lokr_w1" in parts and "lokr_w2" in parts and scales.whole(layer) != 1.0:
+            lora[f"{layer}.lokr_w1"] = parts["lokr_w1"] * scales.whole(layer)
     return LoraWeights(lora, {k: v for k, v in metadata.items() if k not in (DIFFUSERS_METADATA, "format")})
 
 
@@ -159,25 +159,33 @@ class _Scales:
         self._alpha: float | None = config.get("lora_alpha", config.get("alpha"))
         self._rank: int | None = config.get("r")
         self._patterns: Mapping[str, Any] = config.get("alpha_pattern") or {}
+        self._ranks: Mapping[str, Any] = config.get("rank_pattern") or {}
         self._rs = bool(config.get("use_rslora"))
 
     def alpha(self, layer: str, rank: int) -> float | None:
         """alpha such that alpha / rank is the scale; rank-stabilised LoRA scales by alpha / sqrt(rank)."""
-        alpha = self._by_pattern(layer.removeprefix(PREFIX)) if self._patterns else self._alpha
+        alpha = _by_pattern(self._patterns, layer, self._alpha)
         return None if alpha is None else float(alpha) * (math.sqrt(rank) if self._rs else 1)
 
-    def whole(self) -> float:
+    def whole(self, layer: str) -> float:
         """alpha / rank of a LoKr layer with two whole factors, whose rank no tensor tells."""
-        return 1.0 if self._alpha is None or not self._rank else float(self._alpha) / self._rank
+        rank = _by_pattern(self._ranks, layer, self._rank)
+        alpha = _by_pattern(self._patterns, layer, self._alpha)
+        return float(alpha) / float(rank) if alpha and rank else 1.0
 
-    def _by_pattern(self, bare: str) -> float | None:
-        from peft.utils.other import get_pattern_key
 
-        for name in (bare, to_diffusers(bare) or bare):
-            key = get_pattern_key(self._patterns.keys(), name)
-            if key in self._patterns:
-                return float(self._patterns[key])
-        return self._alpha
+def _by_pattern(patterns: Mapping[str, Any], layer: str, default: Any) -> Any:
+    """The value of a layer, as peft finds it: patterns are expressions for the ends of names."""
+    if not patterns:
+        return default
+    from peft.utils.other import get_pattern_key
+
+    bare = layer.removeprefix(PREFIX)
+    for name in (bare, to_diffusers(bare) or bare):
+        key = get_pattern_key(patterns.keys(), name)
+        if key in patterns:
+            return patterns[key]
+    return default
 
 
 def _scales_in(metadata: Mapping[str, str]) -> _Scales | None:
