@@ -118,10 +118,11 @@ class LoraAdapter:
             assert isinstance(layer, PeftLinear), f"peft made {type(layer).__name__} of {name}"
             fused = FusedLoraLinear.fuse(layer, weights, index)
             a, b = fused.lora_A["default"].weight, fused.lora_B["default"].weight
-            a.data, b.data = a.data.float(), b.data.float()
-            nn.init.kaiming_uniform_(a.data, a=math.sqrt(5), generator=generator(seed, "init", index))
-            nn.init.zeros_(b.data)
-            a.data, b.data = a.data.to(device), b.data.to(device)
+            # Drawn on the CPU, whatever the device, so that a seed means the same start everywhere
+            start = nn.init.kaiming_uniform_(
+                torch.empty(a.shape), a=math.sqrt(5), generator=generator(seed, "init", index)
+            )
+            a.data, b.data = start.to(device), torch.zeros(b.shape, device=device)
             self.layers[name] = fused
 
     def set_step(self, seed: int, micro_step: int) -> None:
