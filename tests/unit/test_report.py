@@ -49,10 +49,11 @@ def test_the_report_says_it_in_words(mixed: Dataset) -> None:
     for part in (
         "# Dataset report",
         "Add items: 19 are trained on, 20 are the minimum, 50-100 are good.",
-        "Keep one of each group of near-duplicates: 1 items repeat another.",
-        "Write captions for 1 items that have none.",
+        "Keep one of each group of near-duplicates: 1 item too many.",
+        "Write captions: 1 item without.",
         "Vary what stands beside the trigger word: the model cannot tell it from light, night, zorks",
-        "wide.png loses",
+        "Crop by hand what does not fit a bucket: 1 item, up to 54% lost.",
+        "`wide.png`: loses 54% to cropping",
         "| items trained on | 19 | 20 minimum, 50-100 good |",
         "`silent.png`: no caption",
         "Trigger word `zork`: in 18 of 18 captions.",
@@ -86,7 +87,7 @@ def test_the_hostile_folder_is_reported(tmp_path: Path) -> None:
     hostile_folder(tmp_path / "set")
     dataset = scan_folder(tmp_path / "set", ScanOptions(on_bad_file="skip", recursive=True))
     report = DatasetReport(dataset, OPTIONS)
-    assert "Mend or remove 11 files that were left out." in report.markdown()
+    assert "Mend or remove what was left out: 11 of the files." in report.markdown()
     sheet = contact_sheet(dataset, report.problems, "hostile")
     assert sheet.dtype == np.float32 and sheet.min() >= 0 and sheet.max() <= 1
 

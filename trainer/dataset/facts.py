@@ -99,17 +99,23 @@ def looks_like_text(grey: Image.Image) -> bool:
 
 def _has_row(ndimage: Any, marks: np.ndarray) -> bool:
     labels, count = ndimage.label(marks)
-    if not 6 <= count <= 2000:
+    if not 6 <= count <= 400:  # more is texture: letters of that number would be too small to read here
         return False
-    boxes = []
-    for rows, columns in ndimage.find_objects(labels):
-        height, width = rows.stop - rows.start, columns.stop - columns.start
-        if 6 <= height <= 60 and width <= 1.6 * height:
-            boxes.append((rows.stop, columns.start, height, width))
-    for bottom, _, height, _ in boxes:
-        row = [b for b in boxes if abs(b[0] - bottom) <= 0.15 * height and 0.7 <= b[2] / height <= 1.35]
-        if len(row) >= 6 and _evenly_spaced(sorted(row, key=lambda b: b[1]), height):
-            return True
+    boxes = [
+        (rows.stop, columns.start, rows.stop - rows.start, columns.stop - columns.start)
+        for rows, columns in ndimage.find_objects(labels)
+    ]
+    boxes = [b for b in boxes if 6 <= b[2] <= 60 and b[3] <= 1.6 * b[2]]
+    if len(boxes) < 6:
+        return False
+    bottoms, heights = np.array([b[0] for b in boxes]), np.array([b[2] for b in boxes])
+    for bottom, height in {(b[0], b[2]) for b in boxes}:
+        level = np.abs(bottoms - bottom) <= 0.15 * height
+        alike = level & (heights >= 0.7 * height) & (heights <= 1.35 * height)
+        if alike.sum() >= 6:
+            row = sorted((boxes[i] for i in np.flatnonzero(alike)), key=lambda b: b[1])
+            if _evenly_spaced(row, height):
+                return True
     return False
 
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import KilnError
 
@@ -58,6 +58,11 @@ def open_still(path: Path, at_least: int = 0) -> tuple[Image.Image, tuple[int, i
     except Image.DecompressionBombError as error:  # pillow refuses before we see the size
         found = re.search(r"\d+ pixels", str(error))
         raise KilnError(_too_large(path, found[0] if found else "too many pixels")) from error
+    except UnidentifiedImageError as error:
+        what = "is empty" if path.stat().st_size == 0 else "is no image, or of a kind that is not known here"
+        raise KilnError(
+            f"The image {shown(path)} cannot be read: it {what}; replace or remove it."
+        ) from error
     except _UNREADABLE as error:
         if isinstance(error, KilnError):
             raise

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import median
 
-from .buckets import BucketOptions, Plan, plan
+from .buckets import BucketOptions, Plan, bucket_of, crop_lost, plan
 from .items import Dataset, Item
 from .quality import (
     FEW_ITEMS,
@@ -19,6 +19,7 @@ from .quality import (
     tag_counts,
 )
 
+MUCH_LOST = 0.25  # share of an item's pixels
 MOST_LINES = 40  # of a list; the rest is counted
 
 
@@ -28,7 +29,8 @@ class DatasetReport:
     def __init__(self, dataset: Dataset, options: BucketOptions) -> None:
         self.dataset = dataset
         self.options = options
-        self.problems = find_problems(dataset, options.resolution)
+        found = [*find_problems(dataset, options.resolution), *crop_problems(dataset, options)]
+        self.problems = sorted(found, key=lambda p: (p.item, not p.severe))
         self.plan: Plan = plan(dataset, options)
         self.trained = [i for i in dataset.items if i.role != "validation"]
 
@@ -59,39 +61,28 @@ class DatasetReport:
                     f"Add items: {count} are trained on, {FEW_ITEMS} are the minimum, 50-100 are good.",
                 )
             )
-        if kinds["tiny"] or kinds["small"]:
-            small = kinds["tiny"] + kinds["small"]
-            advice.append(
-                (
-                    small > count / 2,
-                    f"Replace {small} items below {side}x{side} pixels by larger originals, or train at a "
-                    "lower resolution.",
-                )
-            )
-        if kinds["blurred"] or kinds["upscaled"]:
-            number = kinds["blurred"] + kinds["upscaled"]
-            advice.append(
-                (
-                    number > count / 3,
-                    f"Look at {number} blurred or enlarged items; leave the bad ones out.",
-                )
-            )
-        if kinds["like"]:
-            advice.append(
-                (False, f"Keep one of each group of near-duplicates: {kinds['like']} items repeat another.")
-            )
-        if kinds["no"]:
-            advice.append(
-                (kinds["no"] > count / 2, f"Write captions for {kinds['no']} items that have none.")
-            )
+        small, soft = kinds["tiny"] + kinds["small"], kinds["blurred"] + kinds["upscaled"]
         identical = sum(p.kind.startswith("caption of") for p in self.problems)
+        if small:
+            cure = "by larger originals, or train at a lower resolution"
+            text = f"Replace {_items(small)} below {side}x{side} pixels {cure}."
+            advice.append((small > count / 2, text))
+        if soft:
+            text = f"Look at {_items(soft)} found blurred or enlarged; leave the bad ones out."
+            advice.append((soft > count / 3, text))
+        if kinds["like"]:
+            text = f"Keep one of each group of near-duplicates: {_items(kinds['like'])} too many."
+            advice.append((False, text))
+        if kinds["no"]:
+            text = f"Write captions: {_items(kinds['no'])} without."
+            advice.append((kinds["no"] > count / 2, text))
         if identical:
-            advice.append(
-                (
-                    False,
-                    f"Give {identical} items captions of their own: they share another's word for word.",
-                )
-            )
+            text = f"Give every item a caption of its own: {_items(identical)} with another's, word for word."
+            advice.append((False, text))
+        if kinds["crop"]:
+            worst = f"up to {self.plan.worst[0]:.0%} lost"
+            text = f"Crop by hand what does not fit a bucket: {_items(kinds['crop'])}, {worst}."
+            advice.append((False, text))
         return advice + [(False, text) for text in self._smaller_advice()]
 
     def _smaller_advice(self) -> list[str]:
@@ -100,12 +91,8 @@ class DatasetReport:
         if always or containing:
             words = ", ".join((always + containing)[:6])
             advice.append(f"Vary what stands beside the trigger word: the model cannot tell it from {words}.")
-        if self.plan.worst[0] > 0.25:
-            advice.append(
-                f"{_plain(self.plan.worst[1])} loses {self.plan.worst[0]:.0%} to cropping; crop it by hand."
-            )
         if self.dataset.skipped:
-            advice.append(f"Mend or remove {len(self.dataset.skipped)} files that were left out.")
+            advice.append(f"Mend or remove what was left out: {len(self.dataset.skipped)} of the files.")
         if not any(i.role == "validation" for i in self.dataset.items) and len(self.trained) >= 2 * FEW_ITEMS:
             advice.append("Hold out a tenth of the items for validation, to see overfitting when it starts.")
         return advice
@@ -213,6 +200,20 @@ class DatasetReport:
                 weights = sorted({f"{i.loss_weight:g}" for i in items})
                 rows.append((role, str(len(items)), share, ", ".join(weights)))
         return _table(("role", "items", "per epoch", "loss weight"), rows)
+
+
+def crop_problems(dataset: Dataset, options: BucketOptions) -> list[Problem]:
+    """Items that lose much to their bucket's shape."""
+    shares = [crop_lost(item, bucket_of(item, options)) for item in dataset.items]
+    return [
+        Problem(index, f"crop {share:.0%}", f"loses {share:.0%} to cropping")
+        for index, share in enumerate(shares)
+        if share > MUCH_LOST
+    ]
+
+
+def _items(count: int) -> str:
+    return f"{count} item" if count == 1 else f"{count} items"
 
 
 def _share(answers: object) -> str:
