@@ -102,6 +102,21 @@ def test_a_table_that_names_missing_files_is_noticed(tmp_path: Path) -> None:
         scan_folder(tmp_path)
 
 
+def test_a_broken_table_costs_no_image(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", caption="fine")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png"}\n{broken')
+    with pytest.raises(KilnError, match=r"Line 2 of .*metadata.jsonl is not JSON"):
+        scan_folder(tmp_path)
+    dataset = skipping(tmp_path)
+    assert dataset.items[0].caption == "fine" and len(dataset.skipped) == 1
+
+
+def test_an_exported_workflow_is_no_source_of_fields(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "a.json").write_text(json.dumps({"nodes": [{"id": 1}], "extra": {}, "light": "soft"}))
+    assert dict(scan_folder(tmp_path).items[0].fields) == {"light": "soft"}
+
+
 def test_folders_with_a_number_are_repeats(tmp_path: Path) -> None:
     picture(tmp_path / "10_zorb" / "a.png")
     picture(tmp_path / "3_other" / "deep" / "b.png")

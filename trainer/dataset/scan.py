@@ -76,6 +76,9 @@ def scan_folder(
     found = find_media(folder, options.recursive, options.validation_folder)
     kept = _KeptFacts(kept_facts, folder)
     tables = Tables(folder)
+    tables.rows(folder)
+    if tables.errors and options.on_bad_file == "stop":
+        raise KilnError(tables.errors[0])
     items: list[Item] = []
     skipped: list[str] = []
     with ThreadPoolExecutor(THREADS) as pool:
@@ -212,7 +215,7 @@ def _moves(path: Path) -> bool:
         return False
     try:
         with Image.open(path) as opened:
-            return getattr(opened, "n_frames", 1) > 1
+            return bool(getattr(opened, "is_animated", False))
     except Exception:  # open_still will say what is wrong with it
         return False
 
@@ -221,12 +224,8 @@ def _loose_ends(folder: Path, found: Found, tables: Tables) -> Iterator[str]:
     """What is not a bad file but would be missed in silence."""
     for link in found.links:
         yield f"The folder {shown(link)} is a link and was not entered; move the images into {shown(folder)}."
-    try:
-        rows = tables.rows(folder)
-    except KilnError as error:
-        yield str(error)
-        return
-    unread = [name for name in rows if not (folder / name).exists()]
+    yield from tables.errors
+    unread = [name for name in tables.rows(folder) if not (folder / name).exists()]
     if unread:
         yield (
             f"The table in {shown(folder)} names {len(unread)} files that are not there ({unread[0]}, ...); remove "

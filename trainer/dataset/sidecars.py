@@ -55,18 +55,16 @@ def read_sidecars(media: Path, row: dict[str, Any]) -> Said:
 
 
 class Tables:
-    """The metadata files of a dataset's folders, each read once."""
+    """The metadata files of a dataset's folders, each read once. One that cannot be read counts as empty and leaves
+    its reason in `errors`."""
 
     def __init__(self, root: Path) -> None:
+        self.errors: list[str] = []
         self._root = root
         self._rows: dict[Path, dict[str, dict[str, Any]]] = {}
 
     def row(self, media: Path) -> dict[str, Any]:
-        """A file's row, from the table in its own folder or in one above it within the dataset.
-
-        Raises:
-            KilnError: a table cannot be read.
-        """
+        """A file's row, from the table in its own folder or in one above it within the dataset."""
         for folder in (p for p in media.parents if p == self._root or self._root in p.parents):
             found = self.rows(folder).get(media.relative_to(folder).as_posix())
             if found is not None:
@@ -76,8 +74,11 @@ class Tables:
     def rows(self, folder: Path) -> dict[str, dict[str, Any]]:
         """All rows of one folder's table, by file name."""
         if folder not in self._rows:
-            self._rows[folder] = {}  # a broken table is reported once, not once per image
-            self._rows[folder] = _read_table(folder)
+            self._rows[folder] = {}
+            try:
+                self._rows[folder] = _read_table(folder)
+            except KilnError as error:
+                self.errors.append(str(error))
         return self._rows[folder]
 
 
@@ -133,8 +134,17 @@ def _parse_json(path: Path) -> dict[str, Any]:
 def _from_row(row: dict[str, Any]) -> Said:
     caption = next((_plain(row[k]) for k in CAPTION_KEYS if row.get(k)), "")
     apart = {*CAPTION_KEYS, *NAME_KEYS}
-    fields = {str(k): _plain(v) for k, v in row.items() if k not in apart and not isinstance(v, dict)}
+    # A workflow that was exported beside an image is a json file, too: nested values are no fields
+    fields = {str(k): _plain(v) for k, v in row.items() if k not in apart and _is_flat(v)}
     return Said(caption, fields)
+
+
+def _is_flat(value: Any) -> bool:
+    return not isinstance(value, dict) and not (isinstance(value, list) and any(map(_nested, value)))
+
+
+def _nested(value: Any) -> bool:
+    return isinstance(value, dict | list)
 
 
 def _plain(value: Any) -> str:
