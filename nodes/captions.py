@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
+from ..trainer.dataset.caption_play import CaptionPlay, caption_variants
 from ..trainer.dataset.items import Dataset
 from ..trainer.dataset.template import Missing, caption_dataset
 from . import types
@@ -28,14 +29,15 @@ class KilnCaptionTemplate(io.ComfyNode):
                     multiline=True,
                     tooltip="Clauses between commas, with placeholders in square or curly brackets: [caption] is the "
                     "image's own caption, [name] its file name, [folder] its folder, [trigger] the trigger word, and "
-                    "all names in values. Example: [subject] [action], [art_style] style, [lighting].",
+                    "all fields of the sidecars and names in values. Example: [subject] [action], [art_style] style, "
+                    "[lighting].",
                 ),
                 io.String.Input(
                     "values",
                     default="",
                     multiline=True,
-                    tooltip="One name: value a line. Several values split by a vertical bar are drawn per image from "
-                    "the seed.",
+                    tooltip="One name: value a line, used where an image's sidecar says nothing of that name. Several "
+                    "values split by a vertical bar are drawn per image from the seed.",
                 ),
                 io.String.Input(
                     "trigger_word",
@@ -77,5 +79,70 @@ class KilnCaptionTemplate(io.ComfyNode):
         captions = caption_dataset(dataset, template, values, trigger_word, missing, seed)
         NodeProgress(cls.hidden.unique_id).say("\n".join(captions[:20]))
         return io.NodeOutput(
-            dataset.with_captions(captions), captions, ui=ui.PreviewText("\n".join(captions))
+            dataset.with_captions(captions, trigger_word.strip()),
+            captions,
+            ui=ui.PreviewText("\n".join(captions)),
         )
+
+
+class KilnCaptionAugment(io.ComfyNode):
+    """Captions that change from showing to showing."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="KilnCaptionAugment",
+            display_name="Caption Augment (LoRA Kiln)",
+            category=types.CATEGORY,
+            description="Drops captions at times and shuffles their tags, drawn at every step from the run's seed.",
+            inputs=[
+                types.Dataset.Input("dataset", tooltip="Items with finished captions."),
+                io.Float.Input(
+                    "dropout",
+                    default=0.1,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Probability of showing an item with an empty caption, 0-1; 0.05-0.1 is usual and keeps "
+                    "guidance working.",
+                ),
+                io.Boolean.Input(
+                    "shuffle_tags",
+                    default=False,
+                    tooltip="Show the parts between commas in changing order. For tags, not for sentences.",
+                ),
+                io.Int.Input(
+                    "keep_first",
+                    default=1,
+                    min=0,
+                    max=100,
+                    tooltip="Tags at the start that stay in place, the trigger word for example, 0-100.",
+                ),
+                io.Int.Input(
+                    "orders",
+                    default=8,
+                    min=2,
+                    max=64,
+                    optional=True,
+                    tooltip="Different orders encoded per caption, 2-64.",
+                ),
+            ],
+            outputs=[
+                types.Dataset.Output(
+                    display_name="dataset", tooltip="The same items; every form of a caption is encoded once."
+                )
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls, dataset: Dataset, dropout: float, shuffle_tags: bool, keep_first: int, orders: int = 8
+    ) -> io.NodeOutput:
+        play = CaptionPlay(dropout=dropout, shuffle_tags=shuffle_tags, keep_first=keep_first, variants=orders)
+        forms = caption_variants(dataset.items[0].caption, play)
+        text = "\n".join(
+            [f"{dropout:.0%} of the showings without a caption; forms of the first one:", *forms]
+        )
+        NodeProgress(cls.hidden.unique_id).say(text)
+        return io.NodeOutput(dataset.with_caption_play(play), ui=ui.PreviewText(text))

@@ -1,4 +1,4 @@
-"""Nodes from a folder to encoded items."""
+"""Nodes that make and mix datasets."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..trainer.dataset import items
-from ..trainer.dataset.encoded import encode_dataset
+from ..trainer.dataset import files
+from ..trainer.dataset.combine import Part, combine
+from ..trainer.dataset.from_graph import images_to_dataset
+from ..trainer.dataset.items import Dataset
+from ..trainer.dataset.scan import ScanOptions, scan_folder
 from . import types
 from .host import paths
-from .host.encoder import HostEncoder
 from .host.progress import NodeProgress
+
+MASKS = ("alpha and masks folder", "off")
+ROLES = ("subject", "regularisation", "validation")
 
 
 class KilnLoadDataset(io.ComfyNode):
-    """A folder of images with captions beside them."""
+    """A folder of images and clips with captions beside them."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -23,7 +28,7 @@ class KilnLoadDataset(io.ComfyNode):
             node_id="KilnLoadDataset",
             display_name="Load Dataset (LoRA Kiln)",
             category=types.CATEGORY,
-            description="Reads a folder of images and the captions beside them (photo.png and photo.txt).",
+            description="Reads a folder of images and clips and the captions beside them (photo.png and photo.txt).",
             inputs=[
                 io.String.Input(
                     "folder",
@@ -36,81 +41,199 @@ class KilnLoadDataset(io.ComfyNode):
                     default=1,
                     min=1,
                     max=1000,
-                    tooltip="How often each image is seen in one epoch, 1-1000.",
+                    tooltip="How often each item is seen in one epoch, 1-1000. A folder named like 10_name multiplies "
+                    "it by its number.",
                 ),
                 io.Boolean.Input("recursive", default=False, tooltip="Also read the folder's sub-folders."),
                 io.Combo.Input(
                     "on_bad_file",
                     options=["stop", "skip"],
                     default="stop",
-                    tooltip="An image that cannot be read or a caption that is not UTF-8: stop with its name, or leave "
+                    tooltip="A file that cannot be read or a caption that is not UTF-8: stop with its name, or leave "
                     "it out and say so.",
+                ),
+                io.Combo.Input(
+                    "masks",
+                    options=list(MASKS),
+                    default=MASKS[0],
+                    optional=True,
+                    tooltip="Where the loss counts: opaque parts of transparent images, or white parts of files of the "
+                    "same name in a folder named masks. off: everywhere.",
+                ),
+                io.Float.Input(
+                    "validation_share",
+                    default=0.0,
+                    min=0.0,
+                    max=0.5,
+                    step=0.01,
+                    optional=True,
+                    tooltip="Share of the items that is never trained on and gives the validation loss, 0-0.5; 0.1 is "
+                    "usual from 40 items up.",
+                ),
+                io.String.Input(
+                    "validation_folder",
+                    default="",
+                    optional=True,
+                    tooltip="Sub-folder whose items are held out instead of a share. Empty: none.",
                 ),
             ],
             outputs=[
                 types.Dataset.Output(
-                    display_name="dataset", tooltip="Images and captions, not yet read into memory."
+                    display_name="dataset", tooltip="Images, clips and captions, not yet read into memory."
                 )
             ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, recursive: bool, **_: Any) -> Any:
-        return items.folder_state(paths.dataset_folder(folder), recursive)
+    def fingerprint_inputs(cls, folder: str, recursive: bool, validation_folder: str = "", **_: Any) -> Any:
+        return files.folder_state(paths.dataset_folder(folder), recursive, validation_folder.strip())
 
     @classmethod
-    def execute(cls, folder: str, repeats: int, recursive: bool, on_bad_file: str) -> io.NodeOutput:
+    def execute(
+        cls,
+        folder: str,
+        repeats: int,
+        recursive: bool,
+        on_bad_file: str,
+        masks: str = MASKS[0],
+        validation_share: float = 0.0,
+        validation_folder: str = "",
+    ) -> io.NodeOutput:
         progress = NodeProgress(cls.hidden.unique_id)
-        dataset = items.scan_folder(
-            paths.dataset_folder(folder),
+        options = ScanOptions(
             repeats=repeats,
             recursive=recursive,
             on_bad_file="skip" if on_bad_file == "skip" else "stop",
-            on_progress=progress.show,
+            masks=masks != "off",
+            validation_share=validation_share,
+            validation_folder=validation_folder.strip(),
+        )
+        dataset = scan_folder(
+            paths.dataset_folder(folder),
+            options,
+            kept_facts=paths.kept_facts(),
+            on_progress=progress.step,
         )
         progress.say(dataset.describe())
         return io.NodeOutput(dataset, ui=ui.PreviewText(dataset.describe()))
 
 
-class KilnEncodeDataset(io.ComfyNode):
-    """Images and captions into what the model is trained on, kept on disk."""
+class KilnImagesToDataset(io.ComfyNode):
+    """Images of the graph as a dataset."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="KilnEncodeDataset",
-            display_name="Encode Dataset (LoRA Kiln)",
+            node_id="KilnImagesToDataset",
+            display_name="Images To Dataset (LoRA Kiln)",
             category=types.CATEGORY,
-            description="Encodes images and captions once and keeps them on disk; only what changed is encoded again.",
+            description="Makes a dataset from images of the graph, with captions from any captioning node.",
+            is_input_list=True,
             inputs=[
-                types.Dataset.Input("dataset", tooltip="Images and captions."),
-                io.Vae.Input("vae", tooltip="The VAE that belongs to the model you will train."),
-                io.Clip.Input("clip", tooltip="The text encoder that belongs to the model you will train."),
+                io.Image.Input("images", tooltip="A batch or a list; every image becomes an item."),
+                io.String.Input(
+                    "captions",
+                    optional=True,
+                    force_input=True,
+                    tooltip="One caption for all, or a list with one per image. Without it captions are empty.",
+                ),
                 io.Int.Input(
-                    "resolution",
-                    default=512,
-                    min=16,
-                    max=4096,
-                    step=16,
-                    tooltip="Training size in pixels: images keep their shape at an area of at most resolution x "
-                    "resolution and are never enlarged. 512 minimum, 1024 good; memory grows with the area.",
+                    "repeats",
+                    default=1,
+                    min=1,
+                    max=1000,
+                    optional=True,
+                    tooltip="How often each image is seen in one epoch, 1-1000.",
                 ),
             ],
-            outputs=[
-                types.Encoded.Output(display_name="encoded", tooltip="Latents and conditioning, on disk.")
-            ],
+            outputs=[types.Dataset.Output(display_name="dataset", tooltip="The images and their captions.")],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def fingerprint_inputs(cls, **_: Any) -> Any:
-        return paths.encoded_cache()[1]  # encode again when the user has deleted the cache
+        return paths.encoded_cache()[1]  # keep the images again when the user has deleted the cache
 
     @classmethod
-    def execute(cls, dataset: items.Dataset, vae: Any, clip: Any, resolution: int) -> io.NodeOutput:
+    def execute(
+        cls, images: list[Any], captions: list[str] | None = None, repeats: list[int] | None = None
+    ) -> io.NodeOutput:
         progress = NodeProgress(cls.hidden.unique_id)
-        cache, _ = paths.encoded_cache()
-        encoded = encode_dataset(dataset, HostEncoder(vae, clip), cache, resolution, progress.show)
-        progress.say(encoded.describe())
-        return io.NodeOutput(encoded, ui=ui.PreviewText(encoded.describe()))
+        pictures = [image.cpu().numpy() for batch in images for image in batch]
+        dataset = images_to_dataset(
+            pictures, captions or [], paths.image_store(), (repeats or [1])[0], progress.step
+        )
+        progress.say(dataset.describe())
+        return io.NodeOutput(dataset, ui=ui.PreviewText(dataset.describe()))
+
+
+class KilnCombineDatasets(io.ComfyNode):
+    """Several datasets in one."""
+
+    PARTS = (
+        ("dataset_1", "weight_1", "role_1"),
+        ("dataset_2", "weight_2", "role_2"),
+        ("dataset_3", "weight_3", "role_3"),
+        ("dataset_4", "weight_4", "role_4"),
+    )
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        inputs: list[io.Input] = []
+        for dataset, weight, role in cls.PARTS:
+            optional = dataset != "dataset_1"
+            inputs += [
+                types.Dataset.Input(
+                    dataset, optional=optional, tooltip="A set to mix in; chain nodes for more than 4."
+                ),
+                io.Float.Input(
+                    weight,
+                    default=1.0,
+                    min=0.1,
+                    max=100.0,
+                    step=0.1,
+                    optional=optional,
+                    tooltip="How often this set's items are shown compared with the others', 0.1-100.",
+                ),
+                io.Combo.Input(
+                    role,
+                    options=list(ROLES),
+                    default=ROLES[0],
+                    optional=optional,
+                    tooltip="subject is learned, regularisation keeps what the model knew of the wider class, "
+                    "validation is only measured.",
+                ),
+            ]
+        return io.Schema(
+            node_id="KilnCombineDatasets",
+            display_name="Combine Datasets (LoRA Kiln)",
+            category=types.CATEGORY,
+            description="Mixes datasets with weights and roles: subject, regularisation and validation.",
+            inputs=[
+                *inputs,
+                io.Float.Input(
+                    "regularisation_loss_weight",
+                    default=1.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="Weight of the loss of regularisation items (prior preservation), 0-10; 1 as the subject.",
+                ),
+            ],
+            outputs=[types.Dataset.Output(display_name="dataset", tooltip="All items in one set.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, regularisation_loss_weight: float = 1.0, **inputs: Any) -> io.NodeOutput:
+        parts = [
+            Part(inputs[dataset], inputs.get(weight, 1.0), inputs.get(role, ROLES[0]))
+            for dataset, weight, role in cls.PARTS
+            if inputs.get(dataset) is not None
+        ]
+        dataset: Dataset = combine(parts, regularisation_loss_weight)
+        shown = f"{dataset.describe()}\n{dataset.proportions()}"
+        NodeProgress(cls.hidden.unique_id).say(shown)
+        return io.NodeOutput(dataset, ui=ui.PreviewText(shown))

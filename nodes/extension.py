@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import captions, compare, dataset, lora, merge, prompt, settings, training
+from . import captions, compare, dataset, encoding, lora, merge, prompt, quality, settings, training
 
 
 class LoraKilnExtension(ComfyExtension):
@@ -13,8 +13,14 @@ class LoraKilnExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             dataset.KilnLoadDataset,
+            dataset.KilnImagesToDataset,
+            dataset.KilnCombineDatasets,
             captions.KilnCaptionTemplate,
-            dataset.KilnEncodeDataset,
+            captions.KilnCaptionAugment,
+            quality.KilnAugmentDataset,
+            quality.KilnDatasetReport,
+            encoding.KilnEncodeDataset,
+            encoding.KilnEncodedFromLatents,
             training.KilnTrainLora,
             settings.KilnAdapterSettings,
             settings.KilnOptimizerSettings,

@@ -215,13 +215,13 @@ def tiny(info: Info) -> Graph:
     )
     graph.add("clip", "TinyWanTextEncoder", (0, 130), (320, 60))
     graph.add("vae", "VAELoader", (0, 230), (320, 70), vae_name="tiny_wan_vae.safetensors")
-    graph.add("dataset", "KilnLoadDataset", (0, 350), (320, 180), folder="tiny_concept")
-    graph.add("captions", "KilnCaptionTemplate", (0, 590), (320, 370), dataset=("dataset", 0))
+    graph.add("dataset", "KilnLoadDataset", (0, 350), (320, 270), folder="tiny_concept")
+    graph.add("captions", "KilnCaptionTemplate", (0, 680), (320, 370), dataset=("dataset", 0))
     graph.add(
         "encoded",
         "KilnEncodeDataset",
         (380, 560),
-        (320, 130),
+        (320, 230),
         dataset=("captions", 0),
         vae=("vae", 0),
         clip=("clip", 0),
@@ -286,11 +286,11 @@ def wan(info: Info) -> Graph:
         "clip", "CLIPLoader", (0, 130), (360, 110), clip_name=WAN_FILES["clip"], type="wan", device="default"
     )
     graph.add("vae", "VAELoader", (0, 280), (360, 70), vae_name=WAN_FILES["vae"])
-    graph.add("dataset", "KilnLoadDataset", (0, 400), (360, 180), folder="my_dataset")
+    graph.add("dataset", "KilnLoadDataset", (0, 400), (360, 270), folder="my_dataset")
     graph.add(
         "captions",
         "KilnCaptionTemplate",
-        (0, 640),
+        (0, 730),
         (360, 370),
         dataset=("dataset", 0),
         template="{caption}, {art_style} style, {lighting}",
@@ -301,7 +301,7 @@ def wan(info: Info) -> Graph:
         "encoded",
         "KilnEncodeDataset",
         (420, 600),
-        (320, 130),
+        (320, 230),
         dataset=("captions", 0),
         vae=("vae", 0),
         clip=("clip", 0),
@@ -495,10 +495,13 @@ to *video*."""
 
 
 def main() -> None:
+    from scripts.workshop import workshop  # it builds on this module
+
     info = HostClient(sys.argv[1]).object_info()
     tiny(info).save(REPO / "tests" / "tiny_wan" / "workflows" / "train_then_sample_tiny.json")
     wan(info).save(REPO / "workflows" / "wan21_t2v_lora.json")
     compare(info).save(REPO / "workflows" / "compare_strengths.json")
+    workshop(info).save(REPO / "workflows" / "dataset_workshop.json")
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def train(
         )
     items = [i for i in dataset.items if i.role != "validation"]
     order = BatchOrder([i.shape for i in items], [i.repeats for i in items], config.batch_size, config.seed)
-    store = ItemStore(items)
+    store = ItemStore(items, config.seed)
     accumulation = config.optimizer.gradient_accumulation
     started = time.monotonic()
 

@@ -83,9 +83,14 @@ class DeviceGate:
 
     @classmethod
     def _load_models(cls, *args: Any, **kwargs: Any) -> Any:
+        cls.wait_until_aside()
+        assert cls._original is not None
+        return cls._original(*args, **kwargs)
+
+    @classmethod
+    def wait_until_aside(cls) -> None:
+        """Return once no run holds the device, other than one whose own thread asks."""
         caller = threading.get_ident()
         if all(job.thread_id != caller for job in cls._jobs):
             for job in list(cls._jobs):
                 job.controls.borrow_device()
-        assert cls._original is not None
-        return cls._original(*args, **kwargs)

@@ -61,6 +61,16 @@ def encoded_cache() -> tuple[Path, str]:
     return folder, marker.read_text("utf-8")
 
 
+def image_store() -> Path:
+    """Where images that come from other nodes are kept; part of the encoded cache, deleted with it."""
+    return encoded_cache()[0] / "images"
+
+
+def kept_facts() -> Path:
+    """Where what was measured of dataset folders is kept."""
+    return kiln_directory() / "scans"
+
+
 def new_run_folder() -> Path:
     """A fresh folder for one run; its name sorts by time."""
     return kiln_directory() / "runs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"

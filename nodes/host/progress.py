@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy_api.latest import ComfyAPISync
 from server import PromptServer
 
@@ -27,6 +28,11 @@ class NodeProgress:
         self._api.execution.set_progress(value, max(total, 1), node_id=self._node_id)
         if text:
             self.say(text)
+
+    def step(self, value: int, total: int) -> None:
+        """Move the bar, and end the node if the user has interrupted: for work on the prompt's own thread."""
+        throw_exception_if_processing_interrupted()
+        self.show(value, total)
 
     def say(self, text: str) -> None:
         """Put a text on the node."""

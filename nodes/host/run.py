@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ async def train_on_host(
         KilnError: see trainer.loop.train.
         The host's InterruptProcessingException: the user interrupted; a checkpoint is saved.
     """
-    largest = max((i.shape for i in encoded.items), key=lambda s: s[-1] * s[-2])
+    largest = max((i.shape for i in encoded.items), key=lambda shape: math.prod(shape[1:]))
     denoiser = HostDenoiser(model, (config.batch_size, *largest))
     base_model = model_fingerprint(model)
     resume_from = None

@@ -19,6 +19,7 @@ from scripts.workflows import inputs_of, is_widget, to_prompt
 WORKFLOWS = [
     REPO / "workflows" / "wan21_t2v_lora.json",
     REPO / "workflows" / "compare_strengths.json",
+    REPO / "workflows" / "dataset_workshop.json",
     REPO / "tests" / "tiny_wan" / "workflows" / "train_then_sample_tiny.json",
 ]
 HEAVY = ("peft", "diffusers", "accelerate", "transformers.modeling_utils", "torchvision.transforms.v2")
@@ -100,7 +101,7 @@ def test_presets_and_settings_of_the_real_workflow(client: HostClient) -> None:
 def test_templates_are_listed_apart(client: HostClient) -> None:
     """A user's template browser lists the real workflow; the tiny one belongs to the demo pack."""
     templates: dict[str, Any] = client.get_json("/api/workflow_templates")
-    assert sorted(templates["comfyui-lora-kiln"]) == ["compare_strengths", "wan21_t2v_lora"]
+    assert sorted(templates["comfyui-lora-kiln"]) == ["compare_strengths", "dataset_workshop", "wan21_t2v_lora"]
     assert templates["tiny_wan_demo"] == ["train_then_sample_tiny"]
     assert client.request("/api/workflow_templates/comfyui-lora-kiln/wan21_t2v_lora.jpg").startswith(
         b"\xff\xd8"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainer.dataset.facts import Facts
 from trainer.dataset.items import Dataset, Item
 from trainer.dataset.template import caption_dataset, fill, parse_values
 from trainer.errors import KilnError
@@ -25,7 +27,9 @@ FIELDS = {
 
 
 def dataset(*captions: str) -> Dataset:
-    return Dataset(tuple(Item(Path(f"set/img{i}.png"), 8, 8, "", c) for i, c in enumerate(captions)))
+    facts = Facts(width=8, height=8)
+    items = (Item(Path(f"set/img{i}.png"), facts, c, folder="set") for i, c in enumerate(captions))
+    return Dataset(tuple(items))
 
 
 def test_the_guides_example() -> None:
@@ -107,6 +111,22 @@ def test_the_images_own_fields() -> None:
     assert caption_dataset(dataset("a cat"), "{caption} [name] {folder}", "", "", "error", 0) == [
         "a cat img0 set"
     ]
+
+
+def test_fields_of_sidecars_win_over_values_and_may_be_missing() -> None:
+    plain = dataset("a", "b", "c")
+    fields = [(("light", "neon"), ("mood", "calm")), (("light", ""),), ()]
+    given = Dataset(tuple(replace(i, fields=f) for i, f in zip(plain.items, fields, strict=True)))
+    template = "{caption}, {light} light, {mood} mood"
+    assert caption_dataset(given, template, "light: soft", "", "drop clause", 0) == [
+        "a, neon light, calm mood",
+        "b, soft light",
+        "c, soft light",
+    ]
+    with pytest.raises(KilnError, match=r"needs \{mood\}, which is empty"):
+        caption_dataset(given, template, "light: soft", "", "error", 0)
+    with pytest.raises(KilnError, match="known are caption, folder, light, mood, name, trigger"):
+        caption_dataset(given, "{modd}", "", "", "drop clause", 0)
 
 
 words = st.text(alphabet="abcxyz ", max_size=8)

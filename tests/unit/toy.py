@@ -82,19 +82,25 @@ class ToyEncoder(Encoder):
     text_fingerprint = "toy-clip"
 
     def __init__(self) -> None:
-        self.images = self.texts = 0
+        self.images = self.texts = self.rooms = 0
+        self.calls: list[tuple[int, ...] | str] = []  # shapes of pixel batches and captions, in order
 
-    def encode_image(self, pixels: np.ndarray) -> Tensor:
-        self.images += 1
-        height, width = pixels.shape[0] // 8, pixels.shape[1] // 8
-        patches = (
-            torch.from_numpy(pixels[: height * 8, : width * 8]).reshape(height, 8, width, 8, 3).mean((1, 3))
-        )
-        rgb = patches.movedim(-1, 0)
-        return torch.cat([rgb, rgb.mean(0, keepdim=True)])[:, None]
+    def make_room(self) -> None:
+        self.rooms += 1
+
+    def encode_pixels(self, pixels: np.ndarray) -> Tensor:
+        self.images += len(pixels)
+        self.calls.append(pixels.shape)
+        _, frames, height, width, _ = pixels.shape
+        cells = torch.from_numpy(pixels).reshape(len(pixels), frames, height // 8, 8, width // 8, 8, 3)
+        rgb = cells.mean((3, 5)).movedim(-1, 1)[
+            :, :, ::4
+        ]  # (B, 3, F', h, w): every 4th frame, as a video VAE has
+        return torch.cat([rgb, rgb.mean(1, keepdim=True)], 1)
 
     def encode_text(self, caption: str) -> dict[str, Tensor]:
         self.texts += 1
+        self.calls.append(caption)
         rows = torch.zeros(5, TEXT)
         for place, word in enumerate(caption.split()[:5]):
             rows[place, len(word) % TEXT] = 1.0

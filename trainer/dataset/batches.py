@@ -7,9 +7,10 @@ when it is reached, so a resumed run starts in the middle of one without replayi
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from ..errors import KilnError
 from ..rng import generator
-from .encoded import EncodedItem
+from .encoded import EncodedItem, load_latent, load_text
 
 
 class Showing(NamedTuple):
@@ -71,13 +72,18 @@ class Batch:
 
 @dataclass
 class ItemStore:
-    """Reads encoded items and keeps them in memory up to a limit; beyond it they are read again each time."""
+    """Reads encoded items and keeps them in memory up to a limit; beyond it they are read again each time.
+
+    Which augmented variant and which form of the caption a showing gets is drawn from the run's seed and the showing.
+    Validation items always show their first variant and their whole caption.
+    """
 
     items: Sequence[EncodedItem]
+    seed: int = 0
     limit_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:
-        self._kept: dict[int, tuple[Tensor, dict[str, Tensor]]] = {}
+        self._kept: dict[Path, dict[str, Tensor]] = {}
         self._size = 0
 
     def load(self, showings: Sequence[Showing]) -> Batch:
@@ -86,22 +92,42 @@ class ItemStore:
         Raises:
             KilnError: an encoded file is gone, or captions of one batch have different kinds of conditioning.
         """
-        loaded = [self._item(s.item) for s in showings]
+        chosen = [self.choose(s) for s in showings]
+        loaded = [self._read(latent, load_latent) for latent, _ in chosen]
         return Batch(
-            latents=torch.stack([latent for latent, _ in loaded]),
-            conditioning=stack_conditioning([conditioning for _, conditioning in loaded]),
+            latents=torch.stack([each["latent"] for each in loaded]),
+            conditioning=stack_conditioning([self._read(text, load_text) for _, text in chosen]),
             weight=torch.tensor([self.items[s.item].loss_weight for s in showings]),
+            mask=stack_masks(loaded),
         )
 
-    def _item(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
-        if index in self._kept:
-            return self._kept[index]
-        loaded = self.items[index].load()
-        size = sum(t.nbytes for t in (loaded[0], *loaded[1].values()))
+    def choose(self, showing: Showing) -> tuple[Path, Path]:
+        """The latent and the text that a showing gets."""
+        item = self.items[showing.item]
+        if item.role == "validation":
+            return item.latent_path, item.text_path
+        draws = generator(self.seed, "variant", showing.epoch, showing.entry)
+        latent = item.latents[int(torch.randint(len(item.latents), (1,), generator=draws))]
+        text = item.texts[int(torch.randint(len(item.texts), (1,), generator=draws))]
+        dropped = float(torch.rand(1, generator=draws)) < item.caption_dropout
+        return latent, item.empty_text if dropped and item.empty_text else text
+
+    def _read(self, path: Path, read: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
+        if path in self._kept:
+            return self._kept[path]
+        loaded = read(path)
+        size = sum(t.nbytes for t in loaded.values())
         if self._size + size <= self.limit_bytes:
-            self._kept[index] = loaded
+            self._kept[path] = loaded
             self._size += size
         return loaded
+
+
+def stack_masks(loaded: list[dict[str, Tensor]]) -> Tensor | None:
+    """(B, 1, [F,] h, w); items without a mask count everywhere. None when no item has one."""
+    if not any("mask" in each for each in loaded):
+        return None
+    return torch.stack([each.get("mask", torch.ones_like(each["latent"][:1])) for each in loaded])
 
 
 def stack_conditioning(conditionings: list[dict[str, Tensor]]) -> dict[str, Tensor]:

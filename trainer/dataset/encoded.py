@@ -1,15 +1,16 @@
 """Encoded items on disk, addressed by what determines them.
 
-The latent of an image depends on its bytes, its training size and the VAE; the conditioning of a caption on its
-text and the text encoder. Each is one safetensors file named by the hash of exactly that, so nothing is encoded
-twice, changing one caption encodes one caption, and an interrupted encoding keeps what is done.
+The latent of an image depends on its bytes, its training size, its augmentation and the VAE; the conditioning of a
+caption on its text and the text encoder. Each is one safetensors file named by the hash of exactly that, so nothing is
+encoded twice, changing one caption encodes one caption, and an interrupted encoding keeps what is done. `encode.py`
+makes them.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -20,10 +21,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..errors import KilnError
-from ..safefile import write_safetensors
-from .items import Dataset, Role, crop_to, fit_size, read_pixels
+from .items import Role
 
-FORMAT = "1"  # part of every address: raise it when what is stored changes meaning
+FORMAT = "2"  # part of every address: raise it when what is stored changes meaning
 
 
 class Encoder(Protocol):
@@ -32,8 +32,12 @@ class Encoder(Protocol):
     image_fingerprint: str
     text_fingerprint: str
 
-    def encode_image(self, pixels: np.ndarray) -> Tensor:
-        """(H, W, 3) fp32 in 0..1 -> latent (C, F, h, w), or (C, h, w) where the VAE knows no frames."""
+    def make_room(self) -> None:
+        """Called once before anything is encoded: take other models off the device."""
+        ...
+
+    def encode_pixels(self, pixels: np.ndarray) -> Tensor:
+        """(B, F, H, W, 3) fp32 in 0..1 -> latents (B, C, F', h, w), or (B, C, h, w) where the VAE knows no frames."""
         ...
 
     def encode_text(self, caption: str) -> dict[str, Tensor]:
@@ -52,11 +56,23 @@ class EncodedItem:
     repeats: int = 1
     role: Role = "subject"
     loss_weight: float = 1.0
+    more_latents: tuple[Path, ...] = ()  # further augmented variants, of the same shape
+    more_texts: tuple[Path, ...] = ()  # the caption's tags in other orders
+    empty_text: Path | None = None  # shown instead of the caption ...
+    caption_dropout: float = 0.0  # ... with this probability
+    masked: bool = False
+
+    @property
+    def latents(self) -> tuple[Path, ...]:
+        return (self.latent_path, *self.more_latents)
+
+    @property
+    def texts(self) -> tuple[Path, ...]:
+        return (self.text_path, *self.more_texts)
 
     def load(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """Latent and conditioning, on the CPU, without batch dimension."""
-        latent = _read(self.latent_path)["latent"]
-        return latent, _unpack_text(_read(self.text_path))
+        """The first latent and the caption's conditioning, on the CPU, without batch dimension."""
+        return load_latent(self.latent_path)["latent"], load_text(self.text_path)
 
 
 @dataclass(frozen=True)
@@ -70,75 +86,50 @@ class EncodedDataset:
     def fingerprint(self) -> str:
         """Of everything that is trained on, in order."""
         parts = (
-            f"{i.latent_path.stem}{i.text_path.stem}{i.repeats}{i.role}{i.loss_weight}" for i in self.items
+            "".join(p.stem for p in (*i.latents, *i.texts))
+            + f"{i.repeats}{i.role}{i.loss_weight}{i.caption_dropout}"
+            for i in self.items
         )
         return _address("dataset", parts)
+
+    @property
+    def files(self) -> int:
+        """Encoded files in use: variants of every item counted."""
+        return sum(len(i.latents) + len(i.texts) + (i.empty_text is not None) for i in self.items)
 
     def describe(self) -> str:
         """What is there, for the node's text."""
         shapes = Counter("x".join(map(str, i.shape)) for i in self.items)
-        kinds = ", ".join(f"{count} of {shape}" for shape, count in shapes.most_common())
-        return f"{len(self.items)} items, latents: {kinds}\n{self.encoded_now} of {2 * len(self.items)} encoded now"
+        kinds = ", ".join(f"{count} of {shape}" for shape, count in shapes.most_common(12))
+        return f"{len(self.items)} items, latents: {kinds}\n{self.encoded_now} of {self.files} encoded now"
 
     @property
     def channels(self) -> int:
         return self.items[0].shape[0]
 
 
-def encode_dataset(
-    dataset: Dataset,
-    encoder: Encoder,
-    cache: Path,
-    resolution: int,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> EncodedDataset:
-    """Encode what is not in the cache yet.
-
-    Args:
-        dataset: images and captions.
-        encoder: the graph's VAE and CLIP.
-        cache: folder of the encoded files; made when missing.
-        resolution: training area is at most resolution x resolution pixels; images are never enlarged.
-        on_progress: called with (done, total) after each item; may raise to stop (what is done stays done).
+def load_latent(path: Path) -> dict[str, Tensor]:
+    """ "latent" (C, [F,] h, w) and, where the item has one, "mask" (1, [F,] h, w) in 0..1.
 
     Raises:
-        KilnError: an image cannot be read, or the disk is full.
+        KilnError: the file is gone or damaged.
     """
-    sizes = [fit_size(i.width, i.height, resolution) for i in dataset.items]
-    latent_paths = [
-        _path(cache / "latents", _address(FORMAT, [i.sha256, f"{s[0]}x{s[1]}", encoder.image_fingerprint]))
-        for i, s in zip(dataset.items, sizes, strict=True)
-    ]
-    text_paths = [
-        _path(cache / "texts", _address(FORMAT, [i.caption, encoder.text_fingerprint])) for i in dataset.items
-    ]
-    total = 2 * len(dataset.items)
-    done = encoded_now = 0
-    # All images first, then all captions: the host holds VAE and text encoder on the device once each.
-    for item, size, path in zip(dataset.items, sizes, latent_paths, strict=True):
-        if not _is_whole(path):
-            latent = encoder.encode_image(crop_to(read_pixels(item.path), size))
-            write_safetensors(path, {"latent": latent.float().contiguous().cpu()})
-            encoded_now += 1
-        done += 1
-        on_progress(done, total)
-    for item, path in zip(dataset.items, text_paths, strict=True):
-        if not _is_whole(path):
-            write_safetensors(path, _pack_text(encoder.encode_text(item.caption)))
-            encoded_now += 1
-        done += 1
-        on_progress(done, total)
-    items = (
-        EncodedItem(latent, text, item.caption, _shape(latent), item.repeats, item.role, item.loss_weight)
-        for item, latent, text in zip(dataset.items, latent_paths, text_paths, strict=True)
-    )
-    return EncodedDataset(tuple(items), encoded_now)
+    return _read(path)
+
+
+def load_text(path: Path) -> dict[str, Tensor]:
+    """Conditioning by name, without batch dimension.
+
+    Raises:
+        KilnError: the file is gone or damaged.
+    """
+    return _unpack_text(_read(path))
 
 
 def _address(kind: str, parts: Iterable[str]) -> str:
     digest = hashlib.sha256(kind.encode())
     for part in parts:
-        digest.update(b"\0" + part.encode())
+        digest.update(b"\0" + part.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 

@@ -3,27 +3,29 @@
     {subject} {action}, {art_style} style, {lighting}, detailed {texture}
 
 A template is a list of clauses between commas. A placeholder is `{name}` or `[name]`; every image brings `caption`,
-`name` (of its file) and `folder`, and `values` adds more, one "name: value" a line, alternatives split by "|" and
-drawn per image from the seed. A clause with an empty placeholder is dropped whole, so no comma is left dangling.
+`name` (of its file), `folder` and the fields of its sidecars, and `values` gives defaults for the rest, one
+"name: value" a line, alternatives split by "|" and drawn per image from the seed. A clause with an empty placeholder is
+dropped whole, so no comma is left dangling.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import zlib
 from collections.abc import Mapping
-from pathlib import PurePath
 from typing import Literal
 
 import numpy as np
 
 from ..errors import KilnError
 from ..rng import derive_seed
+from .caption_play import COMMAS
 from .items import Dataset
 
 _PLACEHOLDER = re.compile(r"\{([^{}\[\]]*)\}|\[([^{}\[\]]*)\]")
 # Full-width signs, as Chinese keyboards type them, count like the plain ones.
-_WIDE_COLON, _BARS, _COMMAS = "\uff1a", "[|\uff5c]", "[,\uff0c]"
+_WIDE_COLON, _BARS = "\uff1a", "[|\uff5c]"
 Missing = Literal["drop clause", "error", "keep"]
 
 
@@ -57,24 +59,36 @@ def fill(template: str, fields: Mapping[str, str], missing: Missing = "drop clau
         KilnError: a placeholder's name is not in fields, a brace is left open, or missing is "error" and one is.
     """
     # Clauses are cut before values go in: a comma inside a value is not a clause border.
-    clauses = (_fill_clause(c, fields, missing) for c in re.split(_COMMAS, template))
+    clauses = (_fill_clause(c, fields, missing) for c in COMMAS.split(template))
     return ", ".join(c for c in clauses if c)
 
 
 def caption_dataset(
     dataset: Dataset, template: str, values: str, trigger_word: str, missing: Missing, seed: int
 ) -> list[str]:
-    """The finished caption of every item; an empty template keeps the item's own. The trigger word leads it."""
+    """The finished caption of every item; an empty template keeps the item's own. The trigger word leads it.
+
+    What a sidecar says of an image wins over `values`.
+
+    Raises:
+        KilnError: see fill and parse_values.
+    """
     alternatives = parse_values(values)
     template = template.strip() or "{caption}"
+    known = {name for item in dataset.items for name, _ in item.fields}  # some images may lack some fields
     captions = []
     for item in dataset.items:
         # By the file's name, so that an image added to the folder does not change the others' captions
-        draw = np.random.default_rng(derive_seed(seed, "caption", zlib.crc32(item.path.name.encode())))
-        fields = {"caption": item.caption, **_file_fields(item.path)}
+        draw = np.random.default_rng(derive_seed(seed, "caption", zlib.crc32(os.fsencode(item.path.name))))
+        fields = {
+            "caption": item.caption,
+            "name": plain_text(item.path.stem),
+            "folder": plain_text(item.folder),
+        }
         fields |= {name: options[draw.integers(len(options))] for name, options in alternatives.items()}
+        fields |= {name: value for name, value in item.fields if value or name not in fields}
         fields["trigger"] = trigger_word.strip()
-        caption = fill(template, fields, missing)
+        caption = fill(template, {**dict.fromkeys(known, ""), **fields}, missing)
         captions.append(_lead_with(fields["trigger"], caption))
     return captions
 
@@ -86,8 +100,9 @@ def _lead_with(word: str, caption: str) -> str:
     return f"{word}, {caption}" if caption else word
 
 
-def _file_fields(path: PurePath) -> dict[str, str]:
-    return {"name": path.stem, "folder": path.parent.name}
+def plain_text(name: str) -> str:
+    """A file name as text: bytes that are none become question marks."""
+    return name.encode("utf-8", "replace").decode()
 
 
 def _fill_clause(clause: str, fields: Mapping[str, str], missing: Missing) -> str:

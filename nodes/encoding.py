@@ -1,0 +1,153 @@
+"""Nodes that give what training eats."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io, ui
+
+from ..trainer.dataset.buckets import BucketOptions, plan
+from ..trainer.dataset.encode import encode_dataset
+from ..trainer.dataset.from_graph import encoded_from_latents
+from ..trainer.dataset.items import Dataset
+from . import types
+from .host import paths
+from .host.encoder import HostEncoder
+from .host.progress import NodeProgress
+
+
+def max_frames_input() -> io.Input:
+    return io.Int.Input(
+        "max_frames",
+        default=33,
+        min=1,
+        max=241,
+        step=4,
+        optional=True,
+        tooltip="Most frames of a clip, 4n+1; 1 trains on a single frame of each. Memory grows with it.",
+    )
+
+
+class KilnEncodeDataset(io.ComfyNode):
+    """Images, clips and captions into what the model is trained on, kept on disk."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="KilnEncodeDataset",
+            display_name="Encode Dataset (LoRA Kiln)",
+            category=types.CATEGORY,
+            description="Encodes images and captions once and keeps them on disk; only what changed is encoded again.",
+            inputs=[
+                types.Dataset.Input("dataset", tooltip="Images and captions."),
+                io.Vae.Input("vae", tooltip="The VAE that belongs to the model you will train."),
+                io.Clip.Input("clip", tooltip="The text encoder that belongs to the model you will train."),
+                io.Int.Input(
+                    "resolution",
+                    default=512,
+                    min=16,
+                    max=4096,
+                    step=16,
+                    tooltip="Training size in pixels: items go to the bucket nearest to their shape, at an area of at "
+                    "most resolution x resolution. 512 minimum, 1024 good; memory grows with the area.",
+                ),
+                max_frames_input(),
+                io.Float.Input(
+                    "fps",
+                    default=16.0,
+                    min=0.0,
+                    max=120.0,
+                    step=1.0,
+                    optional=True,
+                    tooltip="Frames per second that clips are trained at: faster ones are thinned out. Wan was trained "
+                    "at 16. 0 takes every frame.",
+                ),
+                io.Float.Input(
+                    "max_upscale",
+                    default=1.0,
+                    min=1.0,
+                    max=4.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="How far a small image may be enlarged to fill its bucket, 1-4; 1 never enlarges and gives "
+                    "it a smaller bucket.",
+                ),
+            ],
+            outputs=[
+                types.Encoded.Output(display_name="encoded", tooltip="Latents and conditioning, on disk.")
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> Any:
+        return paths.encoded_cache()[1]  # encode again when the user has deleted the cache
+
+    @classmethod
+    def execute(
+        cls,
+        dataset: Dataset,
+        vae: Any,
+        clip: Any,
+        resolution: int,
+        max_frames: int = 33,
+        fps: float = 16.0,
+        max_upscale: float = 1.0,
+    ) -> io.NodeOutput:
+        progress = NodeProgress(cls.hidden.unique_id)
+        cache, _ = paths.encoded_cache()
+        options = BucketOptions(
+            resolution=resolution, max_frames=max_frames, fps=fps, max_upscale=max_upscale
+        )
+        encoded = encode_dataset(dataset, HostEncoder(vae, clip), cache, options, progress.step)
+        shown = f"{encoded.describe()}\n{plan(dataset, options).describe()}"
+        progress.say(shown)
+        return io.NodeOutput(encoded, ui=ui.PreviewText(shown))
+
+
+class KilnEncodedFromLatents(io.ComfyNode):
+    """Latents and conditioning of the graph as an encoded dataset."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="KilnEncodedFromLatents",
+            display_name="Encoded From Latents (LoRA Kiln)",
+            category=types.CATEGORY,
+            description="Takes latents and conditioning as the host's dataset and encoder nodes make them, so that a "
+            "graph for the host's Train LoRA node can train here.",
+            is_input_list=True,
+            inputs=[
+                io.Latent.Input(
+                    "latents",
+                    tooltip="One or a list; every sample of a batch becomes an item. A noise mask becomes its loss "
+                    "mask.",
+                ),
+                io.Conditioning.Input(
+                    "positive", tooltip="One conditioning for all items, or a list with one per item."
+                ),
+                io.Int.Input(
+                    "repeats",
+                    default=1,
+                    min=1,
+                    max=1000,
+                    optional=True,
+                    tooltip="How often each item is seen in one epoch, 1-1000.",
+                ),
+            ],
+            outputs=[types.Encoded.Output(display_name="encoded", tooltip="For the training node.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> Any:
+        return paths.encoded_cache()[1]
+
+    @classmethod
+    def execute(
+        cls, latents: list[Any], positive: list[Any], repeats: list[int] | None = None
+    ) -> io.NodeOutput:
+        encoded = encoded_from_latents(latents, positive, paths.encoded_cache()[0], (repeats or [1])[0])
+        NodeProgress(cls.hidden.unique_id).say(encoded.describe())
+        return io.NodeOutput(encoded, ui=ui.PreviewText(encoded.describe()))

@@ -1,0 +1,173 @@
+"""Encoding what is not on disk yet: first all pixels, in batches of one size, then all captions.
+
+So the host holds the VAE and then the text encoder on the device, each once. Files appear one by one: an interruption
+keeps what is done.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..safefile import write_safetensors
+from .buckets import Bucket, BucketOptions, bucket_of
+from .caption_play import caption_variants
+from .encoded import (
+    FORMAT,
+    EncodedDataset,
+    EncodedItem,
+    Encoder,
+    _address,
+    _is_whole,
+    _pack_text,
+    _path,
+    _shape,
+)
+from .items import Dataset, Item
+from .loading import Pixels, load_pixels
+
+BATCH_ITEMS = 8
+BATCH_PIXELS = 4 << 20  # of all frames of a batch: four stills of 1024 x 1024
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One latent to make."""
+
+    item: Item
+    bucket: Bucket
+    variant: int
+    path: Path
+
+
+def encode_dataset(
+    dataset: Dataset,
+    encoder: Encoder,
+    cache: Path,
+    options: BucketOptions,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> EncodedDataset:
+    """Encode what is not in the cache yet.
+
+    Args:
+        dataset: items and captions.
+        encoder: the graph's VAE and CLIP.
+        cache: folder of the encoded files; made when missing.
+        options: training sizes.
+        on_progress: called with (done, total) after each file; may raise to stop (what is done stays done).
+
+    Raises:
+        KilnError: a file cannot be read, or the disk is full.
+    """
+    jobs = [
+        [_job(item, options, variant, encoder, cache) for variant in range(_variants(item))]
+        for item in dataset.items
+    ]
+    captions = [_captions(item, encoder, cache) for item in dataset.items]
+    latents = {job.path: job for group in jobs for job in group}
+    texts = {path: caption for group in captions for path, caption in group.items()}
+    missing_latents = [job for path, job in latents.items() if not _is_whole(path)]
+    missing_texts = {path: caption for path, caption in texts.items() if not _is_whole(path)}
+    total = len(latents) + len(texts)
+    done = total - len(missing_latents) - len(missing_texts)
+    on_progress(done, total)
+    if missing_latents or missing_texts:
+        encoder.make_room()
+    for path, tensors in _encode_latents(missing_latents, encoder, options.fps):
+        write_safetensors(path, tensors)
+        done += 1
+        on_progress(done, total)
+    for path, caption in missing_texts.items():
+        write_safetensors(path, _pack_text(encoder.encode_text(caption)))
+        done += 1
+        on_progress(done, total)
+    items = (_encoded(item, j, list(c)) for item, j, c in zip(dataset.items, jobs, captions, strict=True))
+    return EncodedDataset(tuple(items), len(missing_latents) + len(missing_texts))
+
+
+def _variants(item: Item) -> int:
+    return item.augmentation.variants if item.augmentation else 1
+
+
+def _job(item: Item, options: BucketOptions, variant: int, encoder: Encoder, cache: Path) -> _Job:
+    bucket = bucket_of(item, options)
+    parts = [item.facts.sha256, repr(tuple(bucket)), encoder.image_fingerprint]
+    if bucket.frames > 1 or item.facts.frames > 1:
+        parts.append(f"fps {options.fps}")
+    if item.masked:
+        parts.append(f"mask {item.mask_sha256 or 'alpha'}")
+    if item.augmentation is not None:
+        parts += [_drawn_from(item), f"variant {variant}"]
+    return _Job(item, bucket, variant, _path(cache / "latents", _address(FORMAT, parts)))
+
+
+def _drawn_from(item: Item) -> str:
+    """The augmentation without the number of variants: asking for more keeps the first ones."""
+    a = item.augmentation
+    assert a is not None
+    return repr((a.crop_min_scale, a.horizontal_flip, a.color_jitter, a.noise_min, a.noise_max, a.seed))
+
+
+def _captions(item: Item, encoder: Encoder, cache: Path) -> dict[Path, str]:
+    """Every text of an item by its file; the empty caption last where it may be shown."""
+    wanted = caption_variants(item.caption, item.caption_play)
+    if item.caption_play is not None and item.caption_play.dropout:
+        wanted.append("")
+    return {
+        _path(cache / "texts", _address(FORMAT, [text, encoder.text_fingerprint])): text for text in wanted
+    }
+
+
+def _encode_latents(
+    jobs: list[_Job], encoder: Encoder, fps: float
+) -> Iterator[tuple[Path, dict[str, Tensor]]]:
+    by_bucket: dict[Bucket, list[_Job]] = defaultdict(list)
+    for job in jobs:
+        by_bucket[job.bucket].append(job)
+    for bucket, group in by_bucket.items():
+        size = max(1, min(BATCH_ITEMS, BATCH_PIXELS // (bucket.frames * bucket.height * bucket.width)))
+        for start in range(0, len(group), size):
+            part = group[start : start + size]
+            loaded = [load_pixels(job.item, bucket, fps, job.variant) for job in part]
+            latents = encoder.encode_pixels(np.stack([p.frames for p in loaded]))
+            for job, pixels, latent in zip(part, loaded, latents, strict=True):
+                yield job.path, _pack_latent(latent, pixels)
+
+
+def _pack_latent(latent: Tensor, pixels: Pixels) -> dict[str, Tensor]:
+    packed = {"latent": latent.float().cpu().contiguous().clone()}
+    if pixels.mask is not None:
+        packed["mask"] = latent_mask(torch.from_numpy(pixels.mask), tuple(latent.shape))
+    return packed
+
+
+def latent_mask(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A mask of pixels (H, W) in 0..1 -> (1, [F,] h, w) of a latent of this shape: the mean over each latent cell."""
+    small = torch.nn.functional.interpolate(mask[None, None].float(), shape[-2:], mode="area")[0]
+    return small.reshape(1, *[1] * (len(shape) - 3), *shape[-2:]).expand(1, *shape[1:]).contiguous()
+
+
+def _encoded(item: Item, jobs: list[_Job], texts: list[Path]) -> EncodedItem:
+    play = item.caption_play
+    dropout = play.dropout if play else 0.0
+    orders = len(caption_variants(item.caption, play))
+    return EncodedItem(
+        jobs[0].path,
+        texts[0],
+        item.caption,
+        _shape(jobs[0].path),
+        item.repeats,
+        item.role,
+        item.loss_weight,
+        more_latents=tuple(job.path for job in jobs[1:]),
+        more_texts=tuple(texts[1:orders]),
+        empty_text=texts[-1] if dropout else None,
+        caption_dropout=dropout,
+        masked=item.masked,
+    )

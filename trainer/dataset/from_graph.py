@@ -1,0 +1,159 @@
+"""Datasets from what other nodes of a graph made: images in memory, or latents and conditioning.
+
+Both are written to disk, named by their contents, so that they are handled as if they had come from a folder and are
+not kept in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..errors import KilnError
+from ..safefile import write_safetensors
+from .encode import latent_mask
+from .encoded import FORMAT, EncodedDataset, EncodedItem, _address, _is_whole, _pack_text, _path
+from .items import Dataset, Item
+from .pixels import MIN_SIDE
+from .scan import look_at
+
+
+def images_to_dataset(
+    images: Sequence[np.ndarray],
+    captions: Sequence[str],
+    store: Path,
+    repeats: int = 1,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Dataset:
+    """Images of a graph as a dataset.
+
+    Args:
+        images: (H, W, 3 or 4) in 0..1; a fourth channel is transparency and becomes the loss mask.
+        captions: one, or one per image; none leaves them empty.
+        store: folder where the images are kept as png.
+        repeats: how often each is seen in an epoch.
+        on_progress: called after each with (done, total).
+
+    Raises:
+        KilnError: the numbers do not match, an image is too small, or the disk is full.
+    """
+    texts = match_captions(len(images), captions, "images")
+    items = []
+    for number, (pixels, caption) in enumerate(zip(images, texts, strict=True), 1):
+        if min(pixels.shape[:2]) < MIN_SIDE:
+            raise KilnError(
+                f"Image {number} has {pixels.shape[1]}x{pixels.shape[0]} pixels; at least {MIN_SIDE}x{MIN_SIDE} are "
+                "needed."
+            )
+        facts = look_at(path := _store_image(pixels, store))
+        items.append(Item(path, facts, caption.strip(), repeats, folder="graph", use_alpha=facts.has_alpha))
+        on_progress(number, len(images))
+    return Dataset(tuple(items))
+
+
+def encoded_from_latents(
+    latents: Sequence[dict[str, Any]], positive: Sequence[Any], cache: Path, repeats: int = 1
+) -> EncodedDataset:
+    """What the host's dataset nodes, encoders and samplers hand on, as an encoded dataset.
+
+    Args:
+        latents: LATENT values, {"samples": (B, C, [F,] h, w)} and perhaps "noise_mask"; every sample is an item.
+        positive: CONDITIONING values, each a list of [(1, L, D), {...}]; one entry in all, or one per item.
+        cache: folder of the encoded files.
+
+    Raises:
+        KilnError: the numbers do not match, a latent is of no kind that can be trained on, or the disk is full.
+    """
+    samples = [(sample, mask) for latent in latents for sample, mask in _split(latent)]
+    entries = [entry for conditioning in positive for entry in conditioning]
+    if len(entries) == 1:
+        entries *= len(samples)
+    if not samples or len(entries) != len(samples):
+        raise KilnError(
+            f"There are {len(samples)} latents and {len(entries)} conditionings; connect one conditioning, or one per "
+            "latent."
+        )
+    items, new = [], 0
+    for (sample, mask), entry in zip(samples, entries, strict=True):
+        tensors = {"latent": sample} if mask is None else {"latent": sample, "mask": mask}
+        latent_path, made = _keep(tensors, cache / "latents")
+        text_path, made_text = _keep(_pack_text(_conditioning(entry)), cache / "texts")
+        new += made + made_text
+        shape = tuple(sample.shape)
+        items.append(EncodedItem(latent_path, text_path, "", shape, repeats=repeats, masked=mask is not None))
+    return EncodedDataset(tuple(items), new)
+
+
+def match_captions(count: int, captions: Sequence[str], what: str) -> list[str]:
+    """One caption per item from one, none or just as many.
+
+    Raises:
+        KilnError: another number.
+    """
+    texts = list(captions) or [""]
+    if len(texts) == 1:
+        texts *= count
+    if len(texts) != count:
+        raise KilnError(f"There are {count} {what} and {len(texts)} captions; connect one, or one per image.")
+    return texts
+
+
+def _store_image(pixels: np.ndarray, store: Path) -> Path:
+    eight_bit = (pixels * 255).round().clip(0, 255).astype(np.uint8)
+    name = hashlib.sha256(eight_bit.tobytes() + str(eight_bit.shape).encode()).hexdigest()[:32]
+    path = store / f"{name}.png"
+    if not path.is_file():
+        temporary = path.with_suffix(".tmp")
+        try:
+            store.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(eight_bit).save(temporary, "png", compress_level=1)
+            temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise KilnError(
+                f"Cannot write {path} ({error}); check free space and write permission."
+            ) from error
+    return path
+
+
+def _split(latent: dict[str, Any]) -> list[tuple[Tensor, Tensor | None]]:
+    samples = latent["samples"]
+    if not isinstance(samples, Tensor) or samples.ndim not in (4, 5):
+        kind = f"shape {tuple(samples.shape)}" if isinstance(samples, Tensor) else type(samples).__name__
+        raise KilnError(
+            f"A latent of {kind} cannot be trained on; connect latents of images or of one video stream."
+        )
+    samples = samples.detach().float().cpu()
+    masks: list[Tensor | None] = [None] * len(samples)
+    mask = latent.get("noise_mask")
+    if isinstance(mask, Tensor):
+        flat = mask.detach().float().cpu().reshape(-1, *mask.shape[-2:])
+        masks = [
+            latent_mask(flat[min(i, len(flat) - 1)], tuple(samples.shape[1:])) for i in range(len(samples))
+        ]
+    return [(s.clone().contiguous(), m) for s, m in zip(samples, masks, strict=True)]
+
+
+def _conditioning(entry: Any) -> dict[str, Tensor]:
+    text, extras = entry
+    found = {k: v[0].detach() for k, v in extras.items() if isinstance(v, Tensor) and len(v) == 1}
+    return {**found, "cross_attn": text[0].detach()}
+
+
+def _keep(tensors: dict[str, Tensor], folder: Path) -> tuple[Path, bool]:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    path = _path(folder, _address(FORMAT, ["graph", digest.hexdigest()]))
+    if _is_whole(path):
+        return path, False
+    write_safetensors(path, tensors)
+    return path, True

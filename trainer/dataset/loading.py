@@ -1,0 +1,99 @@
+"""An item's pixels at its training size, one variant of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from .augment import augment
+from .buckets import Bucket
+from .items import Item
+from .pixels import flatten, open_still, read_mask
+from .video import pick_frames, read_frames
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """What the VAE gets, and where the loss counts."""
+
+    frames: np.ndarray  # (F, H, W, 3) fp32 in 0..1
+    mask: np.ndarray | None  # (H, W) fp32 in 0..1
+
+
+def load_pixels(item: Item, bucket: Bucket, fps: float, variant: int = 0) -> Pixels:
+    """Read, resize and crop an item, and augment it where it asks for that.
+
+    Args:
+        item: a still or clip.
+        bucket: its training size.
+        fps: frame rate that clips are trained at; 0 takes every frame.
+        variant: which of its augmented variants.
+
+    Raises:
+        KilnError: the file cannot be read any more.
+    """
+    settings = item.augmentation
+    read_at = bucket if settings is None else _with_room(item, bucket, settings.room)
+    frames, mask = _read(item, read_at, bucket.frames, fps)
+    if settings is None:
+        return Pixels(frames.astype(np.float32) / 255, mask)
+    changed, changed_mask = augment(
+        torch.from_numpy(frames),
+        None if mask is None else torch.from_numpy(mask),
+        (bucket.width, bucket.height),
+        settings,
+        (int(item.facts.sha256[:8] or "0", 16), variant),
+    )
+    return Pixels(changed.numpy(), None if changed_mask is None else changed_mask.numpy())
+
+
+def crop_to(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Resize to cover `size` (width, height) and cut the middle out."""
+    return image if image.size == size else ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+
+
+def read_thumbnail(path: Path, frames: int, side: int) -> Image.Image:
+    """A small RGB picture of a still, or of a clip's middle frame, for contact sheets.
+
+    Raises:
+        KilnError: the file cannot be read.
+    """
+    if frames > 1:
+        image = read_frames(path, [frames // 2], lambda picture: picture)[0]
+    else:
+        image = flatten(open_still(path, at_least=side)[0])
+    image.thumbnail((side, side), Image.Resampling.BOX)
+    return image
+
+
+def _read(item: Item, size: Bucket, frames: int, fps: float) -> tuple[np.ndarray, np.ndarray | None]:
+    """Frames (F, H, W, 3) uint8 and mask (H, W), both cut to `size`."""
+    box = (size.width, size.height)
+    facts = item.facts
+    if facts.frames > 1:
+        numbers = pick_frames(facts.frames, facts.fps, frames, fps)
+        cut = read_frames(item.path, numbers, lambda picture: np.asarray(crop_to(picture, box)))
+        mask = read_mask(item.mask).resize((facts.width, facts.height)) if item.mask else None
+        return np.stack(cut), _as_mask(mask, box)
+    image = open_still(item.path)[0]
+    mask = read_mask(item.mask) if item.mask else None
+    if mask is None and item.use_alpha and image.mode == "RGBA":
+        mask = image.getchannel("A")
+    if mask is not None and mask.size != image.size:
+        mask = mask.resize(image.size)
+    return np.asarray(crop_to(flatten(image), box))[None].copy(), _as_mask(mask, box)
+
+
+def _as_mask(mask: Image.Image | None, box: tuple[int, int]) -> np.ndarray | None:
+    return None if mask is None else np.asarray(crop_to(mask, box), dtype=np.float32) / 255
+
+
+def _with_room(item: Item, bucket: Bucket, room: float) -> Bucket:
+    """The bucket's shape, larger by `room` as far as the source holds that many pixels."""
+    fits = min(item.facts.width / bucket.width, item.facts.height / bucket.height)
+    scale = max(1.0, min(room, fits))
+    return bucket._replace(width=round(bucket.width * scale), height=round(bucket.height * scale))

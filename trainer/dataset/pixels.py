@@ -1,0 +1,143 @@
+"""Opening stills: upright, RGB, with what is transparent as a mask; never more memory than a fair picture needs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..errors import KilnError
+
+MAX_PIXELS = 89_478_485
+"""Larger stills are refused by their header, before anything is decoded (pillow's own limit, where it warns)."""
+
+MIN_SIDE = 16
+"""Pixels; the smallest side that can be trained on."""
+
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    OverflowError,
+    MemoryError,
+)
+
+
+def shown(path: Path) -> str:
+    """A path for messages: names that are not valid text keep their readable part."""
+    return str(path).encode("utf-8", "replace").decode()
+
+
+def open_still(path: Path, at_least: int = 0) -> tuple[Image.Image, tuple[int, int]]:
+    """One image, upright, as RGB or RGBA (RGBA only when some of it is transparent).
+
+    Args:
+        path: an image file.
+        at_least: pixels; a jpeg may be decoded smaller as long as its shorter side keeps this many. 0: full size.
+
+    Returns:
+        The image, and its full size (width, height) when upright.
+
+    Raises:
+        KilnError: the file cannot be decoded, moves, or is too large or too small.
+    """
+    try:
+        with Image.open(path) as opened:
+            _check_header(opened, path)
+            full = opened.size
+            if at_least and opened.format == "JPEG":
+                shrink = max(1, min(full) // at_least)
+                opened.draft(None, (full[0] // shrink, full[1] // shrink))
+            image = ImageOps.exif_transpose(opened)
+            if (image.width > image.height) != (opened.width > opened.height):
+                full = (full[1], full[0])
+            return _to_rgb(image), full
+    except Image.DecompressionBombError as error:  # pillow refuses before we see the size
+        found = re.search(r"\d+ pixels", str(error))
+        raise KilnError(_too_large(path, found[0] if found else "too many pixels")) from error
+    except UnidentifiedImageError as error:
+        what = "is empty" if path.stat().st_size == 0 else "is no image, or of a kind that is not known here"
+        raise KilnError(
+            f"The image {shown(path)} cannot be read: it {what}; replace or remove it."
+        ) from error
+    except _UNREADABLE as error:
+        if isinstance(error, KilnError):
+            raise
+        raise KilnError(
+            f"The image {shown(path)} cannot be read ({error or type(error).__name__}); replace or remove it."
+        ) from error
+
+
+def read_pixels(path: Path) -> Image.Image:
+    """One image as RGB, upright; transparency is laid on white.
+
+    Raises:
+        KilnError: the file cannot be decoded.
+    """
+    return flatten(open_still(path)[0])
+
+
+def flatten(image: Image.Image) -> Image.Image:
+    """RGB or RGBA -> RGB on white."""
+    if image.mode != "RGBA":
+        return image.convert("RGB")
+    page = Image.new("RGB", image.size, "white")
+    page.paste(image, mask=image.getchannel("A"))
+    return page
+
+
+def read_mask(path: Path) -> Image.Image:
+    """A mask file as grey: white counts. Its transparency, where it has any, is the mask instead.
+
+    Raises:
+        KilnError: the file cannot be decoded.
+    """
+    image = open_still(path)[0]
+    return image.getchannel("A") if image.mode == "RGBA" else image.convert("L")
+
+
+def _check_header(opened: Image.Image, path: Path) -> None:
+    width, height = opened.size
+    if width * height > MAX_PIXELS:
+        raise KilnError(_too_large(path, f"{width}x{height} pixels"))
+    if min(width, height) < MIN_SIDE:
+        raise KilnError(
+            f"The image {shown(path)} has {width}x{height} pixels; at least {MIN_SIDE}x{MIN_SIDE} are needed. "
+            "Remove it or replace it by a larger one."
+        )
+    frames = getattr(opened, "n_frames", 1)
+    if frames > 1 and opened.format not in ("MPO",):  # MPO: a photo with a preview or second view behind it
+        raise KilnError(
+            f"The image {shown(path)} holds {frames} pictures; save an animation as mp4 or gif, and pages as single "
+            "images."
+        )
+
+
+def _too_large(path: Path, size: str) -> str:
+    most = MAX_PIXELS // 1_000_000
+    return f"The image {shown(path)} has {size}; at most {most} million are read. Scale it down."
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return _eight_bits(image).convert("RGB")
+    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        lowest = rgba.getchannel("A").getextrema()[0]
+        return rgba if isinstance(lowest, int) and lowest < 255 else rgba.convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16- and 32-bit grey: pillow's own conversion would cut everything above 255 off."""
+    values = np.asarray(image).astype(np.float32)
+    highest = float(np.nan_to_num(values).max(initial=0.0))
+    white = 255.0 if highest <= 255 else 65535.0 if highest <= 65535 else highest
+    if image.mode.startswith("I;16"):
+        white = 65535.0
+    elif image.mode == "F" and highest <= 1:
+        white = 1.0
+    return Image.fromarray((np.nan_to_num(values) / white * 255).clip(0, 255).round().astype(np.uint8))
