@@ -19,6 +19,8 @@ class LoraKilnExtension(ComfyExtension):
             settings.KilnAdapterSettings,
             settings.KilnOptimizerSettings,
             settings.KilnObjectiveSettings,
+            settings.KilnValidationSettings,
+            settings.KilnGuardSettings,
             lora.KilnApplyLora,
             lora.KilnLoadLora,
             lora.KilnSaveLora,

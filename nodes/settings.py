@@ -13,18 +13,19 @@ from . import types
 Settings = dict[str, dict[str, Any]]  # KILN_SETTINGS: {"optimizer": {"weight_decay": 0.01}}
 
 
-def widget(name: str, field: dataclasses.Field[Any]) -> io.Input:
+def widget(name: str, field: dataclasses.Field[Any], optional: bool = False) -> io.Input:
     """The widget of one setting."""
     info, default = field.metadata, field.default
+    common: dict[str, Any] = {"default": default, "tooltip": info["doc"], "optional": optional}
     if info["options"] is not None:
-        return io.Combo.Input(name, options=list(info["options"]), default=default, tooltip=info["doc"])
+        return io.Combo.Input(name, options=list(info["options"]), **common)
+    if isinstance(default, bool):
+        return io.Boolean.Input(name, **common)
     if isinstance(default, str):
-        return io.String.Input(name, default=default, tooltip=info["doc"])
+        return io.String.Input(name, **common)
     kind = io.Int if isinstance(default, int) else io.Float
     options = {"min": info["minimum"], "max": info["maximum"], "step": info["step"]}
-    return kind.Input(
-        name, default=default, tooltip=info["doc"], **{k: v for k, v in options.items() if v is not None}
-    )
+    return kind.Input(name, **common, **{k: v for k, v in options.items() if v is not None})
 
 
 class _SettingsNode(io.ComfyNode):
@@ -39,7 +40,7 @@ class _SettingsNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         fields = config.field_info(cls.CONFIG)
         return io.Schema(
-            node_id=f"Kiln{cls.THEME.title()}Settings",
+            node_id=cls.__name__,
             display_name=f"{cls.TITLE} (LoRA Kiln)",
             category=types.CATEGORY,
             description=f"{cls.CONFIG.__doc__}",
@@ -77,3 +78,11 @@ class KilnOptimizerSettings(_SettingsNode):
 
 class KilnObjectiveSettings(_SettingsNode):
     THEME, TITLE, CONFIG = "objective", "Objective Settings", config.ObjectiveConfig
+
+
+class KilnValidationSettings(_SettingsNode):
+    THEME, TITLE, CONFIG = "validation", "Validation Settings", config.ValidationConfig
+
+
+class KilnGuardSettings(_SettingsNode):
+    THEME, TITLE, CONFIG = "guards", "Guard Settings", config.GuardConfig
