@@ -334,7 +334,8 @@ def _check_resumable(
     ):
         if before != after:
             raise KilnError(
-                f"The run cannot be resumed: its {what} is {before} and is {after} now. Set it back, or start a new run."
+                f"The run cannot be resumed: its {what} is {before} and is {after} now. Set it back, or start a new "
+                "run."
             )
     if state.step >= config.steps:
         log.warning(

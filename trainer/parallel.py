@@ -6,13 +6,15 @@ at batch size B do what one process does at batch size N * B. Alone is the ordin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 T = TypeVar("T")
+
+TEXT_BYTES = 8192
 
 
 class Alone:
@@ -41,6 +43,10 @@ class Alone:
     def wait(self) -> None:
         """Until all processes are here."""
 
+    def from_main(self, make: Callable[[], str]) -> str:
+        """What `make` returns in the main process, in all of them; short texts."""
+        return make()
+
 
 class Team(Alone):
     """The processes that `accelerate launch` started."""
@@ -48,7 +54,7 @@ class Team(Alone):
     def __init__(self) -> None:
         from accelerate import Accelerator
 
-        self._accelerator = Accelerator()
+        self._accelerator = Accelerator(cpu=not torch.accelerator.is_available())
         self.rank = self._accelerator.process_index
         self.size = self._accelerator.num_processes
         self.device = self._accelerator.device
@@ -61,6 +67,13 @@ class Team(Alone):
 
     def wait(self) -> None:
         self._accelerator.wait_for_everyone()
+
+    def from_main(self, make: Callable[[], str]) -> str:
+        letters = torch.zeros(TEXT_BYTES, dtype=torch.long)
+        if self.is_main:
+            text = make().encode()
+            letters[: len(text)] = torch.tensor(list(text))
+        return bytes(self.add_up(letters).tolist()).rstrip(b"\0").decode()
 
 
 def add_up_gradients(team: Alone, parameters: Sequence[nn.Parameter], loss: float) -> float:

@@ -12,10 +12,12 @@ from typing import Any
 from ...trainer import runfile
 from ...trainer.adapter.files import LoraWeights, origin_metadata, save_lora
 from ...trainer.config import TrainConfig
+from ...trainer.console import step_line
 from ...trainer.dataset.encoded import EncodedDataset
 from ...trainer.errors import KilnError
 from ...trainer.events import AdviceEvent, Controls, Event, Listener, MessageEvent, StepEvent, emitter
 from ...trainer.history import History, Recorder
+from ...trainer.parallel import Alone
 from ...trainer.tensorboard import TensorBoardListener, missing_sentence
 from . import paths
 from .background import raise_interrupted, run_in_background
@@ -96,8 +98,7 @@ def train_run(
     source: dict[str, str] | None = None,
     graph: dict[str, Any] | None = None,
     tensorboard: bool = False,
-    team: Any = None,
-    folder: Path | None = None,
+    team: Alone | None = None,
 ) -> Any:
     """One run from start to end on the calling thread: the node's worker and headless.py both come here.
 
@@ -106,7 +107,6 @@ def train_run(
     Args: as train_on_host, and
         source: how the model was loaded, for run.toml.
         team: the processes that train together.
-        folder: of the run, where the caller chooses it.
     """
     # peft and diffusers take seconds to import: not at the host's start
     from ...trainer.adapter.export import to_file
@@ -120,17 +120,22 @@ def train_run(
     denoiser = HostDenoiser(model, (config.batch_size, *largest))
     base_model = model_fingerprint(model)
     runs = paths.runs_folder()
-    fresh = folder or paths.new_run_folder()
-    resumed = choose_checkpoint(runs, resume, encoded.fingerprint, base_model, config.adapter)
+    team = team or Alone()
+
+    def choose() -> str:
+        """The folder, and in it the checkpoint to resume from."""
+        found = choose_checkpoint(runs, resume, encoded.fingerprint, base_model, config.adapter)
+        fresh = paths.new_run_folder()
+        return str(fresh / "") if found is None else str(run_folder_for(found, fresh) / found.name)
+
+    chosen = Path(team.from_main(choose))
+    resumed = chosen if chosen.name.startswith("step-") else None
+    folder = chosen if resumed is None else chosen.parent
     start = start_state(model, start_from, config.adapter) if start_from and resumed is None else None
-    folder = fresh if resumed is None else run_folder_for(resumed, fresh)
-    if resumed is not None:
-        resumed = folder / resumed.name
-    writes = team is None or team.is_main
 
     with ExitStack() as ending:
         history: History | None = None
-        if writes:
+        if team.is_main:
             described = runfile.RunFile(
                 model={**(source or {"loader": ""}), "fingerprint": base_model}, config=config
             )
@@ -168,7 +173,7 @@ def train_run(
         )
         lora = LoraWeights(to_file(result.adapter, config.adapter), metadata)
         path = folder / "lora.safetensors"
-        if result.step and writes:
+        if result.step and team.is_main:
             try:
                 save_lora(path, lora)
             except (
@@ -223,17 +228,3 @@ def _listener(progress: NodeProgress) -> Any:
             progress.say(event.text)
 
     return listen
-
-
-def step_line(event: StepEvent) -> str:
-    """Where a run stands, in one line."""
-    rate = f"{1 / event.seconds:.1f} steps/s" if event.seconds < 1 else f"{event.seconds:.1f} s/step"
-    left = event.seconds * (event.total - event.step)
-    return f"step {event.step}/{event.total}  loss {event.smoothed_loss:.4f}  {rate}  {clock(left)} left"
-
-
-def clock(seconds: float) -> str:
-    """h:mm:ss or m:ss."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
