@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import captions, dataset, lora, settings, training
+from . import captions, dataset, history, lora, settings, training
 
 
 class LoraKilnExtension(ComfyExtension):
@@ -21,8 +21,10 @@ class LoraKilnExtension(ComfyExtension):
             settings.KilnObjectiveSettings,
             settings.KilnValidationSettings,
             settings.KilnGuardSettings,
+            settings.KilnImportSettings,
             lora.KilnApplyLora,
             lora.KilnLoadLora,
             lora.KilnSaveLora,
             training.KilnLossPlot,
+            history.KilnRunHistory,
         ]

@@ -8,7 +8,18 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..trainer import config
+from ..trainer.import_settings import as_settings, import_settings, widget_values
 from . import types
+
+GUIDE_YAML = """rank: 64
+alpha: 32
+target_modules: [to_k, to_v, to_q, ff.net.0.proj]
+dropout: 0.05
+bias: none
+steps: 2000
+lr_scheduler: cosine_with_warmup
+lr_warmup_steps: 100
+"""
 
 Settings = dict[str, dict[str, Any]]  # KILN_SETTINGS: {"optimizer": {"weight_decay": 0.01}}
 
@@ -86,3 +97,61 @@ class KilnValidationSettings(_SettingsNode):
 
 class KilnGuardSettings(_SettingsNode):
     THEME, TITLE, CONFIG = "guards", "Guard Settings", config.GuardConfig
+
+
+class KilnImportSettings(io.ComfyNode):
+    """Settings from a YAML text."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="KilnImportSettings",
+            display_name="Import Settings (LoRA Kiln)",
+            category=types.CATEGORY,
+            description="Reads settings in YAML, as tuning guides and other trainers write them. Says of every key "
+            "what became of it; a key that is not known is an error. Connect the number outputs to the training node's "
+            "widgets.",
+            inputs=[
+                io.String.Input(
+                    "yaml",
+                    default=GUIDE_YAML,
+                    multiline=True,
+                    tooltip="Lines such as rank: 64. Sections are looked through; names that other trainers use are "
+                    "understood.",
+                ),
+                types.Settings.Input(
+                    "settings", optional=True, tooltip="Settings of other themes, to chain nodes."
+                ),
+            ],
+            outputs=[
+                types.Settings.Output(
+                    display_name="settings", tooltip="For the training node's settings input."
+                ),
+                io.Int.Output(display_name="steps", tooltip="For the training node's steps."),
+                io.Float.Output(
+                    display_name="learning_rate", tooltip="For the training node's learning_rate."
+                ),
+                io.Int.Output(display_name="rank", tooltip="For the training node's rank."),
+                io.Float.Output(display_name="alpha", tooltip="For the training node's alpha."),
+                io.Int.Output(display_name="batch_size", tooltip="For the training node's batch_size."),
+                io.String.Output(
+                    display_name="prompt_template",
+                    tooltip="For the template of Caption Template; empty without one.",
+                ),
+                io.String.Output(display_name="report", tooltip="What became of every key, one a line."),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, yaml: str, settings: Settings | None = None) -> io.NodeOutput:
+        found = import_settings(yaml)
+        values = widget_values(found)
+        report = "\n".join(found.report)
+        return io.NodeOutput(
+            {**(settings or {}), **as_settings(found)},
+            *(values[n] for n in ("steps", "learning_rate", "rank", "alpha", "batch_size")),
+            found.prompt_template,
+            report,
+            ui={"text": (report,)},
+        )

@@ -10,7 +10,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeVar
+
+import yaml
 
 from .errors import KilnError
 
@@ -468,9 +471,14 @@ def _build(config_class: type[T], values: dict[str, Any]) -> T:
     return config_class(**values)
 
 
-PRESETS: dict[str, dict[str, float]] = {
-    # The three recipes of the tuning guide: what each puts on the visible widgets of the training node.
-    "quick trial": {"steps": 500, "learning_rate": 1e-4, "rank": 32, "alpha": 32.0, "batch_size": 1},
-    "standard": {"steps": 1500, "learning_rate": 1e-4, "rank": 64, "alpha": 32.0, "batch_size": 1},
-    "character": {"steps": 2000, "learning_rate": 1e-4, "rank": 96, "alpha": 32.0, "batch_size": 1},
-}
+def _read_presets() -> dict[str, dict[str, float]]:
+    """The recipes in presets/, by name: what each puts on the visible widgets of the training node."""
+    found = {}
+    for name in ("quick_trial", "standard", "character", "style"):
+        file = Path(__file__).with_name("presets") / f"{name}.yaml"
+        values = yaml.safe_load(file.read_text("utf-8"))
+        found[values.pop("name")] = values
+    return found
+
+
+PRESETS = _read_presets()

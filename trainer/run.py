@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from safetensors import safe_open
 
 from . import checkpoint
 from .adapter.files import LoraWeights
 from .config import AdapterConfig, TrainConfig
 from .errors import KilnError
+from .safefile import write_text
 
 if TYPE_CHECKING:
     from .validation import ValidationPoint  # it brings diffusers, which takes seconds
@@ -62,6 +66,52 @@ class Run:
                 else ""
             )
         )
+
+
+RESULT, LORA = "result.json", "lora.safetensors"  # in a run's folder, when it has ended
+
+
+def save_result(run: Run) -> None:
+    """Leave beside the LoRA what load_run needs.
+
+    Raises:
+        KilnError: writing failed.
+    """
+    values = {
+        "config": run.config.to_dict(),
+        "losses": [x if math.isfinite(x) else None for x in run.losses],
+        "seconds": run.seconds,
+        "stopped": run.stopped,
+        "trained_parameters": run.trained_parameters,
+        "model_parameters": run.model_parameters,
+        "validation": [asdict(p) for p in run.validation],
+        "advice": run.advice,
+        "adapter_step": run.adapter_step,
+    }
+    write_text(run.folder / RESULT, json.dumps(values))
+
+
+def load_run(folder: Path) -> Run:
+    """A run that has ended, from its folder.
+
+    Raises:
+        KilnError: it left no LoRA, or its files are damaged.
+    """
+    from .validation import ValidationPoint
+
+    if not (folder / RESULT).is_file() or not (folder / LORA).is_file():
+        raise KilnError(f"The run {folder.name} has left no LoRA yet; resume it on the training node.")
+    try:
+        values = json.loads((folder / RESULT).read_text("utf-8"))
+        with safe_open(folder / LORA, "pt") as opened:
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a dict
+            lora = LoraWeights(tensors, opened.metadata())
+        values["losses"] = [math.nan if x is None else x for x in values["losses"]]
+        values["validation"] = [ValidationPoint(**p) for p in values["validation"]]
+        values["config"] = TrainConfig.from_dict(values["config"])
+        return Run(run_id=folder.name, folder=folder, lora=lora, **values)
+    except Exception as error:  # safetensors has its own error type
+        raise KilnError(f"The run {folder.name} cannot be read ({error}); choose another one.") from error
 
 
 NEW_RUN, LATEST = "new run", "latest"

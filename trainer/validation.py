@@ -104,8 +104,9 @@ def advise(
         config: the run's settings, named in the advice.
         skipped: steps that were not finite.
     """
+    if diverging := _diverging(losses, config, skipped):
+        return [diverging]  # what else the curves show is its consequence
     found = [
-        _diverging(losses, config, skipped),
         _overfitting(losses, points, config) or _weak_transfer(losses, points),
         _underfitting(losses, points, config),
     ]

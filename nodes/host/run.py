@@ -9,12 +9,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import comfy.model_management
+
 from ...trainer import runfile
 from ...trainer.adapter.files import LoraWeights, origin_metadata, save_lora
 from ...trainer.config import TrainConfig
 from ...trainer.console import step_line
 from ...trainer.dataset.encoded import EncodedDataset
 from ...trainer.errors import KilnError
+from ...trainer.estimate import Estimate, estimate
 from ...trainer.events import AdviceEvent, Controls, Event, Listener, MessageEvent, StepEvent, emitter
 from ...trainer.history import History, Recorder
 from ...trainer.parallel import Alone
@@ -111,7 +114,7 @@ def train_run(
     # peft and diffusers take seconds to import: not at the host's start
     from ...trainer.adapter.export import to_file
     from ...trainer.loop import train
-    from ...trainer.run import Run, choose_checkpoint, run_folder_for
+    from ...trainer.run import LORA, Run, choose_checkpoint, run_folder_for, save_result
     from .denoiser import HostDenoiser, host_weights
 
     if tensorboard and (missing := missing_sentence()):
@@ -132,6 +135,11 @@ def train_run(
     resumed = chosen if chosen.name.startswith("step-") else None
     folder = chosen if resumed is None else chosen.parent
     start = start_state(model, start_from, config.adapter) if start_from and resumed is None else None
+
+    plan = plan_memory(model, denoiser, config, largest)
+    emitter(listeners)(MessageEvent(text=plan.sentence()))
+    if plan.advice:
+        log.warning("%s", plan.sentence())
 
     with ExitStack() as ending:
         history: History | None = None
@@ -171,34 +179,61 @@ def train_run(
         metadata = origin_metadata(
             config.to_dict(), encoded.fingerprint, base_model, result.adapter_step, graph or {}
         )
-        lora = LoraWeights(to_file(result.adapter, config.adapter), metadata)
-        path = folder / "lora.safetensors"
+        run = Run(
+            run_id=folder.name,
+            folder=folder,
+            config=config,
+            lora=LoraWeights(to_file(result.adapter, config.adapter), metadata),
+            losses=result.losses,
+            seconds=result.seconds,
+            stopped=result.stopped,
+            trained_parameters=sum(t.numel() for t in result.adapter.values()),
+            model_parameters=sum(p.numel() for p in model.model.diffusion_model.parameters()),
+            validation=result.validation,
+            advice=result.advice,
+            adapter_step=result.adapter_step,
+        )
+        files = [folder / LORA]
         if result.step and team.is_main:
             try:
-                save_lora(path, lora)
+                save_lora(folder / LORA, run.lora)
+                save_result(run)
             except (
                 KilnError
             ) as error:  # the LoRA itself goes on to the next node, which may save it elsewhere
                 log.warning("%s", error)
+                files = []
         if history is not None:
             recorder.flush()
-            history.set_advice(folder.name, result.advice)
-            history.end(
-                folder.name, "stopped" if result.stopped else "done", seconds=result.seconds, files=[path]
-            )
-    return Run(
-        run_id=folder.name,
-        folder=folder,
-        config=config,
-        lora=lora,
-        losses=result.losses,
-        seconds=result.seconds,
-        stopped=result.stopped,
-        trained_parameters=sum(t.numel() for t in result.adapter.values()),
-        model_parameters=sum(p.numel() for p in model.model.diffusion_model.parameters()),
-        validation=result.validation,
-        advice=result.advice,
-        adapter_step=result.adapter_step,
+            history.set_advice(folder.name, run.advice)
+            history.end(folder.name, "stopped" if run.stopped else "done", seconds=run.seconds, files=files)
+    return run
+
+
+def plan_memory(model: Any, denoiser: Any, config: TrainConfig, latent_shape: tuple[int, ...]) -> Estimate:
+    """What the run will need of the device, against what it has free when the host makes room."""
+    from ...trainer.adapter.inject import choose_targets, layer_shape
+
+    module = model.model.diffusion_model
+    targets = choose_targets(module, config.adapter.target_modules, config.adapter.exclude_modules)
+    layers = dict(module.named_modules())
+    trained = sum(
+        layer_shape(t, config.adapter).rank * (layers[t].in_features + layers[t].out_features)
+        for t in targets
+    )
+    free = None
+    if denoiser.device.type != "cpu":
+        held = comfy.model_management.loaded_models()
+        free = comfy.model_management.get_free_memory(denoiser.device)
+        free += sum(m.loaded_size() for m in held if m.load_device == denoiser.device)
+    return estimate(
+        module,
+        targets,
+        config,
+        latent_shape,
+        bytes_per_value=denoiser.dtype.itemsize,
+        trained=trained,
+        free=free,
     )
 
 
