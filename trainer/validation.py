@@ -116,20 +116,20 @@ def advise(
 def _overfitting(
     losses: Sequence[float], points: Sequence[ValidationPoint], config: TrainConfig
 ) -> str | None:
-    best = best_of(points)
-    if best is None or not _fell(points):
-        return None
-    after = [p.loss for p in points if p.step > best.step]
-    if len(after) < 2:
+    best = min((p for p in points if math.isfinite(p.loss)), key=lambda p: p.loss, default=None)
+    after = [] if best is None else [p.loss for p in points if p.step > best.step]
+    if best is None or len(after) < 2:
         return None
     now = statistics.fmean(after[-2:])
     if now - best.loss <= max(RISE * best.loss, 3 * _noise(points)):
         return None
+    place = f"at step {best.step}" if best.step else "before training"
+    use = f"Use the checkpoint of step {best.step}; next time raise" if best.step else "Raise"
     return (
-        f"Overfitting: the validation loss was lowest at step {best.step} ({best.loss:.4f}) and is {now:.4f} now, "
-        f"{now / best.loss - 1:.0%} above it, with a training loss of {_recent(losses):.4f}. Use the checkpoint of "
-        f"step {best.step}; next time raise dropout (now {config.adapter.dropout:g}) or weight_decay (now "
-        f"{config.optimizer.weight_decay:g}), train about {best.step} steps, or add images."
+        f"Overfitting: the validation loss was lowest {place} ({best.loss:.4f}) and is {now:.4f} now, "
+        f"{now / best.loss - 1:.0%} above it, with a training loss of {_recent(losses):.4f}. {use} dropout (now "
+        f"{config.adapter.dropout:g}) or weight_decay (now {config.optimizer.weight_decay:g}), train "
+        f"{f'about {best.step}' if best.step else 'fewer'} steps, or add images."
     )
 
 
