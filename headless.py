@@ -1,12 +1,15 @@
-"""The shell's door to the engine. No ComfyUI is needed.
+"""The shell's door to the engine.
 
+    python headless.py train run.toml            (or: accelerate launch headless.py train run.toml)
     python headless.py info FILE [--json]
     python headless.py convert FILE OUT --format kohya
     python headless.py merge A.safetensors:0.8 B.safetensors:0.5 --out OUT [--method ties --rank 32]
     python headless.py merge A.safetensors:0.85 --base MODEL.safetensors --out MERGED.safetensors
     python headless.py resize FILE OUT --rank 16 [--energy 0.95]
 
-A peft adapter is named by its folder. An existing file is never replaced without --force.
+`train` uses ComfyUI's library, found as scripts/host_files.py finds it (COMFYUI_DIR, the ComfyUI that this pack lies
+in, or a fetched one); no server is started. The other commands need no ComfyUI. A peft adapter is named by its
+folder. An existing file is never replaced without --force.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,17 +26,20 @@ if TYPE_CHECKING:
     from trainer.adapter.files import LoraWeights
 
 PACK = "lora_kiln"
+HERE = Path(__file__).resolve().parent
 
 
 def load_pack() -> None:
-    """Make the pack importable as the host does, as a package: `nodes` and `server` are also the host's names."""
-    root = Path(__file__).resolve().parent
+    """Make this folder importable as the package lora_kiln."""
     spec = importlib.util.spec_from_file_location(
-        PACK, root / "__init__.py", submodule_search_locations=[str(root)]
+        PACK, HERE / "__init__.py", submodule_search_locations=[str(HERE)]
     )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[PACK] = module
+    sys.path[:] = [
+        p for p in sys.path if Path(p or ".").resolve() != HERE
+    ]  # its nodes/ would hide the host's
     spec.loader.exec_module(module)
 
 
@@ -41,6 +48,24 @@ def engine(name: str) -> Any:
     if PACK not in sys.modules:
         load_pack()
     return importlib.import_module(f"{PACK}.trainer.{name}")
+
+
+def train(arguments: argparse.Namespace) -> str:
+    """Train what a run file says."""
+    path = Path(arguments.run_file).resolve()
+    engine("errors")  # loads the pack
+    from lora_kiln.trainer.parallel import (  # type: ignore[import-not-found,unused-ignore]
+        Alone,
+        Team,
+    )
+
+    # Before the host is imported: it takes the device that Accelerate has chosen for this process
+    team = Team() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else Alone()
+    load_host(arguments.base_directory)
+    from lora_kiln.nodes.host.headless import train_file  # type: ignore[import-not-found,unused-ignore]
+
+    output = train_file(path, team)
+    return "" if output is None else str(output)
 
 
 def info(arguments: argparse.Namespace) -> str:
@@ -84,6 +109,28 @@ def merge(arguments: argparse.Namespace) -> str:
         seed=arguments.seed,
     )
     return f"{_save(merged, arguments)}\n{sentence}"
+
+
+def load_host(base_directory: str | None) -> None:
+    """Make ComfyUI's modules importable in this process."""
+    sys.path.insert(0, str(HERE))
+    from scripts.host_files import get_host
+    from scripts.launch_host import prepare
+
+    sys.path.remove(str(HERE))
+    host = get_host()
+    prepare(host)
+    import torch
+
+    sys.path.insert(0, str(host))
+    sys.argv = [str(host / "main.py")]
+    if base_directory:
+        sys.argv += ["--base-directory", str(Path(base_directory).resolve())]
+    if not torch.accelerator.is_available():
+        sys.argv.append("--cpu")
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
 
 
 def _save(lora: LoraWeights, arguments: argparse.Namespace) -> str:
@@ -133,6 +180,12 @@ def parser() -> argparse.ArgumentParser:
     """The command line; a command's function is its default `run`."""
     top = argparse.ArgumentParser(description="LoRA Kiln without ComfyUI.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
+    each = commands.add_parser("train", help="train what a run.toml says; every run leaves one in its folder")
+    each.add_argument("run_file", help="run.toml")
+    each.add_argument(
+        "--base-directory", help="where ComfyUI's models and user folders lie, if not in ComfyUI's own folder"
+    )
+    each.set_defaults(run=train)
     each = commands.add_parser(
         "info", help="what a LoRA is: format, family, rank, alpha, layers, norms, training"
     )
@@ -177,10 +230,12 @@ def main(words: list[str] | None = None) -> int:
     arguments = parser().parse_args(words)
     error = engine("errors").KilnError
     try:
-        print(arguments.run(arguments))
+        text = arguments.run(arguments)
     except error as problem:
         print(f"headless: {problem}", file=sys.stderr)
         return 1
+    if text:
+        print(text)
     return 0
 
 

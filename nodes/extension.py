@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import captions, compare, dataset, encoding, lora, merge, prompt, quality, settings, training
+from . import captions, compare, dataset, encoding, history, lora, merge, prompt, quality, settings, training
 
 
 class LoraKilnExtension(ComfyExtension):
@@ -25,6 +25,9 @@ class LoraKilnExtension(ComfyExtension):
             settings.KilnAdapterSettings,
             settings.KilnOptimizerSettings,
             settings.KilnObjectiveSettings,
+            settings.KilnValidationSettings,
+            settings.KilnGuardSettings,
+            settings.KilnImportSettings,
             lora.KilnApplyLora,
             lora.KilnLoadLora,
             lora.KilnSaveLora,
@@ -37,4 +40,5 @@ class LoraKilnExtension(ComfyExtension):
             merge.KilnResizeLora,
             merge.KilnExtractLora,
             training.KilnLossPlot,
+            history.KilnRunHistory,
         ]

@@ -8,23 +8,35 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..trainer import config
+from ..trainer.import_settings import as_settings, import_settings, widget_values
 from . import types
+
+GUIDE_YAML = """rank: 64
+alpha: 32
+target_modules: [to_k, to_v, to_q, ff.net.0.proj]
+dropout: 0.05
+bias: none
+steps: 2000
+lr_scheduler: cosine_with_warmup
+lr_warmup_steps: 100
+"""
 
 Settings = dict[str, dict[str, Any]]  # KILN_SETTINGS: {"optimizer": {"weight_decay": 0.01}}
 
 
-def widget(name: str, field: dataclasses.Field[Any]) -> io.Input:
+def widget(name: str, field: dataclasses.Field[Any], optional: bool = False) -> io.Input:
     """The widget of one setting."""
     info, default = field.metadata, field.default
+    common: dict[str, Any] = {"default": default, "tooltip": info["doc"], "optional": optional}
     if info["options"] is not None:
-        return io.Combo.Input(name, options=list(info["options"]), default=default, tooltip=info["doc"])
+        return io.Combo.Input(name, options=list(info["options"]), **common)
+    if isinstance(default, bool):
+        return io.Boolean.Input(name, **common)
     if isinstance(default, str):
-        return io.String.Input(name, default=default, tooltip=info["doc"])
+        return io.String.Input(name, **common)
     kind = io.Int if isinstance(default, int) else io.Float
     options = {"min": info["minimum"], "max": info["maximum"], "step": info["step"]}
-    return kind.Input(
-        name, default=default, tooltip=info["doc"], **{k: v for k, v in options.items() if v is not None}
-    )
+    return kind.Input(name, **common, **{k: v for k, v in options.items() if v is not None})
 
 
 class _SettingsNode(io.ComfyNode):
@@ -39,7 +51,7 @@ class _SettingsNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         fields = config.field_info(cls.CONFIG)
         return io.Schema(
-            node_id=f"Kiln{cls.THEME.title()}Settings",
+            node_id=cls.__name__,
             display_name=f"{cls.TITLE} (LoRA Kiln)",
             category=types.CATEGORY,
             description=f"{cls.CONFIG.__doc__}",
@@ -77,3 +89,69 @@ class KilnOptimizerSettings(_SettingsNode):
 
 class KilnObjectiveSettings(_SettingsNode):
     THEME, TITLE, CONFIG = "objective", "Objective Settings", config.ObjectiveConfig
+
+
+class KilnValidationSettings(_SettingsNode):
+    THEME, TITLE, CONFIG = "validation", "Validation Settings", config.ValidationConfig
+
+
+class KilnGuardSettings(_SettingsNode):
+    THEME, TITLE, CONFIG = "guards", "Guard Settings", config.GuardConfig
+
+
+class KilnImportSettings(io.ComfyNode):
+    """Settings from a YAML text."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="KilnImportSettings",
+            display_name="Import Settings (LoRA Kiln)",
+            category=types.CATEGORY,
+            description="Reads settings in YAML, as tuning guides and other trainers write them. Says of every key "
+            "what became of it; a key that is not known is an error. Connect the number outputs to the training node's "
+            "widgets.",
+            inputs=[
+                io.String.Input(
+                    "yaml",
+                    default=GUIDE_YAML,
+                    multiline=True,
+                    tooltip="Lines such as rank: 64. Sections are looked through; names that other trainers use are "
+                    "understood.",
+                ),
+                types.Settings.Input(
+                    "settings", optional=True, tooltip="Settings of other themes, to chain nodes."
+                ),
+            ],
+            outputs=[
+                types.Settings.Output(
+                    display_name="settings", tooltip="For the training node's settings input."
+                ),
+                io.Int.Output(display_name="steps", tooltip="For the training node's steps."),
+                io.Float.Output(
+                    display_name="learning_rate", tooltip="For the training node's learning_rate."
+                ),
+                io.Int.Output(display_name="rank", tooltip="For the training node's rank."),
+                io.Float.Output(display_name="alpha", tooltip="For the training node's alpha."),
+                io.Int.Output(display_name="batch_size", tooltip="For the training node's batch_size."),
+                io.String.Output(
+                    display_name="prompt_template",
+                    tooltip="For the template of Caption Template; empty without one.",
+                ),
+                io.String.Output(display_name="report", tooltip="What became of every key, one a line."),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, yaml: str, settings: Settings | None = None) -> io.NodeOutput:
+        found = import_settings(yaml)
+        values = widget_values(found)
+        report = "\n".join(found.report)
+        return io.NodeOutput(
+            {**(settings or {}), **as_settings(found)},
+            *(values[n] for n in ("steps", "learning_rate", "rank", "alpha", "batch_size")),
+            found.prompt_template,
+            report,
+            ui={"text": (report,)},
+        )

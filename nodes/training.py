@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,11 +10,14 @@ from comfy_api.latest import io, ui
 
 from ..trainer import config
 from ..trainer.dataset.encoded import EncodedDataset
-from ..trainer.run import Run
+from ..trainer.run import LATEST, NEW_RUN, Run, resume_labels
 from . import types
+from .host import paths
 from .host.lora import apply_lora
-from .host.run import RESUME_CHOICES, train_on_host
+from .host.run import train_on_host
 from .settings import Settings, widget
+
+NO_LORA = "none"
 
 _TRAIN = config.field_info(config.TrainConfig)
 _ADAPTER = config.field_info(config.AdapterConfig)
@@ -57,13 +61,31 @@ class KilnTrainLora(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "resume",
-                    options=list(RESUME_CHOICES),
-                    default=RESUME_CHOICES[0],
+                    options=[NEW_RUN, LATEST, *resume_labels(paths.runs_folder())],
+                    default=NEW_RUN,
                     tooltip="latest: go on from the newest checkpoint of this dataset, model, rank, alpha and target "
-                    "modules up to the steps above, or start a new run where there is none.",
+                    "modules up to the steps above, or start a new run where there is none. Or choose a run and a "
+                    "step; from an older step a copy goes on.",
                 ),
                 types.Settings.Input(
                     "settings", optional=True, tooltip="Further settings; defaults without it."
+                ),
+                io.Combo.Input(
+                    "start_from",
+                    options=[NO_LORA, *paths.lora_names()],
+                    default=NO_LORA,
+                    optional=True,
+                    tooltip="A LoRA file to begin from instead of fresh values, in any key format that ComfyUI reads. "
+                    "The run itself is new.",
+                ),
+                widget("checkpoint_every", _TRAIN["checkpoint_every"], optional=True),
+                widget("keep_checkpoints", _TRAIN["keep_checkpoints"], optional=True),
+                io.Boolean.Input(
+                    "tensorboard",
+                    default=False,
+                    optional=True,
+                    tooltip="Also write TensorBoard files under ComfyUI/user/__lora_kiln/tensorboard; needs "
+                    "the package tensorboard.",
                 ),
             ],
             outputs=[
@@ -76,6 +98,12 @@ class KilnTrainLora(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
+
+    @classmethod
+    def validate_inputs(cls, resume: str) -> bool:
+        """Naming `resume` switches off the host's check against the list, which was made when the page was loaded: a
+        run that has been made since may be chosen, and one that is gone gets our sentence."""
+        return True
 
     @classmethod
     async def execute(
@@ -91,25 +119,41 @@ class KilnTrainLora(io.ComfyNode):
         seed: int,
         resume: str,
         settings: Settings | None = None,
+        start_from: str = NO_LORA,
+        checkpoint_every: int = config.TrainConfig.checkpoint_every,
+        keep_checkpoints: int = config.TrainConfig.keep_checkpoints,
+        tensorboard: bool = False,
     ) -> io.NodeOutput:
         extra = settings or {}
         chosen = config.TrainConfig(
             steps=steps,
             batch_size=batch_size,
             seed=seed,
+            checkpoint_every=checkpoint_every,
+            keep_checkpoints=keep_checkpoints,
             adapter=config.AdapterConfig(**{**extra.get("adapter", {}), "rank": rank, "alpha": alpha}),
             optimizer=config.OptimizerConfig(
                 **{**extra.get("optimizer", {}), "learning_rate": learning_rate}
             ),
             objective=config.ObjectiveConfig(**extra.get("objective", {})),
+            validation=config.ValidationConfig(**extra.get("validation", {})),
+            guards=config.GuardConfig(**extra.get("guards", {})),
         )
         graph = {"prompt": cls.hidden.prompt, "workflow": (cls.hidden.extra_pnginfo or {}).get("workflow")}
         run = await train_on_host(
-            model, encoded, chosen, resume=resume, node_id=cls.hidden.unique_id, graph=graph
+            model,
+            encoded,
+            chosen,
+            resume=resume,
+            node_id=cls.hidden.unique_id,
+            graph=graph,
+            start_from="" if start_from == NO_LORA else start_from,
+            tensorboard=tensorboard,
         )
         trained, _ = apply_lora(model, None, run.lora, 1.0)
-        shown = {"text": (run.sentence(),), "summary": (run.summary(),)}
-        return io.NodeOutput(run.lora, trained, {"loss": run.losses}, run, ui=shown)
+        shown = {"text": (run.sentence(), *run.advice), "summary": (run.summary(),)}
+        losses = [x for x in run.losses if math.isfinite(x)]  # the host's plot knows no skipped steps
+        return io.NodeOutput(run.lora, trained, {"loss": losses}, run, ui=shown)
 
 
 class KilnLossPlot(io.ComfyNode):

@@ -10,7 +10,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeVar
+
+import yaml
 
 from .errors import KilnError
 
@@ -91,6 +94,48 @@ class AdapterConfig:
         "Otherwise a list of name endings (q k v o; diffusers names such as to_q are understood) or one regular "
         "expression over the full layer name.",
     )
+    exclude_modules: str = setting(
+        "",
+        "Layers to leave out of those chosen: a regular expression that is searched for in the full layer name, such "
+        "as cross_attn. Empty leaves none out.",
+    )
+    kind: str = setting(
+        "lora",
+        "Form of the update. lora: the usual one and the fastest. dora: with a trained length for every output. loha, "
+        "lokr: products of small matrices, smaller files. oft: rotates the outputs in blocks of about rank.",
+        options=("lora", "dora", "loha", "lokr", "oft"),
+    )
+    rank_stabilised: bool = setting(
+        False,
+        "Scale by alpha / sqrt(rank) instead of alpha / rank (rsLoRA), so that large ranks learn as fast as small "
+        "ones. For lora and dora.",
+    )
+    init: str = setting(
+        "default",
+        "Start values. default: the update starts at zero. orthogonal: both matrices orthogonal, also zero in product. "
+        "pissa: the layer's largest directions, learns faster; the file has twice the rank. For lora.",
+        options=("default", "orthogonal", "pissa"),
+    )
+    rank_pattern: str = setting(
+        "",
+        "Other ranks for some layers, as expression=rank or expression=rank:alpha, comma separated; the expression is "
+        "searched for in the full layer name and the first that is found counts. Example: ffn=16:8, self_attn=64.",
+    )
+    rank_dropout: float = setting(
+        0.0,
+        "Share of the ranks (lora) or outputs (loha, lokr) that is switched off at each step; 0.1 is usual.",
+        minimum=0.0,
+        maximum=0.9,
+        step=0.01,
+    )
+    max_weight_norm: float = setting(
+        0.0,
+        "A layer whose update has a larger Frobenius norm is scaled down to it after every step; 1 is usual, 0 "
+        "switches it off. For lora.",
+        minimum=0.0,
+        maximum=1000.0,
+        step=0.1,
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -98,7 +143,7 @@ class AdapterConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """How the adapter's weights move: AdamW, its schedule and its limits."""
+    """How the adapter's weights move: the optimizer, its schedule and its limits."""
 
     learning_rate: float = setting(
         1e-4,
@@ -117,7 +162,7 @@ class OptimizerConfig:
     schedule: str = setting(
         "cosine",
         "Course of the learning rate after the warmup.",
-        options=("constant", "linear", "cosine"),
+        options=("constant", "linear", "cosine", "cosine_with_restarts", "polynomial"),
     )
     warmup_ratio: float = setting(
         0.05,
@@ -125,6 +170,25 @@ class OptimizerConfig:
         minimum=0.0,
         maximum=1.0,
         step=0.01,
+    )
+    warmup_steps: int = setting(
+        0, "Steps of the warmup; 0 leaves it to warmup_ratio.", minimum=0, maximum=1_000_000
+    )
+    warmup_start: float = setting(
+        0.0,
+        "Learning rate at which the warmup starts, as a share 0-1 of the peak. A progressive start: 0.1 here and a "
+        "warmup_ratio of 0.3.",
+        minimum=0.0,
+        maximum=1.0,
+        step=0.01,
+    )
+    schedule_cycles: int = setting(1, "Number of waves of cosine_with_restarts.", minimum=1, maximum=1000)
+    schedule_power: float = setting(
+        1.0,
+        "Exponent of polynomial; 1 is linear, 2 falls faster at first.",
+        minimum=0.01,
+        maximum=10.0,
+        step=0.1,
     )
     max_grad_norm: float = setting(
         1.0,
@@ -140,6 +204,28 @@ class OptimizerConfig:
         minimum=1,
         maximum=1024,
     )
+    optimizer: str = setting(
+        "adamw",
+        "adamw, adafactor (torch), adamw_8bit (needs the package bitsandbytes), lion, prodigy, schedule_free_adamw "
+        "or any class name of the package pytorch_optimizer (needs it). prodigy wants a learning rate of 1, lion a "
+        "third of AdamW's, schedule_free_adamw a constant schedule.",
+    )
+    lora_plus_ratio: float = setting(
+        1.0,
+        "Learning rate of the B matrices over that of the A matrices (LoRA+); 1 treats them alike, 4-16 is usual. For "
+        "lora and dora.",
+        minimum=0.01,
+        maximum=100.0,
+        step=0.5,
+    )
+    ema_decay: float = setting(
+        0.0,
+        "Decay of a running mean of the weights (EMA), which is then what is validated and saved; 0.99-0.999 is "
+        "usual, 0 switches it off.",
+        minimum=0.0,
+        maximum=0.99999,
+        step=0.001,
+    )
     beta1: float = setting(0.9, "Decay of AdamW's running mean.", minimum=0.0, maximum=0.9999, step=0.001)
     beta2: float = setting(
         0.999, "Decay of AdamW's running variance.", minimum=0.0, maximum=0.99999, step=0.001
@@ -151,12 +237,22 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """At which noise levels the model is trained."""
+    """At which noise levels the model is trained, and how its errors count."""
 
     timestep_sampling: str = setting(
         "logit_normal",
-        "How noise levels are drawn: logit_normal favours the middle, uniform takes all alike.",
-        options=("logit_normal", "uniform"),
+        "How noise levels are drawn: logit_normal favours the middle, uniform takes all alike, mode is SD3's flatter "
+        "curve with raised ends.",
+        options=("logit_normal", "uniform", "mode"),
+    )
+    logit_mean: float = setting(
+        0.0, "Centre of logit_normal; above 0 means noisier.", minimum=-5.0, maximum=5.0, step=0.1
+    )
+    logit_std: float = setting(
+        1.0, "Width of logit_normal; larger is nearer to uniform.", minimum=0.01, maximum=10.0, step=0.1
+    )
+    mode_scale: float = setting(
+        1.29, "Strength of mode; 0 is uniform.", minimum=-1.0, maximum=1.75, step=0.01
     )
     shift: float = setting(
         3.0,
@@ -182,6 +278,40 @@ class ObjectiveConfig:
         step=0.01,
     )
 
+    loss: str = setting(
+        "l2",
+        "Measure of error: l2 (squared), l1 (absolute), huber (squared below huber_delta, absolute above; bears "
+        "outliers).",
+        options=("l2", "l1", "huber"),
+    )
+    huber_delta: float = setting(
+        0.1, "Where huber turns from squared to absolute.", minimum=0.0001, maximum=10.0, step=0.01
+    )
+    weighting: str = setting(
+        "none",
+        "How much each noise level counts. min_snr is for models that predict noise or v; sigma_sqrt and cosmap "
+        "(SD3) are for flow matching.",
+        options=("none", "min_snr", "sigma_sqrt", "cosmap"),
+    )
+    min_snr_gamma: float = setting(
+        5.0, "Ceiling of the signal-to-noise ratio in min_snr.", minimum=0.1, maximum=100.0, step=0.5
+    )
+    noise_offset: float = setting(
+        0.0,
+        "Adds a constant of this size to each channel of the noise, for darker and brighter images; 0.05 is usual, 0 "
+        "switches it off. For models that predict noise or v.",
+        minimum=0.0,
+        maximum=1.0,
+        step=0.01,
+    )
+    regularisation_weight: float = setting(
+        1.0,
+        "Factor on the loss of regularisation items (prior preservation).",
+        minimum=0.0,
+        maximum=100.0,
+        step=0.1,
+    )
+
     def __post_init__(self) -> None:
         check_ranges(self)
         if self.min_timestep >= self.max_timestep:
@@ -189,6 +319,76 @@ class ObjectiveConfig:
                 f"min_timestep is {self.min_timestep} and max_timestep {self.max_timestep}; "
                 "the minimum must be smaller."
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """How the run is measured on held-out items, whose role is validation, and what follows from it."""
+
+    every: int = setting(
+        100,
+        "Steps between measurements, 0 for none. Always the same noise at the same noise levels, so the curve is "
+        "smooth.",
+        minimum=0,
+        maximum=1_000_000,
+    )
+    levels: int = setting(
+        4,
+        "Noise levels measured per item: the middles of as many equal shares of what training draws. One forward pass "
+        "each.",
+        minimum=1,
+        maximum=32,
+    )
+    patience: int = setting(
+        0,
+        "Stop early when this many measurements in a row were no better than the best; 0 never stops early.",
+        minimum=0,
+        maximum=1000,
+    )
+    result: str = setting(
+        "last",
+        "Which weights the run hands on: those of the last step, or those of the best measurement.",
+        options=("last", "best"),
+    )
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """What happens when a step goes wrong."""
+
+    max_bad_steps: int = setting(
+        3,
+        "Steps in a row whose loss or gradient is not finite that are skipped; one more is too many.",
+        minimum=0,
+        maximum=1000,
+    )
+    on_divergence: str = setting(
+        "roll_back",
+        "After too many bad steps: roll_back to the last checkpoint and halve the learning rate, or stop.",
+        options=("roll_back", "stop"),
+    )
+    max_rollbacks: int = setting(
+        3, "Roll-backs after which the run stops all the same.", minimum=1, maximum=100
+    )
+    spike_factor: float = setting(
+        0.0,
+        "A step whose loss is more than this many times the recent median pulls no harder than one at that limit; 5 is "
+        "usual, 0 switches it off.",
+        minimum=0.0,
+        maximum=1000.0,
+        step=0.5,
+    )
+    retry_out_of_memory: bool = setting(
+        True,
+        "When the device's memory runs out, try the step again with activation checkpointing, then in smaller parts "
+        "with the same effective batch.",
+    )
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,9 +419,14 @@ class TrainConfig:
         minimum=0,
         maximum=1_000_000,
     )
+    keep_checkpoints: int = setting(
+        2, "Newest checkpoints of a run that stay on disk, beside its best.", minimum=1, maximum=1000
+    )
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    guards: GuardConfig = field(default_factory=GuardConfig)
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -229,7 +434,8 @@ class TrainConfig:
     @property
     def warmup_steps(self) -> int:
         """Steps of the warmup; never the whole run."""
-        return min(round(self.steps * self.optimizer.warmup_ratio), self.steps - 1)
+        asked = self.optimizer.warmup_steps or round(self.steps * self.optimizer.warmup_ratio)
+        return min(asked, self.steps - 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, for JSON."""
@@ -242,14 +448,19 @@ class TrainConfig:
         Raises:
             KilnError: a key is unknown or a value is out of range.
         """
-        nested: dict[str, type] = {
-            "adapter": AdapterConfig,
-            "optimizer": OptimizerConfig,
-            "objective": ObjectiveConfig,
-        }
-        plain = {k: v for k, v in values.items() if k not in nested}
-        parts: dict[str, Any] = {k: _build(c, values.get(k, {})) for k, c in nested.items()}
+        plain = {k: v for k, v in values.items() if k not in THEMES}
+        parts: dict[str, Any] = {k: _build(c, values.get(k, {})) for k, c in THEMES.items()}
         return _build(cls, {**plain, **parts})
+
+
+THEMES: dict[str, type] = {
+    "adapter": AdapterConfig,
+    "optimizer": OptimizerConfig,
+    "objective": ObjectiveConfig,
+    "validation": ValidationConfig,
+    "guards": GuardConfig,
+}
+"""The nested configs of TrainConfig: one settings node each."""
 
 
 def _build(config_class: type[T], values: dict[str, Any]) -> T:
@@ -260,9 +471,14 @@ def _build(config_class: type[T], values: dict[str, Any]) -> T:
     return config_class(**values)
 
 
-PRESETS: dict[str, dict[str, float]] = {
-    # The three recipes of the tuning guide: what each puts on the visible widgets of the training node.
-    "quick trial": {"steps": 500, "learning_rate": 1e-4, "rank": 32, "alpha": 32.0, "batch_size": 1},
-    "standard": {"steps": 1500, "learning_rate": 1e-4, "rank": 64, "alpha": 32.0, "batch_size": 1},
-    "character": {"steps": 2000, "learning_rate": 1e-4, "rank": 96, "alpha": 32.0, "batch_size": 1},
-}
+def _read_presets() -> dict[str, dict[str, float]]:
+    """The recipes in presets/, by name: what each puts on the visible widgets of the training node."""
+    found = {}
+    for name in ("quick_trial", "standard", "character", "style"):
+        file = Path(__file__).with_name("presets") / f"{name}.yaml"
+        values = yaml.safe_load(file.read_text("utf-8"))
+        found[values.pop("name")] = values
+    return found
+
+
+PRESETS = _read_presets()

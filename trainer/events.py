@@ -48,7 +48,25 @@ class MessageEvent:
     text: str
 
 
-Event = StepEvent | CheckpointEvent | MessageEvent
+@dataclass(frozen=True, kw_only=True)
+class ValidationEvent:
+    """The held-out items were measured."""
+
+    step: int
+    loss: float  # mean over items and noise levels
+    bands: tuple[float, ...]  # by noise level, from clean to noisy
+    best_step: int  # of the lowest loss so far
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdviceEvent:
+    """What the curves say has changed; the whole present advice, one sentence or two each, maybe none."""
+
+    step: int
+    advice: tuple[str, ...]
+
+
+Event = StepEvent | CheckpointEvent | MessageEvent | ValidationEvent | AdviceEvent
 Listener = Callable[[Event], None]
 
 

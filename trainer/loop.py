@@ -4,7 +4,8 @@
 
 `train` runs on the calling thread and leaves the model alone when it returns, whatever happened. It stops at a step
 boundary when told to, keeps what it has learned, and can go on later from its checkpoint exactly where it was:
-every random draw is a function of the seed and the step (see rng.py).
+every random draw is a function of the seed and the step (see rng.py), and whatever else a step depends on is in the
+checkpoint (see checkpoint.py). A step that goes wrong is handled in guards.py.
 """
 
 from __future__ import annotations
@@ -13,38 +14,78 @@ import logging
 import math
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from . import checkpoint, objective
+from . import checkpoint, guards, objective, validation
+from .activation import checkpoint_blocks
 from .adapter.fused import FrozenWeights, resident_weights
-from .adapter.inject import LoraAdapter
 from .config import TrainConfig
 from .dataset.batches import BatchOrder, ItemStore, Showing
 from .dataset.encoded import EncodedDataset
 from .denoiser import Denoiser
 from .errors import KilnError
-from .events import CheckpointEvent, Controls, Listener, MessageEvent, StepEvent, Stopped
-from .optim import make_optimizer, make_schedule
+from .events import (
+    AdviceEvent,
+    CheckpointEvent,
+    Controls,
+    Listener,
+    MessageEvent,
+    StepEvent,
+    Stopped,
+    ValidationEvent,
+)
+from .guards import GuardState
+from .learner import Learner
+from .parallel import Alone, add_up_gradients
 from .rng import generator
 from .smoothing import SmoothedLoss
+from .validation import ValidationPoint
 
 log = logging.getLogger(__name__)
+
+ADVISE_EVERY = 100  # steps between looks at the training curve where nothing is measured
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
     """What a run leaves: also when it was stopped early."""
 
-    adapter: dict[str, Tensor]  # LoraAdapter.state_dict()
+    adapter: dict[
+        str, Tensor
+    ]  # LoraAdapter.state_dict(), of the last step or the best measurement, as configured
     config: TrainConfig
-    losses: list[float]  # one per step
+    losses: list[float]  # one per step; nan where the step was skipped
     step: int  # steps done
     seconds: float  # spent in this session of the run
-    stopped: bool  # before the last step
+    stopped: bool  # by the user, before the last step
+    validation: list[ValidationPoint] = field(default_factory=list)
+    advice: list[str] = field(default_factory=list)
+    adapter_step: int = 0  # whose weights `adapter` holds
+    stopped_early: bool = False  # by the validation loss
+
+
+@dataclass
+class _Progress:
+    """Where the run stands, beside its weights."""
+
+    losses: list[float] = field(default_factory=list)
+    points: list[ValidationPoint] = field(default_factory=list)
+    guard: GuardState = field(default_factory=GuardState)
+    advice: list[str] = field(default_factory=list)
+
+    @property
+    def step(self) -> int:
+        return len(self.losses)
+
+    def put_back(self, state: checkpoint.RunState | None) -> None:
+        """As a checkpoint says; None is the beginning."""
+        self.losses = list(state.losses) if state else []
+        self.points = [ValidationPoint(**p) for p in state.validation] if state else []
+        self.guard = GuardState.from_dict(state.guard) if state else GuardState()
 
 
 def train(
@@ -58,6 +99,8 @@ def train(
     controls: Controls | None = None,
     emit: Listener = lambda event: None,
     resume_from: Path | None = None,
+    start_from: dict[str, Tensor] | None = None,
+    team: Alone | None = None,
 ) -> TrainResult:
     """Train a LoRA.
 
@@ -71,20 +114,22 @@ def train(
         controls: how others stop the run or borrow the device.
         emit: receives events.
         resume_from: a checkpoint folder of a run of the same model and dataset.
+        start_from: an adapter state dict to begin from instead of fresh values.
+        team: the processes that train together.
 
     Raises:
-        KilnError: model and dataset do not match, the checkpoint does not fit, or the loss is no longer finite.
-            A checkpoint that cannot be written is a MessageEvent: the run goes on.
+        KilnError: model, dataset and settings do not match, the checkpoint does not fit, the loss stays non-finite, or
+            the device's memory does not suffice. A checkpoint that cannot be written is a MessageEvent: the run goes
+            on.
     """
-    controls = controls or Controls()
-    if dataset.channels != denoiser.latent_channels:
-        raise KilnError(
-            f"The encoded latents have {dataset.channels} channels and this model needs {denoiser.latent_channels}; "
-            "encode the dataset with the VAE that belongs to the model."
-        )
+    controls, team = controls or Controls(), team or Alone()
+    _check_fits(denoiser, dataset, config)
     items = [i for i in dataset.items if i.role != "validation"]
-    order = BatchOrder([i.shape for i in items], [i.repeats for i in items], config.batch_size, config.seed)
+    order = BatchOrder(
+        [i.shape for i in items], [i.repeats for i in items], config.batch_size * team.size, config.seed
+    )
     store = ItemStore(items, config.seed)
+    held_out = ItemStore([i for i in dataset.items if i.role == "validation"], config.seed)
     accumulation = config.optimizer.gradient_accumulation
     started = time.monotonic()
 
@@ -92,110 +137,264 @@ def train(
         controls.take_device()
         ending.callback(controls.give_device)  # after the session is closed
         session.enter_context(denoiser.session())
-        adapter = LoraAdapter(denoiser.module, config.adapter, config.seed, weights, denoiser.device)
-        parameters = adapter.parameters()
-        optimizer = make_optimizer(parameters, config)
-        losses: list[float] = []
+        learner = Learner(denoiser, config, weights, start_from)
+        progress = _Progress()
         if resume_from is not None:
-            losses = _resume(resume_from, adapter, optimizer, dataset, base_model)
-        schedule = make_schedule(optimizer, config, len(losses))
+            _check_resumable(resume_from, dataset, base_model, config, team.size)
+            progress.put_back(learner.restore(resume_from))
         smoothed = SmoothedLoss()
-        for loss_then in losses:
+        for loss_then in progress.losses:
             smoothed.add(loss_then)
-        stopped = False
+        stopped = stopped_early = False
+
+        def say(text: str) -> None:
+            log.warning("%s", text)
+            emit(MessageEvent(text=text))
 
         def save() -> None:
-            if not losses:
+            if not progress.step or not team.is_main:
                 return
             state = checkpoint.RunState(
-                step=len(losses),
-                losses=losses,
+                step=progress.step,
+                losses=progress.losses,
                 config=config.to_dict(),
                 dataset=dataset.fingerprint,
                 base_model=base_model,
+                processes=team.size,
+                validation=[asdict(p) for p in progress.points],
+                guard=asdict(progress.guard),
+                ema_updates=learner.ema_updates,
             )
             try:
-                path = checkpoint.save_checkpoint(run_folder, state, adapter.state_dict(), optimizer)
-            except (
-                KilnError
-            ) as error:  # a full disk must not end a run of hours: older checkpoints are still there
-                log.warning("%s", error)
-                emit(MessageEvent(text=str(error)))
+                path = learner.save(run_folder, state)
+            except KilnError as error:  # a full disk must not end a run of hours: older checkpoints are there
+                say(str(error))
             else:
-                emit(CheckpointEvent(step=len(losses), path=path))
+                emit(CheckpointEvent(step=progress.step, path=path))
 
+        def measure() -> None:
+            """Validate, keep the best, say what the curves say."""
+            with learner.as_used():
+                point = validation.measure(denoiser, held_out, config, progress.step, team)
+            progress.points.append(point)
+            best = validation.best_of(progress.points)
+            emit(
+                ValidationEvent(
+                    step=point.step,
+                    loss=point.loss,
+                    bands=tuple(point.bands),
+                    best_step=best.step if best else 0,
+                )
+            )
+            if best is point:
+                save()
+
+        def look_at_curves() -> None:
+            advice = validation.advise(progress.losses, progress.points, config, progress.guard.skipped)
+            if advice != progress.advice:
+                progress.advice = advice
+                emit(AdviceEvent(step=progress.step, advice=tuple(advice)))
+
+        measures = bool(config.validation.every and held_out.items)
+        patience = config.validation.patience
         try:
-            for step in range(len(losses), config.steps):
-                controls.at_boundary(session.close, lambda: session.enter_context(denoiser.session()))
+            if measures and not progress.points:
+                measure()  # before training: what the model does without the LoRA
+            stopped_early = validation.is_over(progress.points, patience)
+            while progress.step < config.steps and not stopped_early:
+                _boundary(controls, team, denoiser, session)
+                step = progress.step
                 step_started = time.monotonic()
 
-                # Gradients: the mean over all items of the step, however they are spread over batches
+                # Gradients: the mean over all items of the step, however they are spread over batches and processes
                 batches = [order.batch(step * accumulation + micro) for micro in range(accumulation)]
-                count = sum(map(len, batches))
-                total = 0.0
-                for micro, showings in enumerate(batches):
-                    batch = store.load(showings)
-                    question = _question(denoiser, config, batch.latents, showings)
-                    adapter.set_step(config.seed, step * accumulation + micro)
-                    answer = denoiser.forward(
-                        question.noisy,
-                        question.timestep,
-                        {k: v.to(denoiser.device) for k, v in batch.conditioning.items()},
-                    )
-                    errors = objective.loss_per_item(answer, question.target, batch.mask)
-                    loss = (errors * batch.weight.to(errors)).sum() / count
-                    loss.backward()
-                    total += loss.item()
+
+                def gradients(step: int = step, batches: list[list[Showing]] = batches) -> float:
+                    return _gradients(denoiser, config, learner, store, step, batches, progress.guard, team)
+
+                loss = guards.with_less_memory(
+                    gradients,
+                    progress.guard,
+                    config.guards,
+                    largest_batch=max(map(len, batches)),
+                    clean_up=learner.forget_gradients,
+                    say=say,
+                )
+                loss = add_up_gradients(team, learner.parameters, loss)
+                limit = guards.spike_limit(progress.losses, config.guards)
+                if loss > limit:
+                    progress.guard.clipped_spikes += 1
+                    for parameter in learner.parameters:
+                        if parameter.grad is not None:
+                            parameter.grad.mul_(limit / loss)
+                grad_norm = learner.clip_gradients()
 
                 # Step
-                limit = config.optimizer.max_grad_norm or math.inf
-                grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
-                if not (math.isfinite(total) and math.isfinite(grad_norm)):
-                    raise KilnError(
-                        f"The loss became {total} and its gradient {grad_norm} at step {step + 1}; lower the learning "
-                        f"rate (now {config.optimizer.learning_rate:g}) and set resume to latest, or start again."
-                    )
-                learning_rate = float(schedule.get_last_lr()[0])
-                optimizer.step()
-                schedule.step()
-                optimizer.zero_grad(set_to_none=True)
-                losses.append(total)
+                rate = learner.rate_at(step, progress.guard.rate)
+                if math.isfinite(loss) and math.isfinite(grad_norm):
+                    learner.move(step, progress.guard.rate)
+                    progress.guard.bad_in_a_row = 0
+                    progress.losses.append(loss)
+                else:
+                    learner.forget_gradients()
+                    progress.losses.append(math.nan)
+                    what = f"The loss became {loss} and its gradient {grad_norm}"
+                    say(f"{what} at step {step + 1}: the step was skipped.")
+                    if guards.note_bad_step(progress.guard, config.guards):
+                        guards.check_may_roll_back(progress.guard, config.guards, step + 1, rate, what)
+                        _roll_back(learner, progress, run_folder, team)
+                        say(
+                            f"{what} too often: back at step {progress.step}, with {progress.guard.rate:g} of the "
+                            "learning rate from now on."
+                        )
+                        continue
                 emit(
                     StepEvent(
-                        step=len(losses),
+                        step=progress.step,
                         total=config.steps,
-                        loss=total,
-                        smoothed_loss=smoothed.add(total),
-                        learning_rate=learning_rate,
+                        loss=progress.losses[-1],
+                        smoothed_loss=smoothed.add(progress.losses[-1]),
+                        learning_rate=rate,
                         grad_norm=grad_norm,
                         seconds=time.monotonic() - step_started,
-                        epoch=len(losses) * accumulation / order.batches_per_epoch,
+                        epoch=progress.step * accumulation / order.batches_per_epoch,
                     )
                 )
 
                 # Once in a while
-                if (
-                    config.checkpoint_every
-                    and len(losses) % config.checkpoint_every == 0
-                    and step + 1 < config.steps
-                ):
+                last = progress.step == config.steps
+                if measures and (progress.step % config.validation.every == 0 or last):
+                    measure()
+                    look_at_curves()
+                    stopped_early = validation.is_over(progress.points, patience)
+                elif progress.step % ADVISE_EVERY == 0 or last:
+                    look_at_curves()
+                if config.checkpoint_every and progress.step % config.checkpoint_every == 0 and not last:
                     save()
             save()
         except Stopped:
             stopped = True
+            if not learner.adapter.has_base:  # told to stop while it had stepped aside
+                session.enter_context(denoiser.session())
             save()
         except Exception:
             save()
             raise
 
+        if not any(map(math.isfinite, progress.losses)) and not stopped:
+            raise KilnError(
+                f"None of the {progress.step} steps had a finite loss; check the dataset's latents and lower the "
+                f"learning rate (now {config.optimizer.learning_rate:g})."
+            )
+        team.wait()
+        best = checkpoint.best_checkpoint(run_folder) if config.validation.result == "best" else None
         return TrainResult(
-            adapter=adapter.state_dict(),
+            adapter=learner.output() if best is None else checkpoint.read_output(best),
+            adapter_step=progress.step if best is None else checkpoint.read_state(best).step,
             config=config,
-            losses=losses,
-            step=len(losses),
+            losses=progress.losses,
+            step=progress.step,
             seconds=time.monotonic() - started,
             stopped=stopped,
+            stopped_early=stopped_early and progress.step < config.steps,
+            validation=progress.points,
+            advice=validation.advise(progress.losses, progress.points, config, progress.guard.skipped),
         )
+
+
+def _check_fits(denoiser: Denoiser, dataset: EncodedDataset, config: TrainConfig) -> None:
+    objective.check_fits(config.objective, denoiser.prediction)
+    if dataset.channels != denoiser.latent_channels:
+        raise KilnError(
+            f"The encoded latents have {dataset.channels} channels and this model needs {denoiser.latent_channels}; "
+            "encode the dataset with the VAE that belongs to the model."
+        )
+    if all(i.role == "validation" for i in dataset.items):
+        raise KilnError(
+            f"All {len(dataset.items)} items are held out for validation; connect items to train on."
+        )
+
+
+def _check_resumable(
+    path: Path, dataset: EncodedDataset, base_model: str, config: TrainConfig, processes: int
+) -> None:
+    state = checkpoint.read_state(path)
+    for what, saved, now in (
+        ("dataset", state.dataset, dataset.fingerprint),
+        ("model", state.base_model, base_model),
+    ):
+        if saved != now:
+            raise KilnError(
+                f"The run cannot be resumed: its {what} is not the one connected now. Connect the same {what}, or "
+                "start a new run."
+            )
+    for what, before, after in (
+        ("kind of adapter", state.config["adapter"].get("kind", "lora"), config.adapter.kind),
+        ("number of processes", str(state.processes), str(processes)),
+    ):
+        if before != after:
+            raise KilnError(
+                f"The run cannot be resumed: its {what} is {before} and is {after} now. Set it back, or start a new "
+                "run."
+            )
+    if state.step >= config.steps:
+        log.warning(
+            "The run has %d steps already and steps is %d: nothing is trained.", state.step, config.steps
+        )
+
+
+def _boundary(controls: Controls, team: Alone, denoiser: Denoiser, session: ExitStack) -> None:
+    """Between steps: stop when told to, and give the device away while somebody else wants it."""
+    if team.size > 1:  # all stop together, or those who go on would wait for the others for ever
+        if team.any(controls.stop_requested):
+            raise Stopped
+        return
+    controls.at_boundary(session.close, lambda: session.enter_context(denoiser.session()))
+
+
+def _gradients(
+    denoiser: Denoiser,
+    config: TrainConfig,
+    learner: Learner,
+    store: ItemStore,
+    step: int,
+    batches: list[list[Showing]],
+    guard: GuardState,
+    team: Alone,
+) -> float:
+    """Add one step's gradients of this process's share; returns its share of the loss."""
+    if guard.activation_checkpointing:
+        checkpoint_blocks(denoiser.module)
+    count = sum(map(len, batches))
+    total = 0.0
+    for micro, batch_showings in enumerate(batches):
+        for part in range(guard.parts):
+            showings = list(team.share(batch_showings))[part :: guard.parts]
+            if not showings:
+                continue
+            batch = store.load(showings)
+            question = _question(denoiser, config, batch.latents, showings)
+            place = step * config.optimizer.gradient_accumulation + micro
+            learner.adapter.set_step(config.seed, place + (part << 40) + (team.rank << 50))
+            answer = denoiser.forward(
+                question.noisy,
+                question.timestep,
+                {k: v.to(denoiser.device) for k, v in batch.conditioning.items()},
+            )
+            errors = objective.loss_per_item(answer, question.target, batch.mask, config.objective)
+            errors = errors * objective.level_weight(config.objective, denoiser, question)
+            factors = batch.weight.to(errors) * _role_weight(config, store, showings).to(errors)
+            loss = (errors * factors).sum() / count
+            loss.backward()
+            total += loss.item()
+    return total
+
+
+def _role_weight(config: TrainConfig, store: ItemStore, showings: list[Showing]) -> Tensor:
+    """Factor of each item's role, (B,)."""
+    weight = config.objective.regularisation_weight
+    roles = [store.items[s.item].role for s in showings]
+    return torch.tensor([weight if role == "regularisation" else 1.0 for role in roles])
 
 
 def _question(
@@ -208,29 +407,21 @@ def _question(
         draws = generator(config.seed, "noise", showing.epoch, showing.entry)
         noise.append(torch.randn(latents.shape[1:], generator=draws))
         levels.append(objective.draw_levels(config.objective, denoiser.prediction, 1, draws))
+        noise[-1] = objective.offset_noise(config.objective, noise[-1], draws)
     return objective.ask(
         denoiser, latents, torch.stack(noise).to(latents.device), torch.cat(levels).to(latents.device)
     )
 
 
-def _resume(
-    path: Path,
-    adapter: LoraAdapter,
-    optimizer: torch.optim.Optimizer,
-    dataset: EncodedDataset,
-    base_model: str,
-) -> list[float]:
-    """Put a checkpoint's state into adapter and optimizer; returns the losses so far."""
-    state = checkpoint.read_state(path)
-    for what, saved, now in (
-        ("dataset", state.dataset, dataset.fingerprint),
-        ("model", state.base_model, base_model),
-    ):
-        if saved != now:
-            raise KilnError(
-                f"The run cannot be resumed: its {what} is not the one connected now. Connect the same {what}, or "
-                "start a new run."
-            )
-    adapter.load_state_dict(checkpoint.read_adapter(path))
-    checkpoint.restore_optimizer(path, optimizer)
-    return list(state.losses)
+def _roll_back(learner: Learner, progress: _Progress, run_folder: Path, team: Alone) -> None:
+    """To the newest checkpoint, or to the start where there is none; the guard remembers why."""
+    team.wait()
+    known = progress.guard
+    found = checkpoint.find_checkpoints(run_folder)
+    if found:
+        progress.put_back(learner.restore(found[-1]))
+    else:
+        learner.restart()
+        progress.put_back(None)
+    progress.guard = known
+    progress.guard.note_roll_back()

@@ -10,13 +10,19 @@ Epsilon and v prediction (SD 1.5, SDXL, SD 2):  x_t = sqrt(a) x_0 + sqrt(1 - a) 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import torch
-from diffusers.training_utils import compute_density_for_timestep_sampling
+from diffusers.training_utils import (
+    compute_density_for_timestep_sampling,
+    compute_loss_weighting_for_sd3,
+    compute_snr,
+)
 from torch import Tensor
 
 from .config import ObjectiveConfig, Prediction
 from .denoiser import Denoiser
+from .errors import KilnError
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,22 @@ class Question:
     level: Tensor  # (B,) share 0-1 of the model's noise range, for reports
 
 
+def check_fits(config: ObjectiveConfig, prediction: Prediction) -> None:
+    """Raise KilnError when the settings are not for this kind of model."""
+    if prediction == "flow" and config.weighting == "min_snr":
+        raise KilnError(
+            "weighting is min_snr and this model is trained by flow matching; choose none, sigma_sqrt or cosmap."
+        )
+    if prediction != "flow" and config.weighting in ("sigma_sqrt", "cosmap"):
+        raise KilnError(
+            f"weighting is {config.weighting} and this model predicts {prediction}; choose none or min_snr."
+        )
+    if prediction == "flow" and config.noise_offset:
+        raise KilnError(
+            "noise_offset is for models that predict noise or v; set it to 0 for this flow-matching model."
+        )
+
+
 def draw_levels(
     config: ObjectiveConfig, prediction: Prediction, count: int, generator: torch.Generator
 ) -> Tensor:
@@ -38,10 +60,11 @@ def draw_levels(
     wasted.
     """
     level = compute_density_for_timestep_sampling(
-        "logit_normal" if config.timestep_sampling == "logit_normal" else "none",
+        "none" if config.timestep_sampling == "uniform" else config.timestep_sampling,
         count,
-        logit_mean=0.0,
-        logit_std=1.0,
+        logit_mean=config.logit_mean,
+        logit_std=config.logit_std,
+        mode_scale=config.mode_scale,
         generator=generator,
     )
     if prediction == "flow":
@@ -90,18 +113,57 @@ def vp_velocity(latents: Tensor, noise: Tensor, power: Tensor) -> Tensor:
     return power.sqrt() * noise - (1 - power).sqrt() * latents
 
 
-def loss_per_item(answer: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean squared error of each item, (B,) fp32.
+def level_weight(config: ObjectiveConfig, denoiser: Denoiser, question: Question) -> Tensor:
+    """How much each item's noise level counts, (B,).
+
+    min_snr: min(SNR, gamma) / SNR for noise, / (SNR + 1) for v (Hang et al. 2023, arXiv 2303.09556).
+    sigma_sqrt: sigma^-2, cosmap: 2 / (pi (1 - 2 sigma + 2 sigma^2)) (Esser et al. 2024, arXiv 2403.03206).
+    sigma_sqrt is held below 1e4, as it has no bound.
+    """
+    if config.weighting == "none":
+        return torch.ones_like(question.level)
+    if config.weighting != "min_snr":
+        return compute_loss_weighting_for_sd3(config.weighting, question.level).clamp(max=1e4)
+    powers = SimpleNamespace(alphas_cumprod=denoiser.alphas_cumprod)
+    ratio = compute_snr(powers, question.timestep.long())
+    below = ratio if denoiser.prediction == "epsilon" else ratio + 1
+    return ratio.clamp(max=config.min_snr_gamma) / below
+
+
+def offset_noise(config: ObjectiveConfig, noise: Tensor, generator: torch.Generator) -> Tensor:
+    """noise (C, [F,] H, W) with a random constant added to each channel."""
+    if not config.noise_offset:
+        return noise
+    constant = torch.randn(len(noise), generator=generator).reshape(-1, *[1] * (noise.ndim - 1))
+    return noise + config.noise_offset * constant
+
+
+def loss_per_item(
+    answer: Tensor,
+    target: Tensor,
+    mask: Tensor | None = None,
+    config: ObjectiveConfig | None = None,
+) -> Tensor:
+    """Mean error of each item, (B,) fp32.
 
     Args:
         answer, target: (B, C, [F,] H, W).
         mask: (B, 1, [F,] H, W) in 0..1; the mean is taken over what it keeps. None keeps everything.
+        config: which measure of error; squared without it.
     """
-    error = torch.nn.functional.mse_loss(answer.float(), target.float(), reduction="none")
+    error = _error(answer.float(), target.float(), config or ObjectiveConfig())
     if mask is None:
         return error.flatten(1).mean(1)
     kept = mask.to(error).expand_as(error)
     return (error * kept).flatten(1).sum(1) / kept.flatten(1).sum(1).clamp(min=1e-6)
+
+
+def _error(answer: Tensor, target: Tensor, config: ObjectiveConfig) -> Tensor:
+    if config.loss == "l1":
+        return torch.nn.functional.l1_loss(answer, target, reduction="none")
+    if config.loss == "huber":
+        return torch.nn.functional.huber_loss(answer, target, reduction="none", delta=config.huber_delta)
+    return torch.nn.functional.mse_loss(answer, target, reduction="none")
 
 
 def _per_item(values: Tensor, like: Tensor) -> Tensor:

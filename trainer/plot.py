@@ -22,7 +22,7 @@ def loss_plot(
     """Raw and smoothed loss over steps.
 
     Args:
-        losses: one per step, finite; may be a single one.
+        losses: one per step, nan where it was skipped, at least one finite; may be a single one.
         smooth: same length.
         title, subtitle: two lines above the chart.
         size: width and height in pixels.
@@ -35,8 +35,10 @@ def loss_plot(
     font = ImageFont.load_default(14)
     left, top, right, bottom = MARGIN[0], MARGIN[1], size[0] - MARGIN[2], size[1] - MARGIN[3]
     # The raw curve's rare peaks may leave the picture; the range follows the bulk of it and the whole smooth curve.
-    low = min(float(np.percentile(losses, 1)), *smooth)
-    high = max(float(np.percentile(losses, 98)), *smooth)
+    finite = [x for x in losses if math.isfinite(x)]
+    smooth = [x if math.isfinite(x) else finite[0] for x in smooth]
+    low = min(float(np.percentile(finite, 1)), *smooth)
+    high = max(float(np.percentile(finite, 98)), *smooth)
     ticks = nice_ticks(low, high)
     low, high = ticks[0], ticks[-1]
 
@@ -51,7 +53,7 @@ def loss_plot(
     for step in sorted({1, *(round(1 + (len(losses) - 1) * i / 5) for i in range(6))}):
         draw.text((place(step, low)[0], bottom + 8), str(step), fill=INK, font=font, anchor="mt")
     for values, colour, width in ((losses, RAW, 1), (smooth, SMOOTH, 3)):
-        points = [place(step, value) for step, value in enumerate(values, 1)]
+        points = [place(step, value) for step, value in enumerate(values, 1) if math.isfinite(value)]
         draw.line(points * 2 if len(points) == 1 else points, fill=colour, width=width, joint="curve")
     draw.text((left, 10), title, fill=INK, font=ImageFont.load_default(18))
     draw.text((left, 36), subtitle, fill=INK, font=font)

@@ -1,4 +1,4 @@
-"""Writing a safetensors file whole or not at all."""
+"""Writing a file whole or not at all."""
 
 from __future__ import annotations
 
@@ -29,5 +29,24 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str
             os.fsync(written.fileno())
         os.replace(temporary, path)
     except Exception as error:  # safetensors wraps OSError in its own type
+        temporary.unlink(missing_ok=True)
+        raise KilnError(f"Cannot write {path} ({error}); check free space and write permission.") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """The same for a text file, UTF-8.
+
+    Raises:
+        KilnError: writing failed; nothing is left behind.
+    """
+    temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
         temporary.unlink(missing_ok=True)
         raise KilnError(f"Cannot write {path} ({error}); check free space and write permission.") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 
@@ -13,7 +14,9 @@ class SmoothedLoss:
         self._sum = self._weight = 0.0
 
     def add(self, loss: float) -> float:
-        """Take one step's loss; returns the mean so far."""
+        """Take one step's loss; returns the mean so far. A skipped step's nan changes nothing."""
+        if not math.isfinite(loss):
+            return self._sum / self._weight if self._weight else loss
         self._sum = self._decay * self._sum + (1 - self._decay) * loss
         self._weight = self._decay * self._weight + (1 - self._decay)
         return self._sum / self._weight

@@ -2,11 +2,12 @@
 // Choosing a preset on the training node fills its visible widgets; changing one of those shows "custom".
 // What the widgets show is what trains: the preset's name itself is never read by the server.
 
-// The same table as PRESETS in trainer/config.py; a test compares the two.
+// The recipes of trainer/presets/*.yaml; a test compares the two.
 export const PRESETS = {
   "quick trial": { steps: 500, learning_rate: 1e-4, rank: 32, alpha: 32, batch_size: 1 },
   standard: { steps: 1500, learning_rate: 1e-4, rank: 64, alpha: 32, batch_size: 1 },
   character: { steps: 2000, learning_rate: 1e-4, rank: 96, alpha: 32, batch_size: 1 },
+  style: { steps: 1500, learning_rate: 5e-5, rank: 32, alpha: 16, batch_size: 1 },
 };
 
 /**

@@ -71,9 +71,19 @@ def kept_facts() -> Path:
     return kiln_directory() / "scans"
 
 
+def runs_folder() -> Path:
+    """The folder that holds the runs' folders."""
+    return kiln_directory() / "runs"
+
+
 def new_run_folder() -> Path:
     """A fresh folder for one run; its name sorts by time."""
-    return kiln_directory() / "runs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    return runs_folder() / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def history_file() -> Path:
+    """Where every run is remembered."""
+    return kiln_directory() / "history.db"
 
 
 def new_lora_path(filename_prefix: str) -> Path:

@@ -101,7 +101,11 @@ def test_presets_and_settings_of_the_real_workflow(client: HostClient) -> None:
 def test_templates_are_listed_apart(client: HostClient) -> None:
     """A user's template browser lists the real workflow; the tiny one belongs to the demo pack."""
     templates: dict[str, Any] = client.get_json("/api/workflow_templates")
-    assert sorted(templates["comfyui-lora-kiln"]) == ["compare_strengths", "dataset_workshop", "wan21_t2v_lora"]
+    assert sorted(templates["comfyui-lora-kiln"]) == [
+        "compare_strengths",
+        "dataset_workshop",
+        "wan21_t2v_lora",
+    ]
     assert templates["tiny_wan_demo"] == ["train_then_sample_tiny"]
     assert client.request("/api/workflow_templates/comfyui-lora-kiln/wan21_t2v_lora.jpg").startswith(
         b"\xff\xd8"

@@ -19,7 +19,7 @@ from trainer.events import Controls, MessageEvent, Stopped, emitter
 from trainer.job import Job
 from trainer.plot import loss_plot, nice_ticks
 from trainer.rng import derive_seed, generator
-from trainer.run import Run, find_latest
+from trainer.run import Run, choose_checkpoint, resume_labels, run_folder_for
 from trainer.smoothing import smooth
 
 
@@ -64,7 +64,7 @@ def test_half_written_checkpoint_is_never_seen(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("trainer.checkpoint.save_file", full)
     with pytest.raises(KilnError, match="No space left on device"):
         save(tmp_path, 2)
-    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["manifest.json", "step-00000001"]
     (tmp_path / "step-00000003").mkdir()  # a folder without its state
     assert [p.name for p in find_checkpoints(tmp_path)] == ["step-00000001"]
 
@@ -72,11 +72,40 @@ def test_half_written_checkpoint_is_never_seen(tmp_path: Path, monkeypatch: pyte
 def test_latest_is_of_this_dataset_and_model(tmp_path: Path) -> None:
     save(tmp_path / "20260101-a", 5)
     save(tmp_path / "20260102-b", 7, dataset="other")
-    found = find_latest(tmp_path, "d", "m", AdapterConfig())
+    found = choose_checkpoint(tmp_path, "latest", "d", "m", AdapterConfig())
     assert found is not None and found.parent.name == "20260101-a"
-    assert find_latest(tmp_path, "d", "another model", AdapterConfig()) is None
-    assert find_latest(tmp_path, "d", "m", AdapterConfig(rank=8)) is None
-    assert find_latest(tmp_path / "nowhere", "d", "m", AdapterConfig()) is None
+    assert choose_checkpoint(tmp_path, "latest", "d", "another model", AdapterConfig()) is None
+    assert choose_checkpoint(tmp_path, "latest", "d", "m", AdapterConfig(rank=8)) is None
+    assert choose_checkpoint(tmp_path / "nowhere", "latest", "d", "m", AdapterConfig()) is None
+    assert choose_checkpoint(tmp_path, "new run", "d", "m", AdapterConfig()) is None
+
+
+def test_a_run_or_a_step_can_be_chosen(tmp_path: Path) -> None:
+    for step in (5, 9):
+        save(tmp_path / "20260101-a", step)
+    save(tmp_path / "20260102-b", 7, dataset="other")
+    labels = ["20260102-b step 7", "20260101-a step 9", "20260101-a step 5"]
+    assert resume_labels(tmp_path) == labels
+
+    def chosen(label: str) -> str:
+        path = choose_checkpoint(tmp_path, label, "d", "m", AdapterConfig())
+        return "" if path is None else path.name
+
+    assert chosen("20260101-a") == chosen("20260101-a step 9 best") == "step-00000009"
+    assert chosen("20260101-a step 5") == "step-00000005"
+    with pytest.raises(KilnError, match=r"20260102-b cannot be resumed.*Runs that fit: 20260101-a\."):
+        chosen("20260102-b step 7")
+    with pytest.raises(KilnError, match="There is no checkpoint '20260101-a step 6' any more"):
+        chosen("20260101-a step 6")
+    with pytest.raises(KilnError, match="any more"):
+        chosen("../../etc step 1")
+
+
+def test_going_on_from_an_older_step_leaves_the_newer_ones_alone(tmp_path: Path) -> None:
+    older, newer = save(tmp_path / "run", 5), save(tmp_path / "run", 9)
+    assert run_folder_for(newer, tmp_path / "fresh") == tmp_path / "run"
+    assert run_folder_for(older, tmp_path / "fresh") == tmp_path / "fresh"
+    assert [p.name for p in find_checkpoints(tmp_path / "fresh")] == ["step-00000005"]
 
 
 def test_a_failing_listener_is_dropped_and_named(caplog: pytest.LogCaptureFixture) -> None:

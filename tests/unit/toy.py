@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -122,13 +124,20 @@ def make_encoded(
     return EncodedDataset(tuple(items))
 
 
+def hold_out(encoded: EncodedDataset, count: int) -> EncodedDataset:
+    """The same dataset with its last `count` items for validation."""
+    items = list(encoded.items)
+    items[-count:] = [dataclasses.replace(i, role="validation") for i in items[-count:]]
+    return EncodedDataset(tuple(items))
+
+
 def make_config(
     steps: int = 6,
     batch_size: int = 2,
     seed: int = 1,
     rank: int = 4,
     dropout: float = 0.0,
-    **optimizer: float | int,
+    **optimizer: Any,
 ) -> TrainConfig:
     """A short run."""
     return TrainConfig(
