@@ -24,8 +24,9 @@ from safetensors.torch import load_file, save_file
 
 import scripts.cpu_torchvision  # noqa: F401 - before peft
 from tests.unit.toy import ToyDenoiser, hold_out, make_config, make_encoded
-from trainer.checkpoint import find_checkpoints, read_adapter, read_state
+from trainer.checkpoint import find_checkpoints, read_adapter
 from trainer.config import ValidationConfig
+from trainer.events import Event, StepEvent
 from trainer.loop import train
 
 REPO = Path(__file__).resolve().parents[1]
@@ -33,14 +34,23 @@ SHAPES = ((4, 1, 2, 2), (4, 1, 2, 3))
 
 
 def run(folder: Path, steps: int) -> None:
-    """Train, or go on from the newest checkpoint; leaves lora.safetensors. Says when training itself begins."""
+    """Train, or go on from the newest checkpoint; leaves lora.safetensors. Prints every step."""
     encoded = hold_out(make_encoded(folder / "items", count=9, shapes=SHAPES), 2)
     config = make_config(steps=steps, dropout=0.2, gradient_accumulation=2, ema_decay=0.95)
     config = dataclasses.replace(config, checkpoint_every=3, validation=ValidationConfig(every=5))
     found = find_checkpoints(folder / "run")
-    print("training", flush=True)
+
+    def tell(event: Event) -> None:
+        if isinstance(event, StepEvent):
+            print(event.step, flush=True)
+
     result = train(
-        ToyDenoiser(), encoded, config, run_folder=folder / "run", resume_from=found[-1] if found else None
+        ToyDenoiser(),
+        encoded,
+        config,
+        run_folder=folder / "run",
+        resume_from=found[-1] if found else None,
+        emit=tell,
     )
     save_file(result.adapter, folder / "lora.safetensors")
 
@@ -56,32 +66,31 @@ def kill_test(kills: int, steps: int, seed: int) -> bool:
     with tempfile.TemporaryDirectory() as name:
         base = Path(name)
         alone = start(base / "alone", steps)
-        assert alone.stdout is not None and alone.stdout.readline() == "training\n"
-        began = time.monotonic()
-        alone.wait()
-        whole_seconds = time.monotonic() - began
-        print(f"uninterrupted: {steps} steps in {whole_seconds:.1f} s")
-        print("kill  after s  steps on disk  newest whole  left half-written")
+        alone.communicate()
+        print(f"a run of {steps} steps\nkill  in step  +ms  newest whole   left half-written")
         folder = base / "killed"
         for number in range(1, kills + 1):
+            # So many steps further, then at any moment: between two steps, in one, while a checkpoint is written
+            further, pause = draws.randint(1, max(1, 2 * steps // kills - 1)), draws.uniform(0.0, 0.06)
             process = start(folder, steps)
-            assert process.stdout is not None and process.stdout.readline() == "training\n"
-            # Short lives, so that every one of them ends inside the run
-            wait = draws.uniform(0.0, 1.8 * whole_seconds / kills)
-            try:
-                process.wait(wait)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            assert process.stdout is not None
+            step = 0
+            for _, line in zip(range(further), process.stdout, strict=False):
+                step = int(line)
+            time.sleep(pause)
+            process.kill()
+            process.communicate()
             found = find_checkpoints(folder / "run")
-            half = sorted(p.name for p in (folder / "run").glob(".*")) if found else []
+            half = sorted(p.name for p in (folder / "run").glob(".*"))
             for path in found:
                 read_adapter(path)  # checks the hash
-            step = read_state(found[-1]).step if found else 0
             newest = found[-1].name if found else "none"
-            print(f"{number:4}  {wait:7.2f}  {step:13}  {newest}  {', '.join(half) or '-'}", flush=True)
+            print(
+                f"{number:4}  {step + 1:7}  {1000 * pause:3.0f}  {newest:13}  {', '.join(half) or '-'}",
+                flush=True,
+            )
         last = start(folder, steps)
-        last.wait()
+        last.communicate()
         expected, found_lora = (load_file(base / n / "lora.safetensors") for n in ("alone", "killed"))
         same = expected.keys() == found_lora.keys() and all(
             torch.equal(expected[k], found_lora[k]) for k in expected

@@ -179,7 +179,9 @@ def test_error_in_training_leaves_the_model_alone(run_graph: RunGraph) -> None:
 def test_loss_that_is_not_finite_stops_with_a_sentence(run_graph: RunGraph) -> None:
     before = probe_state(run_graph)
     graph = {**loaders(), "encoded": node("ProbeEncoded", channels=16, broken=True), **training(), **saved()}
-    with pytest.raises(GraphFailed, match=r"The loss became nan .* at step 1; lower the learning rate"):
+    with pytest.raises(
+        GraphFailed, match=r"The loss became nan .* at step 4, the last of 4 such steps in a row after 3 roll"
+    ):
         run_graph(graph)
     assert probe_state(run_graph) == before
 

@@ -43,7 +43,7 @@ def source_texts() -> set[str]:
     nodes = [n for tree in node_trees() for n in ast.walk(tree)]
     texts = {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
     texts |= {f"{text} (LoRA Kiln)" for text in texts}  # settings nodes' titles
-    for each in (config.TrainConfig, config.AdapterConfig, config.OptimizerConfig, config.ObjectiveConfig):
+    for each in (config.TrainConfig, *config.THEMES.values()):
         texts |= {field.metadata["doc"] for field in field_info(each).values()}
         texts |= {*field_info(each), str(each.__doc__)}
     return texts
@@ -96,13 +96,11 @@ def test_english_texts_stand_in_the_sources() -> None:
 
 def test_every_setting_has_a_text() -> None:
     """Settings are widgets of their settings node, or of the training node."""
-    for theme, each in (
-        ("Adapter", config.AdapterConfig),
-        ("Optimizer", config.OptimizerConfig),
-        ("Objective", config.ObjectiveConfig),
-    ):
+    nodes = {"guards": "KilnGuardSettings", "": "KilnTrainLora"}
+    for theme, each in {"": config.TrainConfig, **config.THEMES}.items():
+        node = nodes.get(theme, f"Kiln{theme.title()}Settings")
         for name, field in field_info(each).items():
-            places = [f"{node}.inputs.{name}.tooltip" for node in (f"Kiln{theme}Settings", "KilnTrainLora")]
+            places = [f"{each}.inputs.{name}.tooltip" for each in (node, "KilnTrainLora")]
             assert field.metadata["doc"] in [ENGLISH.get(p) for p in places], name
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 import torch
 from diffusers.schedulers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
+from trainer import objective
 from trainer.config import ObjectiveConfig
+from trainer.errors import KilnError
 from trainer.objective import ask, draw_levels, loss_per_item, shift_level
 
 from .toy import ToyDenoiser
@@ -93,3 +98,78 @@ def test_masked_loss_counts_what_the_mask_keeps() -> None:
 def test_loss_per_item() -> None:
     answer = torch.stack([torch.zeros(4, 1, 2, 2), torch.full((4, 1, 2, 2), 3.0)])
     assert loss_per_item(answer, torch.ones_like(answer)).tolist() == [1.0, 4.0]
+
+
+def question_at(denoiser: ToyDenoiser, level: list[float]) -> objective.Question:
+    latents = torch.zeros(len(level), 4, 1, 2, 2)
+    return objective.ask(denoiser, latents, torch.ones_like(latents), torch.tensor(level))
+
+
+def test_min_snr_by_formula() -> None:
+    levels, gamma = [0.1, 0.5, 0.9], 5.0
+    for prediction in ("epsilon", "v"):
+        denoiser = ToyDenoiser(prediction)  # type: ignore[arg-type]
+        assert denoiser.alphas_cumprod is not None
+        power = denoiser.alphas_cumprod[[100, 500, 900]]
+        ratio = power / (1 - power)
+        below = ratio if prediction == "epsilon" else ratio + 1
+        found = objective.level_weight(
+            ObjectiveConfig(weighting="min_snr", min_snr_gamma=gamma), denoiser, question_at(denoiser, levels)
+        )
+        torch.testing.assert_close(found, ratio.clamp(max=gamma) / below, rtol=1e-4, atol=1e-6)
+
+
+def test_sd3_weightings_by_formula() -> None:
+    denoiser, sigma = ToyDenoiser(), torch.tensor([0.25, 0.5, 1.0])
+    question = question_at(denoiser, sigma.tolist())
+    sqrt = objective.level_weight(ObjectiveConfig(weighting="sigma_sqrt"), denoiser, question)
+    torch.testing.assert_close(sqrt, torch.tensor([16.0, 4.0, 1.0]))
+    cosmap = objective.level_weight(ObjectiveConfig(weighting="cosmap"), denoiser, question)
+    torch.testing.assert_close(cosmap, 2 / (math.pi * (1 - 2 * sigma + 2 * sigma**2)))
+    nothing = objective.level_weight(
+        ObjectiveConfig(weighting="sigma_sqrt"), denoiser, question_at(denoiser, [0.0])
+    )
+    assert nothing.item() == 1e4
+
+
+def test_losses_by_formula() -> None:
+    answer, target = torch.tensor([[[[0.05, 2.0]]]]), torch.zeros(1, 1, 1, 2)
+    expected = {
+        "l2": (0.05**2 + 4.0) / 2,
+        "l1": (0.05 + 2.0) / 2,
+        "huber": (0.5 * 0.05**2 + 0.1 * (2.0 - 0.05)) / 2,
+    }
+    for loss, value in expected.items():
+        found = objective.loss_per_item(answer, target, None, ObjectiveConfig(loss=loss, huber_delta=0.1))
+        assert found.item() == pytest.approx(value), loss
+
+
+def test_noise_offset_adds_one_constant_to_each_channel() -> None:
+    noise = torch.randn(4, 1, 3, 3)
+    draws = torch.Generator().manual_seed(1)
+    moved = objective.offset_noise(ObjectiveConfig(noise_offset=0.1), noise, draws) - noise
+    assert moved.flatten(1).std(1).max() < 1e-6 and len({round(float(m[0, 0, 0]), 6) for m in moved}) == 4
+    assert objective.offset_noise(ObjectiveConfig(), noise, draws) is noise
+
+
+@pytest.mark.parametrize(
+    ("options", "prediction", "message"),
+    [
+        ({"weighting": "min_snr"}, "flow", "weighting is min_snr and this model is trained by flow matching"),
+        ({"weighting": "cosmap"}, "epsilon", "weighting is cosmap and this model predicts epsilon"),
+        ({"noise_offset": 0.1}, "flow", "noise_offset is for models that predict noise or v"),
+    ],
+)
+def test_settings_of_another_kind_of_model(options: dict[str, Any], prediction: Any, message: str) -> None:
+    with pytest.raises(KilnError, match=message):
+        objective.check_fits(ObjectiveConfig(**options), prediction)
+
+
+def test_mode_sampling_raises_the_ends() -> None:
+    draws = torch.Generator().manual_seed(0)
+    mode = objective.draw_levels(ObjectiveConfig(timestep_sampling="mode", shift=1.0), "flow", 20_000, draws)
+    assert mode.min() >= 0 and mode.max() <= 1
+    draws = torch.Generator().manual_seed(0)
+    usual = objective.draw_levels(ObjectiveConfig(shift=1.0), "flow", 20_000, draws)
+    ends = [((x < 0.05) | (x > 0.95)).float().mean().item() for x in (mode, usual)]
+    assert ends[0] > 5 * ends[1]  # logit_normal leaves the ends almost empty

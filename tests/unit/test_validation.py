@@ -158,7 +158,7 @@ def real_run(folder: Path, encoded: EncodedDataset, **options: Any) -> tuple[Tra
 
 
 def test_a_real_run_that_overfits(tmp_path: Path) -> None:
-    """One noisy item learned by heart: what it shares with the others helps them, its noise hurts them later."""
+    """One noisy item learned by heart: what it shares with the others helps at first, its noise hurts later."""
     encoded = hold_out(related(tmp_path, 11, noise=1.5, captions=1), 10)
     options = {"batch_size": 1, "gradient_accumulation": 4, "schedule": "constant", "ema_decay": 0.9}
     result, seen = real_run(tmp_path, encoded, steps=300, rank=16, learning_rate=2e-3, **options)

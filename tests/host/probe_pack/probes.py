@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import sys
 from pathlib import Path
@@ -116,6 +117,28 @@ class ProbeDisk(io.ComfyNode):
         return io.NodeOutput()
 
 
+class ProbeHoldOut(io.ComfyNode):
+    """Every n-th item for validation."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        encoded = io.Custom("KILN_ENCODED")
+        return io.Schema(
+            node_id="ProbeHoldOut",
+            category="probe",
+            inputs=[encoded.Input("encoded"), io.Int.Input("every")],
+            outputs=[encoded.Output()],
+        )
+
+    @classmethod
+    def execute(cls, encoded: Any, every: int) -> io.NodeOutput:
+        items = [
+            dataclasses.replace(item, role="validation") if place % every == 0 else item
+            for place, item in enumerate(encoded.items)
+        ]
+        return io.NodeOutput(dataclasses.replace(encoded, items=tuple(items)))
+
+
 class ProbeExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [ProbeModel, ProbeEncoded, ProbeDisk]
+        return [ProbeModel, ProbeEncoded, ProbeHoldOut, ProbeDisk]

@@ -1,0 +1,203 @@
+"""The trainer one can leave alone, on a live server: validation, history, resume choices, run files, bad nights."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from scripts.host import RunningHost
+from scripts.host_client import HostClient, failure_of
+from scripts.host_files import REPO
+
+from .conftest import GraphFailed, RunGraph
+from .graphs import dataset, loaders, node, saved, training
+
+
+def run_folder(host: RunningHost, outputs: dict[str, Any]) -> Path:
+    return host.base / "user" / "__lora_kiln" / "runs" / outputs["train"]["summary"][0]["run"]
+
+
+def held_out() -> dict[str, Any]:
+    """The encoded concept images, every fifth for validation."""
+    return {**dataset(), "split": node("ProbeHoldOut", encoded=["encoded", 0], every=5)}
+
+
+def trained(**options: Any) -> dict[str, Any]:
+    graph = {**loaders(), **held_out(), **training(**options), **saved()}
+    graph["train"]["inputs"]["encoded"] = ["split", 0]
+    return graph
+
+
+def history(**options: Any) -> dict[str, Any]:
+    values = {"filter": "", "order": "newest", "place": 1, "rating": 0, "notes": "", **options}
+    return {"history": node("KilnRunHistory", **values)}
+
+
+def test_validation_best_and_history(host: RunningHost, run_graph: RunGraph) -> None:
+    graph = trained(steps=12, seed=201)
+    graph["validation"] = node("KilnValidationSettings", every=4, levels=2, patience=0, result="best")
+    graph["train"]["inputs"]["settings"] = ["validation", 0]
+    outputs = run_graph(graph)
+    summary = outputs["train"]["summary"][0]
+    assert summary["best_step"] in (4, 8, 12) and "validation best" in outputs["train"]["text"][0]
+    folder = run_folder(host, outputs)
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    assert manifest["best"] == f"step-{summary['best_step']:08d}"
+
+    listed = run_graph({**history(rating=4, notes="a test of the history")})
+    table = listed["history"]["text"][0]
+    line = next(row for row in table.splitlines() if row.startswith(folder.name))
+    assert "done" in line and "12/12" in line and "****" in line and "a test of the history" in line
+    again = run_graph({**history(filter="test history"), "plot": node("KilnLossPlot", run=["history", 1])})
+    assert len(again["history"]["text"][0].splitlines()) == 2 and again["plot"]["images"]
+
+
+def test_the_lora_of_the_history_is_the_one_of_the_run(host: RunningHost, run_graph: RunGraph) -> None:
+    outputs = run_graph(trained(steps=3, seed=211))
+    name = outputs["train"]["summary"][0]["run"]
+    save = node("KilnSaveLora", lora=["history", 2], filename_prefix="test/h", format="comfyui", dtype="fp32")
+    again = run_graph({**history(filter=name), "save": save})
+    first, second = load_file(outputs["save"]["path"][0]), load_file(again["save"]["path"][0])
+    assert first.keys() == second.keys() and all(first[k].equal(second[k]) for k in first)
+
+
+def test_resume_from_a_chosen_step(host: RunningHost, client: HostClient, run_graph: RunGraph) -> None:
+    options = {"steps": 8, "seed": 221, "checkpoint_every": 3, "keep_checkpoints": 5}
+    whole = run_graph(trained(**options))
+    name = whole["train"]["summary"][0]["run"]
+    listed = client.object_info("KilnTrainLora")["KilnTrainLora"]["input"]["required"]["resume"]
+    assert f"{name} step 3" in str(listed) and f"{name} step 8" in str(listed)
+    rest = run_graph(trained(**options, resume=f"{name} step 3"))
+    assert rest["train"]["summary"][0]["run"] != name  # a copy goes on
+    first, second = load_file(whole["save"]["path"][0]), load_file(rest["save"]["path"][0])
+    assert all(first[k].equal(second[k]) for k in first)
+    with pytest.raises(GraphFailed, match="cannot be resumed: its dataset, model, or the kind, rank"):
+        run_graph(trained(**{**options, "rank": 8}, resume=f"{name} step 3"))
+
+
+def test_start_from_a_file(host: RunningHost, run_graph: RunGraph) -> None:
+    first = run_graph(trained(steps=6, seed=231, learning_rate=0.01))
+    for format in ("comfyui", "kohya"):
+        save = {"filename_prefix": f"test/start_{format}", "format": format}
+        path = Path(
+            run_graph({**trained(steps=6, seed=231, learning_rate=0.01), **saved(**save)})["save"]["path"][0]
+        )
+        name = str(path.relative_to(host.base / "output" / "loras"))
+        still = run_graph(trained(steps=1, seed=232, learning_rate=0.0, start_from=name))
+        begun, expected = load_file(still["save"]["path"][0]), load_file(first["save"]["path"][0])
+        assert all(begun[k].equal(expected[k]) for k in expected), format
+    with pytest.raises(GraphFailed, match="has rank 4 and this run 2; set rank to 4 or more"):
+        run_graph(trained(steps=1, rank=2, start_from=name))
+
+
+def test_imported_settings_drive_the_run(run_graph: RunGraph, host: RunningHost) -> None:
+    text = (
+        "lora:\n  rank: 2\n  alpha: 2\n  target_modules: [to_q]\nsteps: 3\nlr_scheduler: cosine_with_warmup\n"
+    )
+    graph = trained(seed=241)
+    graph["imported"] = node("KilnImportSettings", yaml=text)
+    graph["train"]["inputs"] |= {
+        "settings": ["imported", 0],
+        "steps": ["imported", 1],
+        "rank": ["imported", 3],
+    }
+    outputs = run_graph(graph)
+    assert "target_modules: used as target_modules = to_q" in outputs["imported"]["text"][0]
+    tensors = load_file(outputs["save"]["path"][0])
+    assert len({k.split(".lora")[0] for k in tensors if "lora_A" in k}) == 8
+    assert all(t.shape[0] == 2 for k, t in tensors.items() if "lora_A" in k)
+    graph["imported"]["inputs"]["yaml"] = "rnak: 2"
+    with pytest.raises(GraphFailed, match="nearest known one is 'rank'"):
+        run_graph(graph)
+
+
+def test_on_a_model_that_other_nodes_patched(run_graph: RunGraph, host: RunningHost) -> None:
+    """A LoRA is on already: it is part of what is trained on, and nothing of it is lost or doubled."""
+    graph = trained(steps=3, seed=251)
+    graph["first"] = node("KilnTrainLora", **{**graph["train"]["inputs"], "seed": 250})
+    graph["train"]["inputs"]["model"] = ["first", 1]
+    before = run_graph({**loaders(), "probe": node("ProbeModel", model=["model", 0])})["probe"]["text"]
+    outputs = run_graph(graph)
+    assert outputs["train"]["text"][0].startswith("done: 3 steps")
+    assert (
+        run_graph({**loaders(), "probe": node("ProbeModel", model=["model", 0])})["probe"]["text"] == before
+    )
+    text = (run_folder(host, outputs) / "run.toml").read_text("utf-8")
+    assert 'loader = ""' in text  # no file holds this model, and the run file says so
+
+
+def test_full_disk_loses_nothing(host: RunningHost, run_graph: RunGraph, client: HostClient) -> None:
+    """The folder of runs cannot be written: a clear sentence, and the next run is as ever."""
+    runs = host.base / "user" / "__lora_kiln" / "runs"
+    aside = runs.with_name("runs aside")
+    runs.rename(aside)
+    runs.write_text("in the way")
+    try:
+        failure = failure_of(client.wait(client.queue_prompt(trained(steps=2, seed=261))))
+        assert failure is not None and "Cannot write" in failure and "check free space" in failure
+    finally:
+        runs.unlink()
+        aside.rename(runs)
+    assert run_graph(trained(steps=2, seed=261))["train"]["text"][0].startswith("done: 2 steps")
+
+
+def headless(host: RunningHost, run_file: Path, launch: list[str]) -> Path:
+    command = [*launch, str(REPO / "headless.py"), "train", str(run_file), "--base-directory", str(host.base)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=600, env={**os.environ}, cwd=run_file.parent
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return Path(done.stdout.splitlines()[-1])
+
+
+def exported(host: RunningHost, outputs: dict[str, Any], tmp_path: Path, **changes: str) -> Path:
+    """The run's own files, copied elsewhere."""
+    folder = run_folder(host, outputs)
+    text = (folder / "run.toml").read_text("utf-8")
+    for old, new in changes.items():
+        assert f"{old} = " in text
+        text = "\n".join(
+            f"{old} = {new}" if line.startswith(f"{old} = ") else line for line in text.splitlines()
+        )
+    (tmp_path / "run.toml").write_text(text + "\n", "utf-8")
+    (tmp_path / "dataset.json").write_text((folder / "dataset.json").read_text("utf-8"), "utf-8")
+    return tmp_path / "run.toml"
+
+
+def test_headless_gives_the_same_bits(host: RunningHost, run_graph: RunGraph, tmp_path: Path) -> None:
+    graph = trained(steps=6, seed=271)
+    graph["validation"] = node("KilnValidationSettings", every=3, levels=2, patience=0, result="last")
+    graph["train"]["inputs"]["settings"] = ["validation", 0]
+    outputs = run_graph(graph)
+    path = headless(host, exported(host, outputs, tmp_path), [sys.executable])
+    assert path == tmp_path / "lora.safetensors"
+    ours, expected = load_file(path), load_file(outputs["save"]["path"][0])
+    assert ours.keys() == expected.keys() and all(ours[k].equal(expected[k]) for k in expected)
+
+
+def test_headless_on_two_processes(host: RunningHost, run_graph: RunGraph, tmp_path: Path) -> None:
+    """accelerate launch, two processes with half the batch each: the node's LoRA to 1e-5."""
+    outputs = run_graph(trained(steps=4, seed=281))
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += [
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
+    ]
+    path = headless(host, exported(host, outputs, tmp_path, batch_size="2"), launch)
+    ours, expected = load_file(path), load_file(outputs["save"]["path"][0])
+    assert ours.keys() == expected.keys()
+    for key, value in expected.items():
+        assert (ours[key] - value).abs().max() < 1e-5, key
