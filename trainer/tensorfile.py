@@ -64,6 +64,7 @@ class TensorFile:
         self.path = path
         self._file: BinaryIO = path.open("rb", buffering=0)
         self._turn = threading.Lock()
+        self._scratch = threading.local()
         length = struct.unpack("<Q", self._file.read(8))[0]
         header = json.loads(self._file.read(length))
         self._data = 8 + length
@@ -81,12 +82,16 @@ class TensorFile:
         """One tensor, in its own type, in memory of its own."""
         return self.read_rows(name, 0, self.entries[name].shape[0] if self.entries[name].shape else 1)
 
-    def read_rows(self, name: str, first: int, last: int) -> Tensor:
-        """Rows first..last-1 of one tensor (a scalar is its only row)."""
+    def read_rows(self, name: str, first: int, last: int, reuse: bool = False) -> Tensor:
+        """Rows first..last-1 of one tensor (a scalar is its only row).
+
+        With `reuse` they lie in memory that the same thread's next such call uses again.
+        """
         entry = self.entries[name]
         rows = entry.shape[0] if entry.shape else 1
         width = (entry.end - entry.start) // max(rows, 1)
-        raw = torch.empty((min(last, rows) - first) * width, dtype=torch.uint8)
+        size = (min(last, rows) - first) * width
+        raw = self._reused(size) if reuse else torch.empty(size, dtype=torch.uint8)
         view = memoryview(raw.numpy().data)
         with self._turn:
             self._file.seek(self._data + entry.start + first * width)
@@ -95,6 +100,12 @@ class TensorFile:
                 done += self._file.readinto(view[done:]) or _cut_off(self.path)  # type: ignore[attr-defined]
         shape = (min(last, rows) - first, *entry.shape[1:]) if entry.shape else ()
         return raw.view(DTYPES[entry.dtype]).reshape(shape)
+
+    def _reused(self, size: int) -> Tensor:
+        held: Tensor | None = getattr(self._scratch, "raw", None)
+        if held is None or len(held) < size:
+            held = self._scratch.raw = torch.empty(size, dtype=torch.uint8)
+        return held[:size]
 
     def copy_to(self, name: str, target: BinaryIO) -> None:
         """One tensor's bytes, without looking at them."""

@@ -27,6 +27,7 @@ from ...trainer.strengths import BlockWeights
 log = logging.getLogger(__name__)
 
 Patches = dict[Any, Any]  # the host's: parameter name (or name and slice) -> adapter or difference
+OUR_OWN = ("lora_magnitude_vector", "oft_R.weight", "oft_blocks")
 NO_BLOCK_WEIGHTS = BlockWeights(())
 
 
@@ -169,8 +170,13 @@ def _layer_names(key_map: dict[str, Any]) -> list[str]:
 
 
 def _patches(known: str, parts: families.Parts, target: Any) -> Patches:
-    if "lora_magnitude_vector" in parts or "oft_R.weight" in parts:
-        return {target: PeftAdapter(parts)}
+    hosts_only = (
+        "dora_scale" in parts
+        or "rescale" in parts
+        or ("oft_blocks" in parts and parts["oft_blocks"].dim() > 3)
+    )
+    if any(part in parts for part in OUR_OWN) and not hosts_only:
+        return {target: OwnAdapter(parts)}
     spelled = {known + keys.KOHYA_ENDINGS.get(part, f".{part}"): t for part, t in parts.items()}
     return comfy.lora.load_lora(spelled, {known: target})
 
@@ -267,10 +273,11 @@ def _schedule(
     model.add_wrapper_with_key(kind, f"lora_kiln_{id(ours)}", attach)
 
 
-class PeftAdapter(WeightAdapterBase):
-    """A kind of adapter that the host does not know, by our own formulas (trainer/adapter/families.py)."""
+class OwnAdapter(WeightAdapterBase):
+    """A kind of adapter by our own formulas (trainer/adapter/families.py): peft's DoRA and OFT, which the host does not
+    know, and OFT, to which hosts 0.3.75 and 0.33 apply the strength twice (0.5 acts as 0.25, -1 as 1)."""
 
-    name = "peft"
+    name = "lora_kiln"
 
     def __init__(self, parts: families.Parts) -> None:
         self.parts = parts

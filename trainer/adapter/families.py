@@ -125,6 +125,10 @@ def changed(parts: Parts, weight: Tensor, strength: float) -> Tensor:
         )
     if "set_weight" in parts:
         return parts["set_weight"].to(weight)
+    if "rescale" in parts or ("oft_blocks" in parts and parts["oft_blocks"].dim() > 3):
+        raise KilnError(
+            "BOFT and rescaled OFT can be applied to a model (Apply LoRA), and not merged into a file."
+        )
     if "oft_blocks" in parts or "oft_R.weight" in parts:
         return weight + strength * (_rotated(parts, weight) - weight)
     if change is None:

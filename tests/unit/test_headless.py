@@ -1,0 +1,101 @@
+"""The shell's commands, without ComfyUI."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+ROOT = Path(__file__).parents[2]
+LAYER = "blocks.0.self_attn.q"
+
+
+@pytest.fixture(scope="module")
+def headless() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("headless_under_test", ROOT / "headless.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "a.safetensors"
+    name = f"lora_unet_{LAYER.replace('.', '_')}"
+    tensors = {f"{name}.lora_down.weight": torch.eye(4, 8), f"{name}.lora_up.weight": 2 * torch.eye(16, 4)}
+    metadata = {"lora_kiln.steps": "500", "lora_kiln.config": '{"seed": 3}'}
+    save_file({**tensors, f"{name}.alpha": torch.tensor(2.0)}, path, metadata)
+    return path
+
+
+def test_info(headless: ModuleType, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert headless.main(["info", str(file), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["format"], found["for"], found["layers"]) == ("kohya", "Wan of width 8", 1)
+    assert (found["family"], found["rank"], found["alpha"]) == ({"LoRA": 1}, {"4": 1}, {"2.0": 1})
+    assert found["norm"] == {"whole": 2.0, "largest": {LAYER: 2.0}}  # 0.5 * 2 on four diagonal places
+    assert found["training"] == {"steps": "500", "settings": {"seed": 3}}
+    assert headless.main(["info", str(file)]) == 0
+    text = capsys.readouterr().out
+    assert "rank: 4\n" in text and "steps: 500" in text
+
+
+@pytest.mark.parametrize("format", ["comfyui", "kohya", "diffusers", "peft"])
+def test_convert(headless: ModuleType, file: Path, tmp_path: Path, format: str) -> None:
+    out = tmp_path / "out.safetensors"
+    assert headless.main(["convert", str(file), str(out), "--format", format]) == 0
+    where = tmp_path / "out" / "adapter_model.safetensors" if format == "peft" else out
+    key = {
+        "comfyui": f"diffusion_model.{LAYER}.lora_A.weight",
+        "kohya": "lora_unet_blocks_0_self_attn_q.lora_down.weight",
+        "diffusers": "transformer.blocks.0.attn1.to_q.lora_A.weight",
+        "peft": "base_model.model.blocks.0.attn1.to_q.lora_A.weight",
+    }[format]
+    assert torch.equal(load_file(where)[key], torch.eye(4, 8))
+
+
+def test_nothing_is_overwritten_without_a_word(
+    headless: ModuleType, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = file.read_bytes()
+    assert headless.main(["resize", str(file), str(file), "--rank", "2"]) == 1
+    assert "exists; choose another name, or say --force" in capsys.readouterr().err
+    assert file.read_bytes() == before
+    assert headless.main(["resize", str(file), str(file), "--rank", "2", "--force"]) == 0
+    assert load_file(file)[f"diffusion_model.{LAYER}.lora_A.weight"].shape == (2, 8)
+
+
+def test_merge(headless: ModuleType, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.safetensors"
+    assert headless.main(["merge", f"{file}:0.5", str(file), "--out", str(out)]) == 0
+    assert "rank 8, exact" in capsys.readouterr().out
+    found = load_file(out)
+    product = (
+        found[f"diffusion_model.{LAYER}.lora_B.weight"] @ found[f"diffusion_model.{LAYER}.lora_A.weight"]
+    )
+    assert torch.allclose(product, 1.5 * torch.eye(16, 8)[:, :8] * (torch.arange(8) < 4))
+    assert (
+        headless.main(
+            ["merge", f"{file}:1", str(file), "--out", str(tmp_path / "t"), "--method", "ties", "--rank", "3"]
+        )
+        == 0
+    )
+    base = tmp_path / "base.safetensors"
+    save_file({f"{LAYER}.weight": torch.zeros(16, 8)}, base)
+    merged = tmp_path / "merged.safetensors"
+    assert headless.main(["merge", f"{file}:2", "--base", str(base), "--out", str(merged)]) == 0
+    assert float(load_file(merged)[f"{LAYER}.weight"].sum()) == pytest.approx(8.0)
+
+
+def test_errors_are_sentences(
+    headless: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.safetensors").write_text("no")
+    assert headless.main(["info", str(tmp_path / "x.safetensors")]) == 1
+    assert capsys.readouterr().err.startswith("headless: x.safetensors is not a safetensors file")
