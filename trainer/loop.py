@@ -174,11 +174,8 @@ def train(
                 )
 
                 # Once in a while
-                if (
-                    config.checkpoint_every
-                    and len(losses) % config.checkpoint_every == 0
-                    and step + 1 < config.steps
-                ):
+                due = config.checkpoint_every and len(losses) % config.checkpoint_every == 0
+                if controls.take_save_request() or (due and step + 1 < config.steps):
                     save()
             save()
         except Stopped:

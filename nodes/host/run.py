@@ -16,6 +16,7 @@ from . import paths
 from .background import raise_interrupted, run_in_background
 from .denoiser import HostDenoiser, host_weights
 from .fingerprint import model_fingerprint
+from .monitor import RunMonitor
 from .progress import NodeProgress
 
 log = logging.getLogger(__name__)
@@ -57,12 +58,14 @@ async def train_on_host(
     folder = resume_from.parent if resume_from is not None else paths.new_run_folder()
     progress = NodeProgress(node_id)
     progress.say("starting ...")
+    monitor = RunMonitor(folder.name, node_id, config.steps, denoiser.device)
+    monitor.say("starting")
 
     def work(controls: Controls) -> Run:
-        from ...trainer.loop import (
-            train,  # peft and diffusers take seconds to import: not at the host's start
-        )
+        # peft and diffusers take seconds to import: not at the host's start
+        from ...trainer.loop import train
 
+        monitor.controls = controls
         result = train(
             denoiser,
             encoded,
@@ -71,7 +74,7 @@ async def train_on_host(
             base_model=base_model,
             weights=host_weights,
             controls=controls,
-            emit=emitter([_listener(progress)]),
+            emit=emitter([_listener(progress), monitor.listen]),
             resume_from=resume_from,
         )
         metadata = origin_metadata(config.to_dict(), encoded.fingerprint, base_model, result.step, graph)
@@ -95,13 +98,18 @@ async def train_on_host(
             model_parameters=sum(p.numel() for p in model.model.diffusion_model.parameters()),
         )
 
-    run, interrupted = await run_in_background(work)
-    if interrupted or run.stopped:
-        progress.say(
-            f"stopped at step {len(run.losses)} of {config.steps}; checkpoint and LoRA: {folder.name}"
-        )
+    try:
+        run, interrupted = await run_in_background(work)
+    except BaseException as error:
+        monitor.end("failed", str(error))
+        raise
+    if interrupted or (run.stopped and not monitor.finish_requested):
+        text = f"stopped at step {len(run.losses)} of {config.steps}; checkpoint and LoRA: {folder.name}"
+        progress.say(text)
+        monitor.end("stopped", text)
         raise_interrupted()
     progress.say(run.sentence())
+    monitor.end("stopped" if run.stopped else "done", run.sentence())
     return run
 
 
