@@ -370,7 +370,7 @@ WAN_FILES = {
 }
 TINY_PROMPT = "a red zorb on a white background"
 TINY_TRAINING: dict[str, Any] = {
-    "steps": 300,
+    "steps": 500,
     "learning_rate": 2e-3,
     "rank": 16,
     "alpha": 16.0,
