@@ -25,7 +25,10 @@ const EVENT = "lora_kiln.run";
  * @param {(state: RunState) => void} listener
  */
 export function onRun(listener) {
-  api.addEventListener(EVENT, (/** @type {CustomEvent<RunState>} */ event) => listener(event.detail));
+  // The host's type for events lists its own names only
+  /** @type {EventTarget} */ (api).addEventListener(EVENT, (event) =>
+    listener(/** @type {CustomEvent<RunState>} */ (event).detail),
+  );
 }
 
 /** @param {() => void} listener called when the server is back after it went away */

@@ -10,7 +10,7 @@ app.registerExtension({
   setup() {
     listen(app);
   },
-  nodeCreated(node) {
+  nodeCreated(/** @type {any} */ node) {
     if (node.comfyClass !== "KilnTrainLora") return;
     fillFromPreset(node, app);
     addPanel(node, app);

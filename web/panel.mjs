@@ -9,6 +9,10 @@ import { clock } from "./series.mjs";
 import { t } from "./texts.mjs";
 
 const HEIGHT = 220;
+const ONE_LINE = "white-space:nowrap;overflow:hidden;text-overflow:ellipsis";
+const BUTTON =
+  "padding:2px 8px;border-radius:4px;cursor:pointer;border:1px solid var(--border-color);" +
+  "background:var(--comfy-input-bg);color:var(--input-text);font-size:11px";
 /** @type {Map<string, Panel>} */
 const panels = new Map(); // by node key, see nodeKey
 const ACTIVE = new Set(["starting", "running", "paused", "aside"]);
@@ -26,11 +30,10 @@ function nodeKey(node, app) {
   return String(node.id);
 }
 
-/** @param {string} tag @param {string} css @param {string} [text] */
-function element(tag, css, text) {
+/** @param {string} tag @param {string} css */
+function element(tag, css) {
   const made = document.createElement(tag);
   made.style.cssText = css;
-  if (text) made.textContent = text;
   return made;
 }
 
@@ -40,7 +43,20 @@ export class Panel {
     this.node = node;
     this.app = app;
     /** @type {import("./api.mjs").RunState | null} */ this.state = null;
-    this.build();
+    /** @type {Record<string, HTMLButtonElement>} */ this.buttons = {};
+    this.chart = new Chart(this.canvas());
+    this.figures = element("div", `min-height:1.3em;color:var(--input-text);${ONE_LINE}`);
+    this.advice = element("div", "min-height:1.3em;max-height:2.6em;overflow:hidden;color:var(--descrip-text)");
+    this.advice.setAttribute("aria-live", "polite");
+    const bar = element("div", "display:flex;gap:4px;flex-wrap:wrap");
+    bar.append(...["pause", "resume", "save", "stop", "log"].map((name) => this.button(name)));
+    this.root = element("div", "display:flex;flex-direction:column;gap:4px;padding:4px;font-size:11px;overflow:hidden");
+    this.root.className = "kiln-panel";
+    this.root.append(this.chart.canvas, this.figures, this.advice, bar);
+    // The graph must not start dragging the node when the panel is used
+    this.root.addEventListener("pointerdown", (event) => event.stopPropagation());
+    new ResizeObserver(() => this.chart.redraw()).observe(this.chart.canvas);
+    this.refresh();
     node.addDOMWidget("kiln_panel", "kiln_panel", this.root, {
       serialize: false,
       hideOnZoom: false,
@@ -49,44 +65,23 @@ export class Panel {
     }).serialize = false;
   }
 
-  build() {
-    this.root = element("div", "display:flex;flex-direction:column;gap:4px;padding:4px;font-size:11px;overflow:hidden");
-    this.root.className = "kiln-panel";
-    const canvas = /** @type {HTMLCanvasElement} */ (
-      element("canvas", "flex:1 1 auto;min-height:90px;width:100%;touch-action:none")
-    );
+  canvas() {
+    const canvas = document.createElement("canvas");
+    canvas.style.cssText = "flex:1 1 auto;min-height:90px;width:100%;touch-action:none";
     canvas.tabIndex = 0;
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", t("chart"));
     canvas.title = t("chartHelp");
     canvas.dataset.empty = t("empty");
     canvas.addEventListener("keydown", (event) => this.key(event));
-    this.chart = new Chart(canvas);
-    this.figures = element("div", "min-height:1.3em;color:var(--input-text);white-space:nowrap;overflow:hidden;text-overflow:ellipsis");
-    this.figures.setAttribute("aria-live", "off");
-    this.advice = element("div", "min-height:1.3em;max-height:2.6em;overflow:hidden;color:var(--descrip-text)");
-    this.advice.setAttribute("aria-live", "polite");
-    const bar = element("div", "display:flex;gap:4px;flex-wrap:wrap");
-    /** @type {Record<string, HTMLButtonElement>} */ this.buttons = {};
-    for (const name of ["pause", "resume", "save", "stop"]) bar.append(this.button(name));
-    bar.append(this.button("log"));
-    this.root.append(canvas, this.figures, this.advice, bar);
-    // The graph must not start dragging the node when the panel is used
-    this.root.addEventListener("pointerdown", (event) => event.stopPropagation());
-    this.refresh();
-    new ResizeObserver(() => this.chart.redraw()).observe(canvas);
+    return canvas;
   }
 
   /** @param {string} name */
   button(name) {
-    const made = /** @type {HTMLButtonElement} */ (
-      element(
-        "button",
-        "padding:2px 8px;border-radius:4px;cursor:pointer;border:1px solid var(--border-color);" +
-          "background:var(--comfy-input-bg);color:var(--input-text);font-size:11px",
-        t(name),
-      )
-    );
+    const made = document.createElement("button");
+    made.style.cssText = BUTTON;
+    made.textContent = t(name);
     made.type = "button";
     made.title = t(`${name}Help`);
     made.dataset.kiln = name;
@@ -151,16 +146,19 @@ export class Panel {
     const active = !!state && ACTIVE.has(state.status);
     this.buttons.pause.style.display = state?.status === "paused" ? "none" : "";
     this.buttons.resume.style.display = state?.status === "paused" ? "" : "none";
-    for (const name of ["pause", "resume", "save", "stop"]) this.buttons[name].disabled = !active;
-    for (const name of ["pause", "resume", "save", "stop"]) this.buttons[name].style.opacity = active ? "1" : "0.5";
+    for (const name of ["pause", "resume", "save", "stop"]) {
+      this.buttons[name].disabled = !active;
+      this.buttons[name].style.opacity = active ? "1" : "0.5";
+    }
     if (!state) return;
     const left = (state.total - state.step) * state.seconds;
-    const rate = state.seconds ? (state.seconds < 1 ? `${(1 / state.seconds).toFixed(1)} ${t("perSecond")}` : `${state.seconds.toFixed(1)} ${t("secondsPer")}`) : "";
+    const perSecond = `${(1 / state.seconds).toFixed(1)} ${t("perSecond")}`;
+    const rate = state.seconds < 1 ? perSecond : `${state.seconds.toFixed(1)} ${t("secondsPer")}`;
     const parts = [
       t(`status_${state.status}`),
       `${state.step}/${state.total}`,
       `${t("epoch")} ${state.epoch.toFixed(1)}`,
-      rate,
+      state.seconds ? rate : "",
       active ? `${clock(left)} ${t("left")}` : "",
       state.memory ? `${(state.memory / 2 ** 30).toFixed(1)} GiB` : "",
     ];
