@@ -5,12 +5,14 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from . import captions, compare, dataset, encoding, history, lora, merge, prompt, quality, settings, training
+from .routes import add_routes
 
 
 class LoraKilnExtension(ComfyExtension):
     """What the host loads."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        add_routes()  # here and not in on_load, which host 0.3.75 never calls
         return [
             dataset.KilnLoadDataset,
             dataset.KilnImagesToDataset,

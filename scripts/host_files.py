@@ -98,6 +98,27 @@ def fetch_host() -> Path:
     return FETCHED_HOST
 
 
+def fetch_frontend(version: str) -> Path:
+    """Fetch one release of the host's frontend into .host/; the folder to pass as --front-end-root.
+
+    Raises:
+        HostError: pip cannot get it.
+    """
+    folder = REPO / ".host" / f"frontend-{version}"
+    if (folder / "index.html").is_file():
+        return folder
+    python = ensure_venv()
+    folder.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="fetch-", dir=folder.parent) as temp:
+        say(f"frontend: fetching {version}")
+        pip(python, "download", "--no-deps", "--dest", temp, f"comfyui-frontend-package=={version}")
+        (wheel,) = Path(temp).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(temp)
+        (Path(temp) / "comfyui_frontend_package" / "static").rename(folder)
+    return folder
+
+
 def ensure_venv(host: Path | None = None) -> Path:
     """The Python of the development environment; made, or brought up to date, when it is not.
 

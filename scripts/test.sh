@@ -21,5 +21,10 @@ step "ruff"
 step "mypy"
 bash scripts/check_types.sh "$python"
 
+step "javascript"
+bash scripts/check_js.sh "$python"
+
 step "pytest"
+CHROMIUM="$(bash scripts/chromium.sh)"
+export CHROMIUM
 "$python" -m pytest -q --durations=10 "$@"

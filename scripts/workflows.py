@@ -233,16 +233,16 @@ def tiny(info: Info) -> Graph:
         "train",
         "KilnTrainLora",
         (760, 0),
-        (360, 380),
+        (360, 620),
         model=("model", 0),
         encoded=("encoded", 0),
         settings=("optimizer", 0),
         **TINY_TRAINING,
     )
     graph.add(
-        "lora", "KilnSaveLora", (760, 440), (360, 140), lora=("train", 0), filename_prefix="kiln/tiny_concept"
+        "lora", "KilnSaveLora", (760, 670), (360, 150), lora=("train", 0), filename_prefix="kiln/tiny_concept"
     )
-    graph.add("plot", "KilnLossPlot", (760, 640), (360, 260), run=("train", 3))
+    graph.add("plot", "KilnLossPlot", (760, 870), (360, 260), run=("train", 3))
     graph.add("positive", "CLIPTextEncode", (1180, 0), (320, 110), clip=("clip", 0), text=TINY_PROMPT)
     graph.add("negative", "CLIPTextEncode", (1180, 160), (320, 90), clip=("clip", 0), text="")
     graph.add(
@@ -313,16 +313,16 @@ def wan(info: Info) -> Graph:
         "train",
         "KilnTrainLora",
         (800, 0),
-        (380, 380),
+        (380, 640),
         model=("model", 0),
         encoded=("encoded", 0),
         settings=("optimizer", 0),
         preset="standard",
     )
     graph.add(
-        "lora", "KilnSaveLora", (800, 440), (380, 140), lora=("train", 0), filename_prefix="kiln/wan21_lora"
+        "lora", "KilnSaveLora", (800, 690), (380, 150), lora=("train", 0), filename_prefix="kiln/wan21_lora"
     )
-    graph.add("plot", "KilnLossPlot", (800, 640), (380, 290), run=("train", 3))
+    graph.add("plot", "KilnLossPlot", (800, 890), (380, 290), run=("train", 3))
     graph.add(
         "positive",
         "CLIPTextEncode",

@@ -98,12 +98,40 @@ class Controls:
         self._changed = threading.Condition()
         self._wanted = False  # somebody else wants the device
         self._on_device = False  # the run has its model loaded and may be inside a step
+        self._paused = False
+        self._save = threading.Event()
+        self.finish_requested = False  # stopped on purpose: what was learned goes on to the next node
 
     def stop(self) -> None:
         """Ask the run to end after the current step, keeping what it has learned."""
         self._stop.set()
         with self._changed:
             self._changed.notify_all()
+
+    def finish(self) -> None:
+        """Stop as if the current step were the last: the result is the run's result."""
+        self.finish_requested = True
+        self.stop()
+
+    def pause(self) -> None:
+        """Ask the run to step aside after the current step, until `resume`; its memory on the device is free."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """Let a paused run go on."""
+        with self._changed:
+            self._paused = False
+            self._changed.notify_all()
+
+    def request_save(self) -> None:
+        """Ask for a checkpoint after the current step."""
+        self._save.set()
+
+    def take_save_request(self) -> bool:
+        """Whether a checkpoint was asked for since the last call."""
+        asked = self._save.is_set()
+        self._save.clear()
+        return asked
 
     @property
     def stop_requested(self) -> bool:
@@ -124,7 +152,7 @@ class Controls:
     def take_device(self) -> None:
         """Block while somebody else has the device, unless the run is told to stop."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._wanted or self.stop_requested)
+            self._changed.wait_for(lambda: not (self._wanted or self._paused) or self.stop_requested)
             self._on_device = True
 
     def give_device(self) -> None:
@@ -139,7 +167,7 @@ class Controls:
         Raises:
             Stopped: the run was told to stop.
         """
-        if self._wanted and not self.stop_requested:
+        if (self._wanted or self._paused) and not self.stop_requested:
             step_aside()
             self.give_device()
             self.take_device()

@@ -269,7 +269,8 @@ def train(
                     stopped_early = validation.is_over(progress.points, patience)
                 elif progress.step % ADVISE_EVERY == 0 or last:
                     look_at_curves()
-                if config.checkpoint_every and progress.step % config.checkpoint_every == 0 and not last:
+                due = config.checkpoint_every and progress.step % config.checkpoint_every == 0
+                if controls.take_save_request() or (due and not last):
                     save()
             save()
         except Stopped:

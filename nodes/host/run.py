@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import comfy.model_management
+import torch
 
 from ...trainer import runfile
 from ...trainer.adapter.files import LoraWeights, origin_metadata, save_lora
@@ -25,6 +26,7 @@ from ...trainer.tensorboard import TensorBoardListener, missing_sentence
 from . import paths
 from .background import raise_interrupted, run_in_background
 from .fingerprint import model_fingerprint
+from .monitor import RunMonitor
 from .progress import NodeProgress
 from .start import start_state
 
@@ -64,8 +66,10 @@ async def train_on_host(
     progress = NodeProgress(node_id)
     progress.say("starting ...")
     source = model_source(graph.get("prompt") or {}, node_id)
+    monitor = RunMonitor(node_id, config.steps)
 
     def work(controls: Controls) -> Any:
+        monitor.controls = controls
         return train_run(
             model,
             encoded,
@@ -75,17 +79,24 @@ async def train_on_host(
             source=source,
             graph=graph,
             controls=controls,
-            listeners=[_listener(progress)],
+            listeners=[_listener(progress), monitor.listen],
+            on_chosen=monitor.begin,
             tensorboard=tensorboard,
         )
 
-    run, interrupted = await run_in_background(work)
-    if interrupted or run.stopped:
-        progress.say(
-            f"stopped at step {len(run.losses)} of {config.steps}; checkpoint and LoRA: {run.folder.name}"
-        )
+    try:
+        run, interrupted = await run_in_background(work)
+    except BaseException as error:
+        monitor.end("failed", str(error))
+        raise
+    if interrupted or (run.stopped and not monitor.finish_requested):
+        text = f"stopped at step {len(run.losses)} of {config.steps}; checkpoint and LoRA: {run.folder.name}"
+        progress.say(text)
+        monitor.end("stopped", text)
         raise_interrupted()
-    progress.say("\n".join([run.sentence(), *run.advice]))
+    text = "\n".join([run.sentence(), *run.advice])
+    progress.say(text)
+    monitor.end("stopped" if run.stopped else "done", text)
     return run
 
 
@@ -102,6 +113,7 @@ def train_run(
     graph: dict[str, Any] | None = None,
     tensorboard: bool = False,
     team: Alone | None = None,
+    on_chosen: Callable[[str, torch.device], None] = lambda run_id, device: None,
 ) -> Any:
     """One run from start to end on the calling thread: the node's worker and headless.py both come here.
 
@@ -110,6 +122,7 @@ def train_run(
     Args: as train_on_host, and
         source: how the model was loaded, for run.toml.
         team: the processes that train together.
+        on_chosen: told the run's id and device as soon as they are known.
     """
     # peft and diffusers take seconds to import: not at the host's start
     from ...trainer.adapter.export import to_file
@@ -134,6 +147,7 @@ def train_run(
     chosen = Path(team.from_main(choose))
     resumed = chosen if chosen.name.startswith("step-") else None
     folder = chosen if resumed is None else chosen.parent
+    on_chosen(folder.name, denoiser.device)
     start = start_state(model, start_from, config.adapter) if start_from and resumed is None else None
 
     plan = plan_memory(model, denoiser, config, largest)

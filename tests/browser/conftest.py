@@ -1,0 +1,164 @@
+"""A real Chromium on a real ComfyUI, with two generations of its frontend. Screenshots go to test-results/."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from scripts.host import RunningHost, start_host
+from scripts.host_client import HostClient
+from scripts.host_files import REPO, fetch_frontend, workspace
+
+FRONTENDS = ("1.32.9", "1.58.1")  # what host 0.3.75 pins, and the newest we know
+RESULTS = REPO / "test-results"
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+]
+FLAGS += ["--disable-component-update", "--disable-sync"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.browser)
+
+
+@pytest.fixture(scope="session", params=FRONTENDS)
+def host(request: pytest.FixtureRequest) -> Iterator[RunningHost]:
+    """One server for each frontend."""
+    root = [] if request.param == FRONTENDS[0] else ["--front-end-root", str(fetch_frontend(request.param))]
+    base = workspace(f"browser-{request.param.replace('.', '-')}", fresh=True)
+    with start_host(base, python=Path(sys.executable), cpu=True, extra_args=root) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def client(host: RunningHost) -> HostClient:
+    return HostClient(host.url)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    path = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield started
+        started.close()
+
+
+class Canvas:
+    """The page, and what a user does on it."""
+
+    def __init__(self, page: Page, url: str, name: str) -> None:
+        self.page, self._url, self._name = page, url, name
+        self.problems: list[str] = []
+        page.on("console", self._listen)
+        page.on("pageerror", lambda error: self.problems.append(str(error)))
+
+    def _listen(self, message: Any) -> None:
+        ours = "lora-kiln" in (message.location or {}).get("url", "") or "LoRA Kiln" in message.text
+        if message.type in ("error", "warning") and ours:
+            self.problems.append(message.text)
+
+    def open(self) -> None:
+        """Load the page and wait for the host's app."""
+        self.page.goto(self._url)
+        self.page.wait_for_function("window.app?.graph && window.app?.extensionManager")
+
+    def load(self, steps: int) -> None:
+        """The tiny demo's template, with the training node in view."""
+        self.page.evaluate(
+            """async steps => {
+                const answer = await fetch('/api/workflow_templates/tiny_wan_demo/train_then_sample_tiny.json');
+                const workflow = await answer.json();
+                for (const node of workflow.nodes) if (node.type === 'KilnTrainLora') node.widgets_values[1] = steps;
+                await window.app.loadGraphData(workflow);
+            }""",
+            steps,
+        )
+        self.look()
+
+    def look(self) -> None:
+        """Bring the training node into view."""
+        self.page.evaluate(
+            """() => {
+                const nodes = window.app.graph.nodes ?? window.app.graph._nodes;
+                const node = nodes.find(n => n.type === 'KilnTrainLora');
+                const view = window.app.canvas.ds;
+                view.scale = 1;
+                view.offset[0] = 300 - node.pos[0];
+                view.offset[1] = 160 - node.pos[1];
+                window.app.canvas.setDirty(true, true);
+            }"""
+        )
+        self.page.wait_for_selector(".kiln-panel canvas", state="visible")
+
+    def panel(self) -> dict[str, Any]:
+        """What the panel on the training node shows."""
+        return self.page.evaluate(
+            """() => {
+                const nodes = window.app.graph.nodes ?? window.app.graph._nodes;
+                const panel = nodes.find(n => n.type === 'KilnTrainLora').kilnPanel;
+                return {
+                    points: panel.chart.steps.length,
+                    status: panel.state?.status ?? null,
+                    figures: panel.figures.textContent,
+                    text: panel.advice.textContent,
+                    ink: (() => {
+                        const c = panel.chart.canvas, x = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
+                        let blue = 0;
+                        for (let i = 0; i < x.length; i += 4) if (x[i + 3] > 100 && x[i + 2] > x[i] + 60) blue++;
+                        return blue;
+                    })(),
+                };
+            }"""
+        )
+
+    def wait_panel(self, condition: str) -> None:
+        """Wait until `condition`, over `panel`, holds."""
+        self.page.wait_for_function(
+            f"""() => {{
+                const nodes = window.app.graph.nodes ?? window.app.graph._nodes;
+                const panel = nodes.find(n => n.type === 'KilnTrainLora')?.kilnPanel;
+                return panel && ({condition});
+            }}""",
+            timeout=120_000,
+        )
+
+    def press(self, button: str) -> None:
+        self.page.click(f"button[data-kiln={button}]")
+
+    def shot(self, what: str) -> None:
+        RESULTS.mkdir(exist_ok=True)
+        self.page.screenshot(path=RESULTS / f"{self._name}-{what}.png")
+
+
+@pytest.fixture
+def canvas(
+    host: RunningHost, client: HostClient, browser: Browser, request: pytest.FixtureRequest
+) -> Iterator[Canvas]:
+    """A fresh page on the server, in English, without the host's own welcome."""
+    settings = {
+        "Comfy.TutorialCompleted": True,
+        "Comfy.Minimap.Visible": False,
+        "Comfy.Locale": "en",
+        "Comfy.VueNodes.Enabled": False,
+    }
+    client.post_json("/settings", settings)
+    page = browser.new_page(viewport={"width": 1500, "height": 1000})
+    made = Canvas(page, host.url, re.sub(r"[^\w.-]+", "_", request.node.name))
+    made.open()
+    yield made
+    page.close()
+    assert made.problems == []

@@ -1,0 +1,204 @@
+// @ts-check
+// The live panel on a training node: chart, figures, buttons. One panel per node, filled by run.
+//
+// A node finds its run in node.properties.kiln_run (saved with the workflow), else by its id among the server's runs.
+// Points missed while the page was away are fetched; see `attach`.
+import { command, fetchRun, fetchRuns, onReconnected, onRun } from "./api.mjs";
+import { Chart } from "./chart.mjs";
+import { clock } from "./series.mjs";
+import { t } from "./texts.mjs";
+
+const HEIGHT = 220;
+const ONE_LINE = "white-space:nowrap;overflow:hidden;text-overflow:ellipsis";
+const BUTTON =
+  "padding:2px 8px;border-radius:4px;cursor:pointer;border:1px solid var(--border-color);" +
+  "background:var(--comfy-input-bg);color:var(--input-text);font-size:11px";
+/** @type {Map<string, Panel>} */
+const panels = new Map(); // by node key, see nodeKey
+const ACTIVE = new Set(["starting", "running", "paused", "aside"]);
+
+/**
+ * The id under which the server knows a node: "3", or "5:3" for node 3 inside subgraph node 5.
+ * @param {any} node
+ * @param {any} app
+ */
+function nodeKey(node, app) {
+  if (!node.graph || node.graph === app.graph || node.graph.isRootGraph) return String(node.id);
+  for (const outer of app.graph.nodes ?? app.graph._nodes ?? []) {
+    if (outer.subgraph === node.graph) return `${outer.id}:${node.id}`;
+  }
+  return String(node.id);
+}
+
+/** @param {string} tag @param {string} css */
+function element(tag, css) {
+  const made = document.createElement(tag);
+  made.style.cssText = css;
+  return made;
+}
+
+export class Panel {
+  /** @param {any} node @param {any} app */
+  constructor(node, app) {
+    this.node = node;
+    this.app = app;
+    /** @type {import("./api.mjs").RunState | null} */ this.state = null;
+    /** @type {Record<string, HTMLButtonElement>} */ this.buttons = {};
+    this.chart = new Chart(this.canvas());
+    this.figures = element("div", `min-height:1.3em;color:var(--input-text);${ONE_LINE}`);
+    this.advice = element("div", "min-height:1.3em;max-height:2.6em;overflow:hidden;color:var(--descrip-text)");
+    this.advice.setAttribute("aria-live", "polite");
+    const bar = element("div", "display:flex;gap:4px;flex-wrap:wrap");
+    bar.append(...["pause", "resume", "save", "stop", "log"].map((name) => this.button(name)));
+    this.root = element("div", "display:flex;flex-direction:column;gap:4px;padding:4px;font-size:11px;overflow:hidden");
+    this.root.className = "kiln-panel";
+    this.root.append(this.chart.canvas, this.figures, this.advice, bar);
+    // The graph must not start dragging the node when the panel is used
+    this.root.addEventListener("pointerdown", (event) => event.stopPropagation());
+    new ResizeObserver(() => this.chart.redraw()).observe(this.chart.canvas);
+    this.refresh();
+    node.addDOMWidget("kiln_panel", "kiln_panel", this.root, {
+      serialize: false,
+      hideOnZoom: false,
+      getMinHeight: () => HEIGHT,
+      getMaxHeight: () => HEIGHT * 3,
+    }).serialize = false;
+  }
+
+  canvas() {
+    const canvas = document.createElement("canvas");
+    canvas.style.cssText = "flex:1 1 auto;min-height:90px;width:100%;touch-action:none";
+    canvas.tabIndex = 0;
+    canvas.setAttribute("role", "img");
+    canvas.setAttribute("aria-label", t("chart"));
+    canvas.title = t("chartHelp");
+    canvas.dataset.empty = t("empty");
+    canvas.addEventListener("keydown", (event) => this.key(event));
+    return canvas;
+  }
+
+  /** @param {string} name */
+  button(name) {
+    const made = document.createElement("button");
+    made.style.cssText = BUTTON;
+    made.textContent = t(name);
+    made.type = "button";
+    made.title = t(`${name}Help`);
+    made.dataset.kiln = name;
+    made.addEventListener("click", () => this.press(name));
+    this.buttons[name] = made;
+    return made;
+  }
+
+  /** @param {string} name */
+  async press(name) {
+    if (name === "log") {
+      this.chart.log = !this.chart.log;
+      this.buttons.log.setAttribute("aria-pressed", String(this.chart.log));
+      this.chart.redraw();
+      return;
+    }
+    if (!this.state) return;
+    const refused = await command(this.state.run, /** @type {any} */ (name));
+    if (refused) this.app.extensionManager.toast.add({ severity: "warn", summary: "LoRA Kiln", detail: refused, life: 5000 });
+  }
+
+  /** @param {KeyboardEvent} event */
+  key(event) {
+    const middle = this.chart.canvas.clientWidth / 2;
+    if (event.key === "+") this.chart.zoomAt(middle, 0.8);
+    else if (event.key === "-") this.chart.zoomAt(middle, 1.25);
+    else if (event.key === "0") this.chart.zoomAt(middle, 1e9);
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  }
+
+  /** @param {import("./api.mjs").RunState} state with the points that follow those already here */
+  async show(state) {
+    if (this.state?.run !== state.run) {
+      this.chart.clear();
+      this.node.properties.kiln_run = state.run;
+    }
+    this.state = state;
+    const known = this.chart.steps.length;
+    if (state.points.length && state.first > 0 && known === 0) {
+      await this.attach(state.run); // we came late: the beginning is on the server
+      return;
+    }
+    this.chart.add(state.points);
+    this.refresh();
+  }
+
+  /** Fetch a run whole. @param {string} run */
+  async attach(run) {
+    const state = await fetchRun(run);
+    if (!state) return;
+    this.chart.clear();
+    this.node.properties.kiln_run = run;
+    this.state = state;
+    this.chart.add(state.points);
+    this.refresh();
+  }
+
+  refresh() {
+    const state = this.state;
+    this.chart.validation = state?.validation ?? [];
+    const active = !!state && ACTIVE.has(state.status);
+    this.buttons.pause.style.display = state?.status === "paused" ? "none" : "";
+    this.buttons.resume.style.display = state?.status === "paused" ? "" : "none";
+    for (const name of ["pause", "resume", "save", "stop"]) {
+      this.buttons[name].disabled = !active;
+      this.buttons[name].style.opacity = active ? "1" : "0.5";
+    }
+    if (!state) return;
+    const left = (state.total - state.step) * state.seconds;
+    const perSecond = `${(1 / state.seconds).toFixed(1)} ${t("perSecond")}`;
+    const rate = state.seconds < 1 ? perSecond : `${state.seconds.toFixed(1)} ${t("secondsPer")}`;
+    const parts = [
+      t(`status_${state.status}`),
+      `${state.step}/${state.total}`,
+      `${t("epoch")} ${state.epoch.toFixed(1)}`,
+      state.seconds ? rate : "",
+      active ? `${clock(left)} ${t("left")}` : "",
+      state.memory ? `${(state.memory / 2 ** 30).toFixed(1)} GiB` : "",
+    ];
+    this.figures.textContent = parts.filter(Boolean).join("  ·  ");
+    this.advice.textContent = state.text;
+    this.advice.title = state.text;
+  }
+}
+
+/** @param {any} node @param {any} app */
+export function addPanel(node, app) {
+  const panel = new Panel(node, app);
+  const forget = node.onRemoved;
+  node.onRemoved = function () {
+    for (const [key, value] of panels) if (value === panel) panels.delete(key);
+    forget?.apply(this, arguments);
+  };
+  // The node gets its id and graph after nodeCreated
+  setTimeout(() => panels.set(nodeKey(node, app), panel), 0);
+  node.kilnPanel = panel;
+}
+
+/** Find every panel's run again: after loading a graph, and when the server is back. @param {any} app */
+export async function reattach(app) {
+  const runs = await fetchRuns();
+  const all = [app.graph, ...(app.graph?.subgraphs?.values?.() ?? [])].flatMap((g) => g?.nodes ?? g?._nodes ?? []);
+  for (const node of all) {
+    const panel = node.kilnPanel;
+    if (!panel) continue;
+    panels.set(nodeKey(node, app), panel);
+    const own = runs.find((run) => run.run === node.properties.kiln_run);
+    const latest = runs.filter((run) => run.node === nodeKey(node, app)).at(-1);
+    const found = latest && ACTIVE.has(latest.status) ? latest : (own ?? latest);
+    if (found) await panel.attach(found.run);
+  }
+}
+
+/** @param {any} app */
+export function listen(app) {
+  onRun((state) => panels.get(state.node)?.show(state));
+  onReconnected(() => reattach(app));
+}
