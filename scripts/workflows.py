@@ -215,8 +215,8 @@ def tiny(info: Info) -> Graph:
     )
     graph.add("clip", "TinyWanTextEncoder", (0, 130), (320, 60))
     graph.add("vae", "VAELoader", (0, 230), (320, 70), vae_name="tiny_wan_vae.safetensors")
-    graph.add("dataset", "KilnLoadDataset", (0, 370), (320, 140), folder="tiny_concept")
-    graph.add("captions", "KilnCaptionTemplate", (0, 560), (320, 330), dataset=("dataset", 0))
+    graph.add("dataset", "KilnLoadDataset", (0, 350), (320, 180), folder="tiny_concept")
+    graph.add("captions", "KilnCaptionTemplate", (0, 590), (320, 370), dataset=("dataset", 0))
     graph.add(
         "encoded",
         "KilnEncodeDataset",
@@ -286,12 +286,12 @@ def wan(info: Info) -> Graph:
         "clip", "CLIPLoader", (0, 130), (360, 110), clip_name=WAN_FILES["clip"], type="wan", device="default"
     )
     graph.add("vae", "VAELoader", (0, 280), (360, 70), vae_name=WAN_FILES["vae"])
-    graph.add("dataset", "KilnLoadDataset", (0, 410), (360, 140), folder="my_dataset")
+    graph.add("dataset", "KilnLoadDataset", (0, 400), (360, 180), folder="my_dataset")
     graph.add(
         "captions",
         "KilnCaptionTemplate",
-        (0, 600),
-        (360, 330),
+        (0, 640),
+        (360, 370),
         dataset=("dataset", 0),
         template="{caption}, {art_style} style, {lighting}",
         values="art_style: futurist\nlighting: neon light and fog | soft daylight",
@@ -370,7 +370,7 @@ WAN_FILES = {
 }
 TINY_PROMPT = "a red zorb on a white background"
 TINY_TRAINING: dict[str, Any] = {
-    "steps": 300,
+    "steps": 500,
     "learning_rate": 2e-3,
     "rank": 16,
     "alpha": 16.0,

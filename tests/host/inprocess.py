@@ -32,6 +32,7 @@ def start() -> None:
     sys.argv = [sys.argv[0], "--cpu"]
     load_file("launch_host", REPO / "scripts" / "launch_host.py").prepare(Path.cwd())
     import comfy.options
+    import utils.install_util  # noqa: F401 - as main.py does, before the host's nodes.py puts comfy/ on the path
 
     comfy.options.enable_args_parsing()
     load_file("lora_kiln", REPO / "__init__.py", REPO)

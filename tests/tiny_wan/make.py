@@ -4,8 +4,9 @@
     python -m tiny_wan.make path/to/ComfyUI            (or set COMFYUI_DIR)
     python -m tiny_wan.make path/to/ComfyUI --only concept
 
-Writes `models/tiny_wan_vae.safetensors`, `models/tiny_wan.safetensors` and `concept/`, which are committed:
-nobody needs to run this, it is here to show where the files come from. MINUTES
+Writes `models/tiny_wan_vae.safetensors`, `models/tiny_wan.safetensors` and `concept/`. They are committed, so
+nobody needs to run this: it shows where the files come from. On 2 CPU cores the VAE takes about 9 minutes and the
+model 10 to 15.
 """
 
 from __future__ import annotations

@@ -71,7 +71,9 @@ class TinyTokenizer:
         from comfy.sd1_clip import token_weights
 
         tokens = [(word, weight) for part, weight in token_weights(text, 1.0) for word in split_words(part)]
-        numbered = [(*token, index + 1) if return_word_ids else token for index, token in enumerate(tokens)]
+        numbered: list[Any] = [
+            (*token, index + 1) if return_word_ids else token for index, token in enumerate(tokens)
+        ]
         padding = (PAD, 1.0, 0) if return_word_ids else (PAD, 1.0)
         sections = [numbered[start : start + LENGTH] for start in range(0, len(numbered), LENGTH)] or [[]]
         return {NAME: [section + [padding] * (LENGTH - len(section)) for section in sections]}

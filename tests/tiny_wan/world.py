@@ -202,8 +202,9 @@ def crop_to_shape(mask: np.ndarray) -> np.ndarray:  # (32, 32) bool
 
 def template(shape: str) -> np.ndarray:  # (32, 32) bool
     """What `crop_to_shape` gives for a perfectly drawn shape."""
-    image = render(shape, "red", "white", 32, 32, 24)
-    return crop_to_shape(foreground(image))
+    mask = foreground(render(shape, "red", "white", 32, 32, 24))
+    assert mask is not None, "a sharp shape stands out"
+    return crop_to_shape(mask)
 
 
 def shape_of(image: np.ndarray) -> tuple[str, float]:
@@ -219,7 +220,7 @@ def shape_of(image: np.ndarray) -> tuple[str, float]:
     for shape in ALL_SHAPES:
         other = template(shape)
         overlaps[shape] = float((crop & other).sum() / max(1, (crop | other).sum()))
-    best, second = sorted(overlaps, key=overlaps.get, reverse=True)[:2]
+    best, second = sorted(overlaps, key=lambda shape: overlaps[shape], reverse=True)[:2]
     clear = overlaps[best] >= MIN_OVERLAP and overlaps[best] - overlaps[second] >= MIN_LEAD
     return (best if clear else ""), overlaps[best]
 
