@@ -129,6 +129,7 @@ def load_host(base_directory: str | None) -> None:
     if not torch.accelerator.is_available():
         sys.argv.append("--cpu")
     import comfy.options
+    import utils.install_util  # noqa: F401 - as main.py does, before the host's nodes.py puts comfy/ on the path
 
     comfy.options.enable_args_parsing()
 

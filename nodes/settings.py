@@ -46,17 +46,19 @@ class _SettingsNode(io.ComfyNode):
     TITLE: str
     CONFIG: type
     ON_TRAINER: tuple[str, ...] = ()  # settings that are widgets of the training node itself
+    LATER: tuple[str, ...] = ()  # settings that saved workflows may lack: optional, and after the others
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         fields = config.field_info(cls.CONFIG)
+        first = [name for name in fields if name not in (*cls.ON_TRAINER, *cls.LATER)]
         return io.Schema(
             node_id=cls.__name__,
             display_name=f"{cls.TITLE} (LoRA Kiln)",
             category=types.CATEGORY,
             description=f"{cls.CONFIG.__doc__}",
             inputs=[
-                *(widget(name, field) for name, field in fields.items() if name not in cls.ON_TRAINER),
+                *(widget(name, fields[name], name in cls.LATER) for name in [*first, *cls.LATER]),
                 types.Settings.Input(
                     "settings", optional=True, tooltip="Settings of other themes, to chain nodes."
                 ),
@@ -76,6 +78,10 @@ class _SettingsNode(io.ComfyNode):
 
 class KilnAdapterSettings(_SettingsNode):
     THEME, TITLE, CONFIG, ON_TRAINER = "adapter", "Adapter Settings", config.AdapterConfig, ("rank", "alpha")
+    LATER = (
+        *("exclude_modules", "kind", "rank_stabilised", "init", "rank_pattern", "rank_dropout"),
+        "max_weight_norm",
+    )
 
 
 class KilnOptimizerSettings(_SettingsNode):
@@ -85,10 +91,18 @@ class KilnOptimizerSettings(_SettingsNode):
         config.OptimizerConfig,
         ("learning_rate",),
     )
+    LATER = (
+        *("warmup_steps", "warmup_start", "schedule_cycles", "schedule_power"),
+        *("optimizer", "lora_plus_ratio", "ema_decay"),
+    )
 
 
 class KilnObjectiveSettings(_SettingsNode):
     THEME, TITLE, CONFIG = "objective", "Objective Settings", config.ObjectiveConfig
+    LATER = (
+        *("logit_mean", "logit_std", "mode_scale", "loss", "huber_delta", "weighting", "min_snr_gamma"),
+        *("noise_offset", "regularisation_weight"),
+    )
 
 
 class KilnValidationSettings(_SettingsNode):

@@ -71,7 +71,7 @@ def kill_test(kills: int, steps: int, seed: int) -> bool:
         folder = base / "killed"
         for number in range(1, kills + 1):
             # So many steps further, then at any moment: between two steps, in one, while a checkpoint is written
-            further, pause = draws.randint(1, max(1, 2 * steps // kills - 1)), draws.uniform(0.0, 0.06)
+            further, pause = draws.randint(1, max(1, 2 * steps // kills - 4)), draws.uniform(0.0, 0.06)
             process = start(folder, steps)
             assert process.stdout is not None
             step = 0

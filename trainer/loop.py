@@ -386,7 +386,8 @@ def _gradients(
             errors = errors * objective.level_weight(config.objective, denoiser, question)
             factors = batch.weight.to(errors) * _role_weight(config, store, showings).to(errors)
             loss = (errors * factors).sum() / count
-            loss.backward()
+            if loss.requires_grad:  # not when dropout has switched every layer off
+                loss.backward()
             total += loss.item()
     return total
 

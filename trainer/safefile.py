@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -29,7 +30,8 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str
             os.fsync(written.fileno())
         os.replace(temporary, path)
     except Exception as error:  # safetensors wraps OSError in its own type
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise KilnError(f"Cannot write {path} ({error}); check free space and write permission.") from error
 
 
@@ -48,5 +50,6 @@ def write_text(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise KilnError(f"Cannot write {path} ({error}); check free space and write permission.") from error

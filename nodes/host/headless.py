@@ -19,10 +19,8 @@ from ...trainer.events import Controls
 from ...trainer.job import Job
 from ...trainer.parallel import Alone
 from ...trainer.runfile import RunFile, read_dataset, read_run_file
+from .engine import train_run
 from .fingerprint import model_fingerprint
-from .run import train_run
-
-DTYPES = {"fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 
 
 def train_file(path: Path, team: Alone) -> Path | None:

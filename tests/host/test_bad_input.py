@@ -64,9 +64,7 @@ def test_link_out_of_input_is_refused(run_graph: RunGraph, host: RunningHost) ->
 def test_unreadable_image_stops_or_is_skipped(run_graph: RunGraph, folder: Path) -> None:
     put_picture(folder, caption=b"fine")
     (folder / "broken.png").write_text("no picture")
-    with pytest.raises(
-        GraphFailed, match=r"node dataset .*broken\.png cannot be read .*replace or remove it"
-    ):
+    with pytest.raises(GraphFailed, match=r"node dataset .*broken\.png cannot be read.*replace or remove it"):
         run_graph(load_only(folder.name))
     outputs = run_graph(load_only(folder.name, on_bad_file="skip"))
     assert "1 images, 1 with captions" in outputs["dataset"]["text"][0]

@@ -17,7 +17,7 @@ from scripts.host_client import HostClient, failure_of
 from scripts.host_files import REPO
 
 from .conftest import GraphFailed, RunGraph
-from .graphs import dataset, loaders, node, saved, training
+from .graphs import dataset, loaders, node, sampled_files, sampling, saved, training
 
 
 def run_folder(host: RunningHost, outputs: dict[str, Any]) -> Path:
@@ -123,12 +123,11 @@ def test_on_a_model_that_other_nodes_patched(run_graph: RunGraph, host: RunningH
     graph = trained(steps=3, seed=251)
     graph["first"] = node("KilnTrainLora", **{**graph["train"]["inputs"], "seed": 250})
     graph["train"]["inputs"]["model"] = ["first", 1]
-    before = run_graph({**loaders(), "probe": node("ProbeModel", model=["model", 0])})["probe"]["text"]
+    before = sampled_files(host, run_graph({**loaders(), **sampling("before", ["model", 0])}), "before")
     outputs = run_graph(graph)
     assert outputs["train"]["text"][0].startswith("done: 3 steps")
-    assert (
-        run_graph({**loaders(), "probe": node("ProbeModel", model=["model", 0])})["probe"]["text"] == before
-    )
+    after = sampled_files(host, run_graph({**loaders(), **sampling("after", ["model", 0])}), "after")
+    assert after == before
     text = (run_folder(host, outputs) / "run.toml").read_text("utf-8")
     assert 'loader = ""' in text  # no file holds this model, and the run file says so
 

@@ -140,7 +140,7 @@ def test_weight_norms_are_limited() -> None:
     adapter.limit_norms()
     for layer in adapter.layers.values():
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-        assert float((layer.scale * b @ a).norm()) == pytest.approx(1.0, rel=1e-5)
+        assert float((layer.scale * b @ a).detach().norm()) == pytest.approx(1.0, rel=1e-5)
 
 
 def test_rank_dropout_drops_whole_ranks_and_rests() -> None:
@@ -153,7 +153,7 @@ def test_rank_dropout_drops_whole_ranks_and_rests() -> None:
         adapter.rest()
         assert float((layer(x) - base)[0, 0]) == pytest.approx(32.0)  # 4 ranks of 8
         seen = set()
-        for step in range(40):
+        for step in range(100):
             adapter.set_step(0, step)
             seen.add(round(float((layer(x) - base)[0, 0])))
             adapter.set_step(0, step)

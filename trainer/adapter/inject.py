@@ -269,7 +269,8 @@ class LoraAdapter(Adapter):
                 fused.__class__ = RankDroppedLinear
                 fused.rank_dropout = config.rank_dropout
             a, b = fused.lora_A["default"].weight, fused.lora_B["default"].weight
-            a.data, b.data = a.data.to(device, torch.float32), b.data.to(device, torch.float32)
+            # Drawn on the CPU, whatever the device, so that a seed means the same start everywhere
+            a.data, b.data = (torch.empty(p.shape, dtype=torch.float32, device=device) for p in (a, b))
             self._initialise(fused, a, b, generator(seed, "init", index))
             self.layers[name] = fused
 

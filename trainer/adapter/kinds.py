@@ -49,6 +49,8 @@ class PeftAdapter(Adapter):
                 assert isinstance(layer, BaseTunerLayer), f"peft made {type(layer).__name__} of {name}"
                 if config.kind == "oft":
                     _turn_outputs(layer, layer_shape(name, config).rank, config)
+                if config.kind in ("loha", "lokr") and config.rank_dropout:
+                    _drop_outputs(layer, config.rank_dropout)
                 layer.base_layer = FrozenLinear(layer.base_layer, weights, device)
                 for parameter in _own(layer).values():
                     parameter.data = parameter.data.to(device, torch.float32)
@@ -125,7 +127,6 @@ def peft_config(config: AdapterConfig, targets: list[str]) -> peft.PeftConfig:
     common |= {
         "r": config.rank,
         "alpha": config.alpha,
-        "rank_dropout": config.rank_dropout,
         "rank_pattern": {t.replace(".", r"\."): s.rank for t, s in shapes.items() if s.rank != config.rank},
         "alpha_pattern": {
             t.replace(".", r"\."): s.alpha for t, s in shapes.items() if s.alpha != config.alpha
@@ -162,6 +163,20 @@ def _turn_outputs(layer: Any, block: int, config: AdapterConfig) -> None:
         return rotation(y - bias) + bias
 
     layer.forward = forward
+
+
+def _drop_outputs(layer: Any, rate: float) -> None:
+    """peft's rank_dropout of these kinds multiplies in place, which autograd refuses (peft 0.21): out of place here."""
+    whole = layer.get_delta_weight
+
+    def get_delta_weight(adapter: str, **options: Any) -> Tensor:
+        weight = whole(adapter)
+        if not layer.training:
+            return weight
+        kept = (torch.rand(len(weight), 1) >= rate).to(weight)
+        return weight * kept / (1 - rate)
+
+    layer.get_delta_weight = get_delta_weight
 
 
 @torch.no_grad()
