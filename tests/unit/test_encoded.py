@@ -236,6 +236,7 @@ def test_masks_reach_the_batch_at_latent_size(tmp_path: Path) -> None:
     encoded = encode(scan_folder(tmp_path / "images"), tmp_path, encoder)
     batch = ItemStore(encoded.items).load([Showing(0, 0, 0), Showing(1, 0, 1)])
     assert batch.mask is not None and batch.mask.shape == (2, 1, 1, 4, 4)
+    assert "latents: 2 of 4x1x4x4; 1 with a loss mask" in encoded.describe()
     assert batch.mask[0, 0, 0].tolist() == [[0, 0, 1, 1]] * 4 and bool((batch.mask[1] == 1).all())
     assert ItemStore(encoded.items).load([Showing(1, 0, 1)]).mask is None
     half.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "images" / "masks" / "0.png")

@@ -101,6 +101,8 @@ class EncodedDataset:
         """What is there, for the node's text."""
         shapes = Counter("x".join(map(str, i.shape)) for i in self.items)
         kinds = ", ".join(f"{count} of {shape}" for shape, count in shapes.most_common(12))
+        masked = sum(i.masked for i in self.items)
+        kinds += f"; {masked} with a loss mask" if masked else ""
         return f"{len(self.items)} items, latents: {kinds}\n{self.encoded_now} of {self.files} encoded now"
 
     @property

@@ -59,9 +59,9 @@ def open_still(path: Path, at_least: int = 0) -> tuple[Image.Image, tuple[int, i
         found = re.search(r"\d+ pixels", str(error))
         raise KilnError(_too_large(path, found[0] if found else "too many pixels")) from error
     except UnidentifiedImageError as error:
-        what = "is empty" if path.stat().st_size == 0 else "is no image, or of a kind that is not known here"
+        what = "empty" if path.stat().st_size == 0 else "no image, or of a kind that is not known here"
         raise KilnError(
-            f"The image {shown(path)} cannot be read: it {what}; replace or remove it."
+            f"The image {shown(path)} cannot be read (it is {what}); replace or remove it."
         ) from error
     except _UNREADABLE as error:
         if isinstance(error, KilnError):
