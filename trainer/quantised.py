@@ -24,14 +24,22 @@ def to_fp8(values: Tensor, dtype: torch.dtype, name: str, block: int = 0) -> Ten
         2^(e - m) floor(v 2^(m - e) + u)        e: exponent of v, m: bits of mantissa, u uniform in 0..1
 
     Args:
-        values: fp32, finite, CPU.
+        values: fp32, finite, CPU, contiguous.
         dtype: float8_e4m3fn or float8_e5m2.
         name, block: of the tensor and the part of it, for the draws.
     """
     largest, mantissa, lowest = _SHAPES[dtype]
-    exponent = torch.frexp(values)[1].sub_(1).clamp_min_(lowest).sub_(mantissa)
-    noise = torch.rand(values.shape, generator=generator(0, "fp8", zlib.crc32(name.encode()), block))
-    rounded = torch.ldexp(torch.ldexp(values, -exponent).add_(noise).floor_(), exponent)
+    draws = generator(0, "fp8", zlib.crc32(name.encode()), block)
+    below = (
+        23 - mantissa
+    )  # bits of fp32's mantissa that fp8 does not have: random ones are added, then all are cut off
+    noise = torch.empty(values.shape, dtype=torch.int32).random_(0, 1 << below, generator=draws)
+    rounded = noise.add_(values.view(torch.int32)).bitwise_and_(-1 << below).view(torch.float32)
+    small = values.abs() < 2.0**lowest  # below the normal numbers the steps no longer shrink
+    if small.any():
+        step = 2.0 ** (lowest - mantissa)
+        few = values[small] / step
+        rounded[small] = few.add_(torch.rand(few.shape, generator=draws)).floor_().mul_(step)
     return rounded.clamp_(-largest, largest).to(dtype)
 
 
