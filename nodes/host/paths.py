@@ -38,13 +38,6 @@ def dataset_folder(name: str) -> Path:
     return asked
 
 
-def dataset_choices() -> list[str]:
-    """The sub-folders of ComfyUI/input that hold files, for the folder widget."""
-    base = Path(folder_paths.get_input_directory())
-    found = sorted(p.name for p in base.iterdir() if p.is_dir()) if base.is_dir() else []
-    return found
-
-
 def kiln_directory() -> Path:
     """Our own place under ComfyUI/user: encoded datasets, runs. The leading __ keeps it out of reach of the host's
     HTTP routes for user files."""
