@@ -165,9 +165,11 @@ class KilnLossPlot(io.ComfyNode):
             node_id="KilnLossPlot",
             display_name="Loss Plot (LoRA Kiln)",
             category=types.CATEGORY,
-            description="Draws a run's loss and its smoothed mean over the steps.",
+            description="Draws a run's loss, its smoothed mean and the validation loss over the steps.",
             inputs=[types.Run.Input("run", tooltip="A run of the training node.")],
-            outputs=[io.Image.Output(display_name="plot", tooltip="The chart, 960 x 540.")],
+            outputs=[
+                io.Image.Output(display_name="plot", tooltip="The chart, 960 x 540, and the advice below it.")
+            ],
             is_output_node=True,
         )
 
@@ -176,7 +178,13 @@ class KilnLossPlot(io.ComfyNode):
         from ..trainer.plot import loss_plot
         from ..trainer.smoothing import smooth
 
-        plot = torch.from_numpy(
-            loss_plot(run.losses, smooth(run.losses), f"run {run.run_id}", run.sentence())
-        )[None]
+        picture = loss_plot(
+            run.losses,
+            smooth(run.losses),
+            f"run {run.run_id}",
+            run.sentence(),
+            validation=[(p.step, p.loss) for p in run.validation],
+            notes=run.advice,
+        )
+        plot = torch.from_numpy(picture)[None]
         return io.NodeOutput(plot, ui=ui.PreviewImage(plot, cls=cls))

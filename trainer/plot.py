@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 MARGIN = (70, 66, 24, 50)  # left, top, right, bottom, pixels
-INK, GRID, RAW, SMOOTH = "#222222", "#dddddd", "#a8c8e8", "#1f5fa8"
+INK, GRID, RAW, SMOOTH, HELD_OUT = "#222222", "#dddddd", "#a8c8e8", "#1f5fa8", "#c8641e"
+LINE = 20  # pixels of a line of notes
 
 
 def loss_plot(
@@ -18,6 +20,8 @@ def loss_plot(
     title: str,
     subtitle: str = "",
     size: tuple[int, int] = (960, 540),
+    validation: Sequence[tuple[int, float]] = (),
+    notes: Sequence[str] = (),
 ) -> np.ndarray:
     """Raw and smoothed loss over steps.
 
@@ -25,12 +29,15 @@ def loss_plot(
         losses: one per step, nan where it was skipped, at least one finite; may be a single one.
         smooth: same length.
         title, subtitle: two lines above the chart.
-        size: width and height in pixels.
+        size: width and height of the chart in pixels.
+        validation: (step, loss) of the held-out items; step 0 is before training.
+        notes: sentences below the chart, for which the picture grows.
 
     Returns:
         (H, W, 3) fp32 in 0..1.
     """
-    image = Image.new("RGB", size, "white")
+    lines = [line for note in notes for line in textwrap.wrap(note, size[0] // 7)]
+    image = Image.new("RGB", (size[0], size[1] + LINE * len(lines)), "white")
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(14)
     left, top, right, bottom = MARGIN[0], MARGIN[1], size[0] - MARGIN[2], size[1] - MARGIN[3]
@@ -39,7 +46,8 @@ def loss_plot(
     smooth = [x if math.isfinite(x) else finite[0] for x in smooth]
     low = min(float(np.percentile(finite, 1)), *smooth)
     high = max(float(np.percentile(finite, 98)), *smooth)
-    ticks = nice_ticks(low, high)
+    measured = [v for _, v in validation if math.isfinite(v)]
+    ticks = nice_ticks(min([low, *measured]), max([high, *measured]))
     low, high = ticks[0], ticks[-1]
 
     def place(step: float, loss: float) -> tuple[float, float]:
@@ -55,6 +63,15 @@ def loss_plot(
     for values, colour, width in ((losses, RAW, 1), (smooth, SMOOTH, 3)):
         points = [place(step, value) for step, value in enumerate(values, 1) if math.isfinite(value)]
         draw.line(points * 2 if len(points) == 1 else points, fill=colour, width=width, joint="curve")
+    if measured:
+        points = [place(max(step, 1), value) for step, value in validation if math.isfinite(value)]
+        draw.line(points * 2 if len(points) == 1 else points, fill=HELD_OUT, width=3, joint="curve")
+        best = min(validation, key=lambda p: p[1] if math.isfinite(p[1]) else math.inf)
+        x, y = place(max(best[0], 1), best[1])
+        draw.ellipse([(x - 6, y - 6), (x + 6, y + 6)], outline=HELD_OUT, width=3)
+        draw.text((right, 34), "validation loss, its best in a ring", fill=HELD_OUT, font=font, anchor="rt")
+    for number, line in enumerate(lines):
+        draw.text((12, size[1] + LINE * number - 4), line, fill=INK, font=font)
     draw.text((left, 10), title, fill=INK, font=ImageFont.load_default(18))
     draw.text((left, 36), subtitle, fill=INK, font=font)
     draw.text(((left + right) / 2, size[1] - 12), "step", fill=INK, font=font, anchor="mb")

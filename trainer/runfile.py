@@ -76,7 +76,8 @@ def read_run_file(path: Path) -> RunFile:
             f"The run file {path.name} {'holds ' + repr(unknown[0]) if unknown else 'has no [model]'}; known are "
             f"{', '.join(sorted(known))}."
         )
-    return RunFile(**{**values, "config": TrainConfig.from_dict(values.pop("train", {}))})
+    config = TrainConfig.from_dict(values.pop("train", {}))
+    return RunFile(**values, config=config)
 
 
 def read_dataset(path: Path) -> EncodedDataset:

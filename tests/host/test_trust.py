@@ -183,7 +183,12 @@ def test_headless_gives_the_same_bits(host: RunningHost, run_graph: RunGraph, tm
 
 def test_headless_on_two_processes(host: RunningHost, run_graph: RunGraph, tmp_path: Path) -> None:
     """accelerate launch, two processes with half the batch each: the node's LoRA to 1e-5."""
-    outputs = run_graph(trained(steps=4, seed=281))
+    graph = trained(steps=4, seed=281, learning_rate=2e-4)
+    graph["adapter"] = node(
+        "KilnAdapterSettings", dropout=0.0, target_modules=""
+    )  # masks hang on the process
+    graph["train"]["inputs"]["settings"] = ["adapter", 0]
+    outputs = run_graph(graph)
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += [
         "--num_machines",
@@ -198,5 +203,6 @@ def test_headless_on_two_processes(host: RunningHost, run_graph: RunGraph, tmp_p
     path = headless(host, exported(host, outputs, tmp_path, batch_size="2"), launch)
     ours, expected = load_file(path), load_file(outputs["save"]["path"][0])
     assert ours.keys() == expected.keys()
-    for key, value in expected.items():
-        assert (ours[key] - value).abs().max() < 1e-5, key
+    worst = max(float((ours[k] - expected[k]).abs().max()) for k in expected)
+    print(f"worst difference {worst:.2g}")
+    assert worst < 1e-5

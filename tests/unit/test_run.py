@@ -210,6 +210,15 @@ def test_plot_of_any_curve(losses: list[float]) -> None:
     assert picture.shape == (540, 960, 3) and 0 <= picture.min() < 0.5 and picture.max() == 1.0
 
 
+def test_plot_with_validation_and_notes() -> None:
+    losses = [1.0, float("nan"), 0.5]
+    plain = loss_plot(losses, smooth(losses), "title")
+    told = loss_plot(
+        losses, smooth(losses), "title", validation=[(0, 2.0), (2, 1.5)], notes=["A sentence. " * 30]
+    )
+    assert told.shape[0] > plain.shape[0] and not np.array_equal(told[:540], plain)
+
+
 def test_ticks_enclose_the_range() -> None:
     assert nice_ticks(0.13, 0.87) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
     for low, high in ((0.0, 0.0), (5.0, 5.0), (-1.0, 1e-9), (1e-8, 1e-7)):
