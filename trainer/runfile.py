@@ -6,7 +6,7 @@ Every run of the training node leaves them in its folder; `python headless.py tr
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,7 @@ def write_run_file(folder: Path, run: RunFile, dataset: EncodedDataset) -> Path:
     Raises:
         KilnError: writing failed.
     """
-    items = [
-        {**asdict(i), "latent_path": str(i.latent_path), "text_path": str(i.text_path)} for i in dataset.items
-    ]
+    items = [item.to_dict() for item in dataset.items]
     write_text(
         folder / run.dataset, json.dumps({"items": items, "fingerprint": dataset.fingerprint}, indent=1)
     )
@@ -88,23 +86,13 @@ def read_dataset(path: Path) -> EncodedDataset:
     """
     try:
         listed = json.loads(path.read_text("utf-8"))["items"]
-        items = tuple(
-            EncodedItem(
-                **{
-                    **item,
-                    "latent_path": Path(item["latent_path"]),
-                    "text_path": Path(item["text_path"]),
-                    "shape": tuple(item["shape"]),
-                }
-            )
-            for item in listed
-        )
+        items = tuple(EncodedItem.from_dict(item) for item in listed)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise KilnError(f"The dataset file {path} cannot be read ({error}); export the run again.") from error
-    for item in items:
-        if not item.latent_path.is_file() or not item.text_path.is_file():
+    for file in (f for item in items for f in item.files):
+        if not file.is_file():
             raise KilnError(
-                f"The encoded item {item.latent_path} of {path.name} is gone; run the Encode Dataset node again."
+                f"The encoded file {file} of {path.name} is gone; run the Encode Dataset node again."
             )
     return EncodedDataset(items)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from trainer.dataset.batches import BatchOrder, ItemStore, Showing, stack_condit
 from trainer.dataset.buckets import BucketOptions
 from trainer.dataset.caption_play import CaptionPlay
 from trainer.dataset.encode import encode_dataset
-from trainer.dataset.encoded import EncodedDataset, load_latent
+from trainer.dataset.encoded import EncodedDataset, EncodedItem, load_latent
 from trainer.dataset.items import Dataset
 from trainer.dataset.scan import ScanOptions, scan_folder
 from trainer.errors import KilnError
@@ -263,3 +265,19 @@ def test_captions_of_different_lengths_are_padded() -> None:
         stack_conditioning(
             [{"cross_attn": torch.ones(2, 3)}, {"cross_attn": torch.ones(2, 3), "pooled": torch.ones(3)}]
         )
+
+
+def test_an_item_survives_json(tmp_path: Path) -> None:
+    """Run files list items, with all their variants."""
+    item = dataclasses.replace(
+        make_encoded(tmp_path).items[0],
+        more_latents=(tmp_path / "a", tmp_path / "b"),
+        more_texts=(tmp_path / "c",),
+        empty_text=tmp_path / "d",
+        caption_dropout=0.2,
+        role="regularisation",
+    )
+    assert EncodedItem.from_dict(json.loads(json.dumps(item.to_dict()))) == item
+    plain = make_encoded(tmp_path).items[0]
+    assert EncodedItem.from_dict(json.loads(json.dumps(plain.to_dict()))) == plain
+    assert len(item.files) == 6

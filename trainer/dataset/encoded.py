@@ -8,12 +8,13 @@ makes them.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -69,6 +70,32 @@ class EncodedItem:
     @property
     def texts(self) -> tuple[Path, ...]:
         return (self.text_path, *self.more_texts)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that training may open."""
+        return (*self.latents, *self.texts, *([self.empty_text] if self.empty_text else []))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> EncodedItem:
+        """The inverse of to_dict.
+
+        Raises:
+            TypeError, KeyError: the values are not an item's.
+        """
+        empty = values.get("empty_text")
+        paths = {
+            "latent_path": Path(values["latent_path"]),
+            "text_path": Path(values["text_path"]),
+            "more_latents": tuple(Path(p) for p in values.get("more_latents", ())),
+            "more_texts": tuple(Path(p) for p in values.get("more_texts", ())),
+            "empty_text": None if empty is None else Path(empty),
+        }
+        return cls(**{**values, **paths, "shape": tuple(values["shape"])})
 
     def load(self) -> tuple[Tensor, dict[str, Tensor]]:
         """The first latent and the caption's conditioning, on the CPU, without batch dimension."""
@@ -180,3 +207,9 @@ def _unpack_text(packed: dict[str, Tensor]) -> dict[str, Tensor]:
     rows = packed["cross_attn"]
     packed["cross_attn"] = torch.nn.functional.pad(rows, (0, 0, 0, length - rows.shape[0]))
     return packed
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
