@@ -191,3 +191,35 @@ def test_validation_items_are_never_trained_on_and_weights_count(tmp_path: Path)
     halved = EncodedDataset(tuple(dataclasses.replace(i, loss_weight=0.5) for i in kept.items))
     first, half = run(tmp_path, kept, make_config(steps=1)), run(tmp_path, halved, make_config(steps=1))
     assert half.losses[0] == pytest.approx(first.losses[0] / 2)
+
+
+def test_resumed_equals_uninterrupted_with_variants(tmp_path: Path) -> None:
+    """Augmented latents, tag orders and dropped captions are drawn anew at each showing, also after a resume."""
+    plain = make_encoded(tmp_path, count=4)
+    others = make_encoded(tmp_path / "variants", count=8)
+    encoded = EncodedDataset(
+        tuple(
+            dataclasses.replace(
+                item,
+                more_latents=(others.items[i].latent_path, others.items[i + 4].latent_path),
+                more_texts=(others.items[i].text_path,),
+                empty_text=others.items[7].text_path,
+                caption_dropout=0.3,
+            )
+            for i, item in enumerate(plain.items)
+        )
+    )
+    config = make_config(steps=12)
+    whole = train(ToyDenoiser(), encoded, config, run_folder=tmp_path / "whole")
+    assert whole.losses != train(ToyDenoiser(), plain, config, run_folder=tmp_path / "plain").losses
+    controls = Controls()
+
+    def stop_at_five(event: Event) -> None:
+        if isinstance(event, StepEvent) and event.step == 5:
+            controls.stop()
+
+    train(ToyDenoiser(), encoded, config, run_folder=tmp_path / "part", controls=controls, emit=stop_at_five)
+    saved = find_checkpoints(tmp_path / "part")[-1]
+    rest = train(ToyDenoiser(), encoded, config, run_folder=tmp_path / "part", resume_from=saved)
+    assert rest.losses == whole.losses
+    assert_same(rest.adapter, whole.adapter)
