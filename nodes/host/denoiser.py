@@ -92,8 +92,8 @@ class HostDenoiser(Denoiser):
         comfy.model_management.load_models_gpu([self._patcher], memory_required=room)
         if self._twin is None:
             self._twin = Twin(self._base.diffusion_model)
-            as_linear_layers(self._twin.module)
         with _training_mode(), self._twin.weights():
+            as_linear_layers(self._twin.module)
             yield
 
     def keeps_to_itself(self, owner: nn.Module, name: str) -> bool:

@@ -86,8 +86,7 @@ def train_run(
     file = model_file(model, source or {})
     plan = plan_memory(model, denoiser, config, largest, file)
     emitter(listeners)(MessageEvent(text=plan.sentence()))
-    if plan.advice:
-        log.warning("%s", plan.sentence())
+    log.log(logging.WARNING if plan.advice else logging.INFO, "%s", plan.sentence())
 
     with ExitStack() as ending:
         history: History | None = None

@@ -264,8 +264,10 @@ def test_files_that_cannot_be_streamed(tmp_path: Path) -> None:
     assert torch.equal(map_weights(file, own)["text.weight"], own["text.weight"])
     with pytest.raises(KilnError, match=r"holds no nothing\.weight; choose stream blocks"):
         map_weights(file, {"nothing.weight": own["text.weight"]})
-    for changed in (own["text.weight"] * 1.01, own["text.weight"].half(), own["text.weight"][1:]):
-        with pytest.raises(KilnError, match="differs from the model's"):
+    in_half = {"text.weight": own["text.weight"].half()}  # the host may load in another precision
+    assert torch.equal(map_weights(file, in_half)["text.weight"], own["text.weight"])
+    for changed in (own["text.weight"] * 1.01, own["text.weight"][1:]):
+        with pytest.raises(KilnError, match="is not the model's, which was changed after loading"):
             map_weights(file, {"text.weight": changed})
     file.write_bytes(b"nothing of the kind")
     with pytest.raises(KilnError, match=r"model\.safetensors cannot be streamed"):

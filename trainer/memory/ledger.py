@@ -30,5 +30,7 @@ class Ledger:
 
 
 def size_of(tensor: Tensor) -> int:
-    """Bytes of the values of a tensor."""
+    """Bytes that a tensor's values take; of a quantised tensor those that it is made of."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        return sum(size_of(getattr(tensor, part)) for part in tensor.__tensor_flatten__()[0])
     return tensor.numel() * tensor.element_size()

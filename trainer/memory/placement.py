@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -110,13 +111,19 @@ class Placement:
         device = torch.device("cpu") if self._streams else self._denoiser.device
         like = torch.empty(0, dtype=self._denoiser.dtype, device=self._denoiser.device)
         for layer in self._found.targets:
+            weight = layer._parameters["weight"]
+            assert weight is not None
+            if size_of(weight) <= weight.numel():  # in 8 bits or less already
+                continue
             hold_in_fp8(layer, self._own_weights, like, device)
             ending.callback(release_fp8, layer)
 
     def _move(self, places: list[_Place], what: str) -> None:
         """Onto the device, as copies where they are elsewhere; other kinds of tensors move when their layer asks."""
         for place in places:
-            table = place.owner._parameters if place.key in place.owner._parameters else place.owner._buffers
+            table: dict[str, Any] = (
+                place.owner._parameters if place.key in place.owner._parameters else place.owner._buffers
+            )
             tensor = table[place.key]
             if tensor is None or not _is_plain(tensor):
                 continue
@@ -134,7 +141,13 @@ class Placement:
             tensors: dict[str, Tensor] = {**plain}
             if self._file is not None and self._config.level == "stream from file":
                 tensors = map_weights(self._file, plain)
-            blocks.append([StoredWeight(p.owner, p.key, tensors[p.name]) for p in places if p.name in plain])
+            blocks.append(
+                [
+                    StoredWeight(p.owner, p.key, tensors[p.name], plain[p.name].dtype)
+                    for p in places
+                    if p.name in plain
+                ]
+            )
         if not any(blocks):
             raise KilnError(
                 "The model cannot be streamed: it has no blocks with weights of an ordinary kind; choose the level "

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .ledger import Ledger, size_of
+from .ledger import Ledger
 
 ALIGNMENT = 256  # bytes: what CUDA's allocator and vector instructions like
 
@@ -33,7 +33,15 @@ class StoredWeight:
 
     owner: nn.Module
     name: str
-    stored: Tensor  # where it rests; CPU memory, a mapped file, or the device itself
+    stored: (
+        Tensor  # where it rests; CPU memory, a mapped file (then maybe of another type), or the device itself
+    )
+    dtype: torch.dtype
+
+    @property
+    def size(self) -> int:
+        """Bytes in a slot."""
+        return self.stored.numel() * self.dtype.itemsize
 
 
 class BlockRing:
@@ -44,7 +52,7 @@ class BlockRing:
         self._resting = [
             [w.owner._parameters[w.name] for w in block] for block in blocks
         ]  # put back when a block's turn is over
-        size = max(sum(_room(w.stored) for w in block) for block in blocks)
+        size = max(sum(map(_room, block)) for block in blocks)
         self._slots = [_Slot(size, device) for _ in range(min(2, len(blocks)))]
         self._ledger = ledger
         ledger.hold("slots", size * len(self._slots))
@@ -157,15 +165,14 @@ class _Slot:
         self.holds = self._coming = None
 
 
-def _room(tensor: Tensor) -> int:
-    return -(-size_of(tensor) // ALIGNMENT) * ALIGNMENT
+def _room(weight: StoredWeight) -> int:
+    return -(-weight.size // ALIGNMENT) * ALIGNMENT
 
 
 def _views(memory: Tensor, block: list[StoredWeight]) -> list[Tensor]:
     found, start = [], 0
     for weight in block:
-        stored = weight.stored
-        part = memory[start : start + size_of(stored)]
-        found.append(part.view(stored.dtype).view(stored.shape))
-        start += _room(stored)
+        part = memory[start : start + weight.size]
+        found.append(part.view(weight.dtype).view(weight.stored.shape))
+        start += _room(weight)
     return found
