@@ -121,9 +121,8 @@ class Placement:
     def _move(self, places: list[_Place], what: str) -> None:
         """Onto the device, as copies where they are elsewhere; other kinds of tensors move when their layer asks."""
         for place in places:
-            table: dict[str, Any] = (
-                place.owner._parameters if place.key in place.owner._parameters else place.owner._buffers
-            )
+            owner = place.owner
+            table: dict[str, Any] = owner._parameters if place.key in owner._parameters else owner._buffers
             tensor = table[place.key]
             if tensor is None or not _is_plain(tensor):
                 continue
