@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from .cpu import kept_heap, prepare_thread
 from .events import Controls
 
 T = TypeVar("T")
@@ -27,6 +28,7 @@ class Job(Generic[T]):
         self._thread = threading.Thread(target=self._run, name="lora-kiln-training", daemon=True)
 
     def start(self) -> None:
+        prepare_thread()
         self._thread.start()
 
     @property
@@ -49,7 +51,7 @@ class Job(Generic[T]):
 
     def _run(self) -> None:
         try:
-            with _device:
+            with _device, kept_heap():
                 self._result = self._work(self.controls)
         except BaseException as error:  # handed to whoever asks for the result
             self._error = error

@@ -23,7 +23,7 @@ from torch import Tensor
 from . import checkpoint, guards, objective, validation
 from .adapter.fused import FrozenWeights, resident_weights
 from .config import MemoryConfig, TrainConfig
-from .dataset.batches import BatchOrder, ItemStore, Showing
+from .dataset.batches import BatchOrder, ItemStore
 from .dataset.encoded import EncodedDataset
 from .denoiser import Denoiser
 from .errors import KilnError
@@ -37,12 +37,12 @@ from .events import (
     Stopped,
     ValidationEvent,
 )
+from .feed import Feed
 from .guards import GuardState
 from .learner import Learner
 from .memory.placement import Placement
 from .memory.recompute import checkpoint_blocks
 from .parallel import Alone, add_up_gradients
-from .rng import generator
 from .smoothing import SmoothedLoss
 from .validation import ValidationPoint
 
@@ -135,6 +135,7 @@ def train(
     )
     store = ItemStore(items, config.seed)
     held_out = ItemStore([i for i in dataset.items if i.role == "validation"], config.seed)
+    feed = Feed(denoiser, config, order, store, team)
     accumulation = config.optimizer.gradient_accumulation
     started = time.monotonic()
 
@@ -213,27 +214,24 @@ def train(
                 step_started = time.monotonic()
 
                 # Gradients: the mean over all items of the step, however they are spread over batches and processes
-                batches = [order.batch(step * accumulation + micro) for micro in range(accumulation)]
+                def gradients(step: int = step) -> Tensor:
+                    return _gradients(denoiser, config, learner, feed, step, progress.guard)
 
-                def gradients(step: int = step, batches: list[list[Showing]] = batches) -> float:
-                    return _gradients(denoiser, config, learner, store, step, batches, progress.guard, team)
-
-                loss = guards.with_less_memory(
+                device_loss = guards.with_less_memory(
                     gradients,
                     progress.guard,
                     config.guards,
-                    largest_batch=max(map(len, batches)),
+                    largest_batch=max(map(len, feed.batches(step))),
                     clean_up=learner.forget_gradients,
                     say=say,
                 )
-                loss = add_up_gradients(team, learner.parameters, loss)
+                device_loss = add_up_gradients(team, learner.buffers, device_loss)
                 limit = guards.spike_limit(progress.losses, config.guards)
-                if loss > limit:
-                    progress.guard.clipped_spikes += 1
-                    for parameter in learner.parameters:
-                        if parameter.grad is not None:
-                            parameter.grad.mul_(limit / loss)
-                grad_norm = learner.clip_gradients()
+                device_norm = learner.clip_gradients((limit / device_loss).clamp(max=1))
+                if step + 1 < config.steps:
+                    feed.prepare(step + 1, progress.guard.parts)
+                loss, grad_norm = torch.stack([device_loss.float(), device_norm]).tolist()  # here we wait
+                progress.guard.clipped_spikes += loss > limit
 
                 # Step
                 rate = learner.rate_at(step, progress.guard.rate)
@@ -360,65 +358,22 @@ def _boundary(controls: Controls, team: Alone, placement: Placement, session: Ex
 
 
 def _gradients(
-    denoiser: Denoiser,
-    config: TrainConfig,
-    learner: Learner,
-    store: ItemStore,
-    step: int,
-    batches: list[list[Showing]],
-    guard: GuardState,
-    team: Alone,
-) -> float:
-    """Add one step's gradients of this process's share; returns its share of the loss."""
+    denoiser: Denoiser, config: TrainConfig, learner: Learner, feed: Feed, step: int, guard: GuardState
+) -> Tensor:
+    """Add one step's gradients of this process's share; returns its share of the loss, on the device."""
     if guard.activation_checkpointing:
         checkpoint_blocks(denoiser.module)
-    count = sum(map(len, batches))
-    total = 0.0
-    for micro, batch_showings in enumerate(batches):
-        for part in range(guard.parts):
-            showings = list(team.share(batch_showings))[part :: guard.parts]
-            if not showings:
-                continue
-            batch = store.load(showings)
-            question = _question(denoiser, config, batch.latents, showings)
-            place = step * config.optimizer.gradient_accumulation + micro
-            learner.adapter.set_step(config.seed, place + (part << 40) + (team.rank << 50))
-            answer = denoiser.forward(
-                question.noisy,
-                question.timestep,
-                {k: v.to(denoiser.device) for k, v in batch.conditioning.items()},
-            )
-            errors = objective.loss_per_item(answer, question.target, batch.mask, config.objective)
-            errors = errors * objective.level_weight(config.objective, denoiser, question)
-            factors = batch.weight.to(errors) * _role_weight(config, store, showings).to(errors)
-            loss = (errors * factors).sum() / count
-            if loss.requires_grad:  # not when dropout has switched every layer off
-                loss.backward()
-            total += loss.item()
+    total = torch.zeros((), device=denoiser.device)
+    for portion in feed.take(step, guard.parts):
+        learner.adapter.set_step(config.seed, portion.place)
+        question = portion.question
+        answer = denoiser.forward(question.noisy, question.timestep, portion.conditioning)
+        errors = objective.loss_per_item(answer, question.target, portion.mask, config.objective)
+        loss = (errors * portion.factor).sum()
+        if loss.requires_grad:  # not when dropout has switched every layer off
+            loss.backward()
+        total += loss.detach()
     return total
-
-
-def _role_weight(config: TrainConfig, store: ItemStore, showings: list[Showing]) -> Tensor:
-    """Factor of each item's role, (B,)."""
-    weight = config.objective.regularisation_weight
-    roles = [store.items[s.item].role for s in showings]
-    return torch.tensor([weight if role == "regularisation" else 1.0 for role in roles])
-
-
-def _question(
-    denoiser: Denoiser, config: TrainConfig, latents: Tensor, showings: list[Showing]
-) -> objective.Question:
-    """Draw noise and noise levels for one batch: CPU draws, so that every device sees the same numbers."""
-    latents = denoiser.prepare_latents(latents.to(denoiser.device, torch.float32))
-    noise, levels = [], []
-    for showing in showings:
-        draws = generator(config.seed, "noise", showing.epoch, showing.entry)
-        noise.append(torch.randn(latents.shape[1:], generator=draws))
-        levels.append(objective.draw_levels(config.objective, denoiser.prediction, 1, draws))
-        noise[-1] = objective.offset_noise(config.objective, noise[-1], draws)
-    return objective.ask(
-        denoiser, latents, torch.stack(noise).to(latents.device), torch.cat(levels).to(latents.device)
-    )
 
 
 def _roll_back(learner: Learner, progress: _Progress, run_folder: Path, team: Alone) -> None:

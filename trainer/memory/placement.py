@@ -29,7 +29,7 @@ from .blocks import find_blocks
 from .fp8 import hold_in_fp8, release_fp8, with_fp8
 from .ledger import Ledger, size_of
 from .mapped import map_weights
-from .recompute import checkpoint_blocks
+from .recompute import RecomputedForward, checkpoint_blocks
 from .ring import BlockRing, StoredWeight
 
 STREAMED = ("stream blocks", "stream from file")
@@ -50,6 +50,7 @@ class Placement:
     Attributes:
         weights: what layers under an adapter ask for their weight.
         ledger: bytes of weights that this placement holds on the device; empty where the denoiser loads the model.
+        recomputed: the blocks' wrappers, at the levels that have them.
         ring: the streamed blocks, in a session.
     """
 
@@ -77,6 +78,7 @@ class Placement:
         self._streams = config.level in STREAMED
         self.weights = with_fp8(weights) if self._fp8 else weights
         self.ledger = Ledger()
+        self.recomputed: list[RecomputedForward] = []
         self.ring: BlockRing | None = None
         self._found: _Found | None = None
 
@@ -88,7 +90,7 @@ class Placement:
             ending.enter_context(self._denoiser.session() if whole else self._denoiser.session(whole=False))
             module = self._denoiser.module
             if self._config.level not in ("resident", "auto"):
-                wrappers = checkpoint_blocks(module, self._config.offload_block_inputs)
+                self.recomputed = checkpoint_blocks(module, self._config.offload_block_inputs)
             if not whole:
                 if self._found is None:
                     self._found = _Found(module, self._adapter, self._denoiser)
@@ -99,7 +101,7 @@ class Placement:
                 if self._streams:
                     self.ring = self._make_ring()
                     ending.callback(self._close_ring)
-                    for index, wrapper in enumerate(wrappers):
+                    for index, wrapper in enumerate(self.recomputed):
                         wrapper.before = _binder(self.ring, index)
                         ending.callback(setattr, wrapper, "before", None)
                 else:
