@@ -29,6 +29,7 @@ class LoraKilnExtension(ComfyExtension):
             settings.KilnObjectiveSettings,
             settings.KilnValidationSettings,
             settings.KilnGuardSettings,
+            settings.KilnMemorySettings,
             settings.KilnImportSettings,
             lora.KilnApplyLora,
             lora.KilnLoadLora,

@@ -113,6 +113,10 @@ class KilnGuardSettings(_SettingsNode):
     THEME, TITLE, CONFIG = "guards", "Guard Settings", config.GuardConfig
 
 
+class KilnMemorySettings(_SettingsNode):
+    THEME, TITLE, CONFIG = "memory", "Memory Settings", config.MemoryConfig
+
+
 class KilnImportSettings(io.ComfyNode):
     """Settings from a YAML text."""
 

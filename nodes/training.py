@@ -138,6 +138,7 @@ class KilnTrainLora(io.ComfyNode):
             objective=config.ObjectiveConfig(**extra.get("objective", {})),
             validation=config.ValidationConfig(**extra.get("validation", {})),
             guards=config.GuardConfig(**extra.get("guards", {})),
+            memory=config.MemoryConfig(**extra.get("memory", {})),
         )
         graph = {"prompt": cls.hidden.prompt, "workflow": (cls.hidden.extra_pnginfo or {}).get("workflow")}
         run = await train_on_host(

@@ -21,9 +21,8 @@ import torch
 from torch import Tensor
 
 from . import checkpoint, guards, objective, validation
-from .activation import checkpoint_blocks
 from .adapter.fused import FrozenWeights, resident_weights
-from .config import TrainConfig
+from .config import MemoryConfig, TrainConfig
 from .dataset.batches import BatchOrder, ItemStore
 from .dataset.encoded import EncodedDataset
 from .denoiser import Denoiser
@@ -41,6 +40,8 @@ from .events import (
 from .feed import Feed
 from .guards import GuardState
 from .learner import Learner
+from .memory.placement import Placement
+from .memory.recompute import checkpoint_blocks
 from .parallel import Alone, add_up_gradients
 from .smoothing import SmoothedLoss
 from .validation import ValidationPoint
@@ -101,6 +102,8 @@ def train(
     resume_from: Path | None = None,
     start_from: dict[str, Tensor] | None = None,
     team: Alone | None = None,
+    memory: MemoryConfig | None = None,
+    model_file: Path | None = None,
 ) -> TrainResult:
     """Train a LoRA.
 
@@ -116,6 +119,8 @@ def train(
         resume_from: a checkpoint folder of a run of the same model and dataset.
         start_from: an adapter state dict to begin from instead of fresh values.
         team: the processes that train together.
+        memory: config.memory with its level decided; without it auto is resident.
+        model_file: the safetensors file that the model's weights come from, unchanged; for streaming from it.
 
     Raises:
         KilnError: model, dataset and settings do not match, the checkpoint does not fit, the loss stays non-finite, or
@@ -137,8 +142,9 @@ def train(
     with ExitStack() as ending, ExitStack() as session:
         controls.take_device()
         ending.callback(controls.give_device)  # after the session is closed
-        session.enter_context(denoiser.session())
-        learner = Learner(denoiser, config, weights, start_from)
+        placement = Placement(denoiser, memory or config.memory, config.adapter, weights, model_file)
+        session.enter_context(placement.session())
+        learner = Learner(denoiser, config, placement.weights, start_from)
         progress = _Progress()
         if resume_from is not None:
             _check_resumable(resume_from, dataset, base_model, config, team.size)
@@ -203,7 +209,7 @@ def train(
                 measure()  # before training: what the model does without the LoRA
             stopped_early = validation.is_over(progress.points, patience)
             while progress.step < config.steps and not stopped_early:
-                _boundary(controls, team, denoiser, session)
+                _boundary(controls, team, placement, session)
                 step = progress.step
                 step_started = time.monotonic()
 
@@ -274,7 +280,7 @@ def train(
         except Stopped:
             stopped = True
             if not learner.adapter.has_base:  # told to stop while it had stepped aside
-                session.enter_context(denoiser.session())
+                session.enter_context(placement.session())
             save()
         except Exception:
             save()
@@ -342,13 +348,13 @@ def _check_resumable(
         )
 
 
-def _boundary(controls: Controls, team: Alone, denoiser: Denoiser, session: ExitStack) -> None:
+def _boundary(controls: Controls, team: Alone, placement: Placement, session: ExitStack) -> None:
     """Between steps: stop when told to, and give the device away while somebody else wants it."""
     if team.size > 1:  # all stop together, or those who go on would wait for the others for ever
         if team.any(controls.stop_requested):
             raise Stopped
         return
-    controls.at_boundary(session.close, lambda: session.enter_context(denoiser.session()))
+    controls.at_boundary(session.close, lambda: session.enter_context(placement.session()))
 
 
 def _gradients(

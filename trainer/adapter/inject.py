@@ -17,6 +17,7 @@ from typing import Protocol
 import peft
 import torch
 from peft.tuners.lora.layer import Linear as PeftLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ..config import AdapterConfig
@@ -41,7 +42,19 @@ _REGEX_SIGNS = re.compile(r"[*()\[\]|\\^$+?{}]")
 
 def linear_names(module: nn.Module) -> list[str]:
     """Full names of all linear layers, in model order."""
-    return [name for name, m in module.named_modules() if isinstance(m, nn.Linear)]
+    return [name for name, m in module.named_modules() if is_linear(m)]
+
+
+def is_linear(module: nn.Module) -> bool:
+    """nn.Linear, or a quantised layer that has the same attributes and another base class."""
+    if isinstance(module, nn.Linear):
+        return True
+    if isinstance(module, BaseTunerLayer) or not all(
+        hasattr(module, n) for n in ("in_features", "out_features")
+    ):
+        return False
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.ndim == 2
 
 
 def choose_targets(module: nn.Module, wanted: str, unwanted: str = "") -> list[str]:
