@@ -414,9 +414,18 @@ class MemoryConfig:
         "Keep the inputs of the blocks in CPU memory until backward: for long videos. auto switches it on where it is "
         "needed; no effect when resident.",
     )
+    compile_blocks: bool = setting(
+        False,
+        "Compile the blocks with torch.compile: the first step takes a minute or more, the others are faster on a GPU. "
+        "For the kind lora without dropout, and not while blocks are streamed.",
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.compile_blocks and self.level.startswith("stream"):
+            raise KilnError(
+                f"compile_blocks does not go with the level {self.level}; choose resident or checkpoint activations."
+            )
         if self.level == "stream from file" and self.base_precision == "fp8":
             raise KilnError(
                 "base_precision fp8 does not go with stream from file, which reads the weights as the file has them; "
@@ -464,6 +473,14 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        a = self.adapter
+        if self.memory.compile_blocks and (
+            a.kind != "lora" or a.dropout or a.rank_dropout or a.init == "pissa"
+        ):
+            raise KilnError(
+                "compile_blocks is for the kind lora without dropout, rank_dropout and pissa; change these or switch "
+                "compile_blocks off."
+            )
 
     @property
     def warmup_steps(self) -> int:

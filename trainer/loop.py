@@ -153,6 +153,9 @@ def train(
         for loss_then in progress.losses:
             smoothed.add(loss_then)
         stopped = stopped_early = False
+        compiling = placement.compiles
+        if compiling:
+            emit(MessageEvent(text="Compiling the blocks in the first step; this takes a minute or more ..."))
 
         def say(text: str) -> None:
             log.warning("%s", text)
@@ -264,6 +267,11 @@ def train(
                         epoch=progress.step * accumulation / order.batches_per_epoch,
                     )
                 )
+
+                if compiling:
+                    compiling = False
+                    seconds = time.monotonic() - step_started
+                    emit(MessageEvent(text=f"Compiled; the first step took {seconds:.0f} s."))
 
                 # Once in a while
                 last = progress.step == config.steps

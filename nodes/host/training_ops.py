@@ -6,6 +6,7 @@ network, so a sampler that runs meanwhile does not notice.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -50,7 +51,7 @@ class _Rotate(torch.autograd.Function):
 
 def _rotate(x: Tensor, frequencies: Tensor) -> Tensor:
     assert _original is not None
-    if x.requires_grad and torch.is_grad_enabled():
+    if x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
         answer: Tensor = _Rotate.apply(x, frequencies)
         return answer
     return _original(x, frequencies)
@@ -94,28 +95,29 @@ class _Normalise(torch.autograd.Function):
 
 
 def lean_norms(module: nn.Module) -> None:
-    """On a CPU, where torch makes RMSNorm's gradient from ten small operations: one function. The module is a twin
-    whose weights are there."""
+    """On a CPU, where torch makes RMSNorm's gradient from ten small operations: one function. The module is a twin."""
     for norm in module.modules():
-        if isinstance(norm, comfy.rmsnorm.RMSNorm) and "forward" not in norm.__dict__:
-            norm.__dict__["forward"] = _LeanNorm(norm)
+        if isinstance(norm, comfy.rmsnorm.RMSNorm) and not isinstance(norm, _LeanNorm):
+            norm.__class__ = _lean_class(type(norm))
+
+
+@functools.cache
+def _lean_class(kind: type) -> type:
+    """One class for all norms of a kind: a compiler then takes the blocks for alike."""
+    return type(f"Lean{kind.__name__}", (_LeanNorm, kind), {})
 
 
 class _LeanNorm:
-    def __init__(self, norm: Any) -> None:
-        self._norm = norm
+    weight: Tensor | None
+    eps: float | None
 
-    def __call__(self, x: Tensor) -> Tensor:
-        norm = self._norm
-        cast = norm.comfy_cast_weights or norm.weight_function or norm.bias_function
-        if (
-            cast
-            or norm.weight is None
-            or norm.eps is None
-            or norm.weight.dtype != x.dtype
-            or not x.requires_grad
-        ):
-            answer: Tensor = type(norm).forward(norm, x)
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., dim)."""
+        cast = self.comfy_cast_weights or self.weight_function or self.bias_function  # type: ignore[attr-defined]
+        weight, eps = self.weight, self.eps
+        plain = cast or weight is None or eps is None or weight.dtype != x.dtype or not x.requires_grad
+        if plain or torch.compiler.is_compiling():
+            answer: Tensor = super().forward(x)  # type: ignore[misc]
         else:
-            answer = _Normalise.apply(x, norm.weight, norm.eps)
+            answer = _Normalise.apply(x, weight, eps)
         return answer

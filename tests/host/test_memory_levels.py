@@ -24,12 +24,12 @@ from .graphs import Prompt, dataset, loaders, node, saved, training
 LEVELS = ("resident", "checkpoint activations", "stream blocks", "stream from file")
 
 
-@pytest.fixture(scope="module")
-def figures() -> dict[str, Any]:
+def run_in_host(script: str) -> dict[str, Any]:
+    """What a script of this folder prints about the tiny Wan."""
     done = subprocess.run(
         [
             sys.executable,
-            str(Path(__file__).parent / "memory_levels.py"),
+            str(Path(__file__).parent / script),
             str(REPO / "tests" / "tiny_wan" / "models" / "tiny_wan.safetensors"),
         ],
         cwd=get_host(),
@@ -40,6 +40,17 @@ def figures() -> dict[str, Any]:
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+@pytest.fixture(scope="module")
+def figures() -> dict[str, Any]:
+    return run_in_host("memory_levels.py")
+
+
+def test_a_compiled_block_is_one_graph_and_all_blocks_share_it() -> None:
+    figures = run_in_host("compiled.py")
+    assert figures["graphs"] == 2, "the first block's input needs no gradient, all others are alike"
+    assert figures["error"] < 1e-4 and figures["recomputed"] < 1e-4
 
 
 @pytest.mark.parametrize("level", LEVELS[1:])
@@ -75,7 +86,7 @@ def test_quantised_models_are_trained_on_what_they_stand_for(figures: dict[str, 
 
 
 def graph(memory: dict[str, Any], **options: Any) -> Prompt:
-    values = {"base_precision": "as it is", "offload_block_inputs": False, **memory}
+    values = {"base_precision": "as it is", "offload_block_inputs": False, "compile_blocks": False, **memory}
     settings = {"memory": node("KilnMemorySettings", **values)}
     return {**loaders(), **dataset(), **settings, **training(settings=["memory", 0], **options), **saved()}
 

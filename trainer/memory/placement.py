@@ -26,6 +26,7 @@ from ..config import AdapterConfig, MemoryConfig
 from ..denoiser import Denoiser
 from ..errors import KilnError
 from .blocks import find_blocks
+from .compiled import compile_blocks
 from .fp8 import hold_in_fp8, release_fp8, with_fp8
 from .ledger import Ledger, size_of
 from .mapped import map_weights
@@ -49,6 +50,7 @@ class Placement:
 
     Attributes:
         weights: what layers under an adapter ask for their weight.
+        compiles: whether blocks are compiled; auto may have chosen a level that does not allow it.
         ledger: bytes of weights that this placement holds on the device; empty where the denoiser loads the model.
         recomputed: the blocks' wrappers, at the levels that have them.
         ring: the streamed blocks, in a session.
@@ -76,6 +78,7 @@ class Placement:
         self._own_weights = weights
         self._fp8 = config.base_precision == "fp8"
         self._streams = config.level in STREAMED
+        self.compiles = config.compile_blocks and not self._streams
         self.weights = with_fp8(weights) if self._fp8 else weights
         self.ledger = Ledger()
         self.recomputed: list[RecomputedForward] = []
@@ -89,6 +92,8 @@ class Placement:
             whole = not (self._streams or self._fp8)
             ending.enter_context(self._denoiser.session() if whole else self._denoiser.session(whole=False))
             module = self._denoiser.module
+            if self.compiles:
+                compile_blocks(module)
             if self._config.level not in ("resident", "auto"):
                 self.recomputed = checkpoint_blocks(module, self._config.offload_block_inputs)
             if not whole:
