@@ -97,7 +97,13 @@ def merge(arguments: argparse.Namespace) -> str:
         loras = [stream.Strength(lora, weight, path.name) for path, weight, lora in pairs]
         layout = "diffusers" if arguments.format == "diffusers" else "comfyui"
         sentence = stream.merge_into_file(
-            arguments.base, out, loras, dtype=arguments.model_dtype, layout=layout, tick=_percent
+            arguments.base,
+            out,
+            loras,
+            dtype=arguments.model_dtype,
+            layout=layout,
+            pipeline=arguments.pipeline,
+            tick=_percent,
         )
         return f"{out}\n{sentence}"
     merged, sentence = engine("merge").merge_loras(
@@ -202,6 +208,11 @@ def parser() -> argparse.ArgumentParser:
     each.add_argument("loras", nargs="+", metavar="FILE[:WEIGHT]")
     each.add_argument(
         "--base", type=Path, help="a model's .safetensors file, read and written tensor by tensor"
+    )
+    each.add_argument(
+        "--pipeline",
+        type=Path,
+        help="with --base and --format diffusers: a pipeline folder whose vae, text encoder and tokenizer complete it",
     )
     each.add_argument(
         "--model-dtype", choices=["base", "fp32", "bf16", "fp16"], default="base", help="with --base"

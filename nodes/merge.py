@@ -199,9 +199,18 @@ class KilnSaveMergedModel(io.ComfyNode):
                     "layout",
                     options=list(LAYOUTS),
                     default=LAYOUTS[0],
-                    tooltip="comfyui: one file. diffusers: a folder with transformer/config.json, for Wan only.",
+                    tooltip="comfyui: one file. diffusers: a folder for WanPipeline.from_pretrained, for Wan only.",
                 ),
                 *_slots(1, 4, 0.85, optional=True),
+                io.Combo.Input(
+                    "pipeline",
+                    options=models.pipeline_names(),
+                    default="none",
+                    optional=True,
+                    tooltip="For the layout diffusers: a pipeline folder (with model_index.json) in the host's "
+                    "diffusers or diffusion_models folders, whose vae, text encoder and tokenizer complete the new "
+                    "one; linked where the disk allows it.",
+                ),
             ],
             outputs=[io.String.Output(display_name="path", tooltip="The full path of the file or folder.")],
             hidden=[io.Hidden.unique_id],
@@ -215,7 +224,13 @@ class KilnSaveMergedModel(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, base_name: str, filename_prefix: str, dtype: str, layout: str, **values: Any
+        cls,
+        base_name: str,
+        filename_prefix: str,
+        dtype: str,
+        layout: str,
+        pipeline: str = "none",
+        **values: Any,
     ) -> io.NodeOutput:
         node, path = cls.hidden.unique_id, models.new_model_path(filename_prefix)
         path = path.with_suffix("") if layout == "diffusers" else path
@@ -224,7 +239,8 @@ class KilnSaveMergedModel(io.ComfyNode):
             for i, (lora, weight) in enumerate(zip(*_collect(values), strict=True), 1)
         ]
         base, tick = models.model_path(base_name), models.ticker(node)
-        sentence = merge_into_file(base, path, loras, dtype=dtype, layout=layout, tick=tick)
+        whole = models.pipeline_path(pipeline) if layout == "diffusers" else None
+        sentence = merge_into_file(base, path, loras, dtype=dtype, layout=layout, pipeline=whole, tick=tick)
         text = f"{path.name}: {sentence}"
         NodeProgress(node).say(text)
         return io.NodeOutput(str(path), ui={"text": (text,), "path": (str(path),)})

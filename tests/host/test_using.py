@@ -293,6 +293,48 @@ def test_merged_file_samples_as_the_graph_and_is_extracted_again(
     assert np.abs(pictures(host, found, "extracted")[0] - by_graph).mean() < 2
 
 
+def test_merged_pipeline_folder(
+    run_graph: RunGraph, host: RunningHost, client: HostClient, two: dict[str, str]
+) -> None:
+    """A pipeline folder among the host's models completes the merged one."""
+    mine = host.base / "models" / "diffusers" / "mine"
+    for name, text in (
+        (
+            "model_index.json",
+            '{"_class_name": "WanPipeline", "transformer": ["diffusers", "WanTransformer3DModel"]}',
+        ),
+        ("transformer/config.json", "{}"),
+        ("vae/config.json", '{"z_dim": 16}'),
+    ):
+        (mine / name).parent.mkdir(parents=True, exist_ok=True)
+        (mine / name).write_text(text)
+    graph = {
+        **loaders(),
+        "one": load(two["first"], 0.0),
+        "whole": node(
+            "KilnSaveMergedModel",
+            base_name="tiny_wan.safetensors",
+            lora_1=["one", 2],
+            weight_1=0.85,
+            filename_prefix="test/pipe",
+            dtype="base",
+            layout="diffusers",
+            pipeline="mine",
+        ),
+    }
+    offered = client.object_info("KilnSaveMergedModel")["KilnSaveMergedModel"]["input"]["optional"][
+        "pipeline"
+    ]
+    assert {"none", "mine"} <= set(offered[1]["options"])
+    out = Path(run_graph(graph)["whole"]["path"][0])
+    assert (out / "vae" / "config.json").read_text() == '{"z_dim": 16}'
+    assert (out / "transformer" / "diffusion_pytorch_model.safetensors").is_file()
+    graph["whole"]["inputs"]["pipeline"] = "none"
+    outputs = run_graph(graph)
+    assert "from_pretrained needs text_encoder, tokenizer, vae beside it" in outputs["whole"]["text"][0]
+    assert Path(outputs["whole"]["path"][0]) != out
+
+
 @pytest.mark.parametrize("format", ["comfyui", "kohya", "diffusers", "peft"])
 def test_every_format_is_written(run_graph: RunGraph, two: dict[str, str], format: str) -> None:
     graph = {
