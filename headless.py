@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from trainer.adapter.files import LoraWeights
 
 PACK = "lora_kiln"
+NEEDED = ("torch", "numpy", "safetensors", "diffusers", "peft", "yaml", "PIL")  # what requirements.txt brings
 HERE = Path(__file__).resolve().parent
 
 
@@ -245,6 +246,12 @@ def main(words: list[str] | None = None) -> int:
         text = arguments.run(arguments)
     except error as problem:
         print(f"headless: {problem}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as problem:
+        if problem.name not in NEEDED:
+            raise
+        cure = "run it with ComfyUI's Python, after pip install -r requirements.txt"
+        print(f"headless: {sys.executable} has no package {problem.name}; {cure}.", file=sys.stderr)
         return 1
     if text:
         print(text)

@@ -15,6 +15,7 @@ from . import types
 from .host import models
 from .host.lora import apply_lora, in_our_keys
 from .host.progress import NodeProgress
+from .inputs import seed_input, strength_input
 
 SLOTS = (("lora_1", "weight_1"), ("lora_2", "weight_2"), ("lora_3", "weight_3"), ("lora_4", "weight_4"))
 
@@ -23,14 +24,11 @@ def _slot(names: tuple[str, str], default: float, *, optional: bool) -> list[io.
     """One LoRA and its weight."""
     return [
         types.LoraModel.Input(names[0], optional=optional, tooltip="From the training node or a loader."),
-        io.Float.Input(
+        strength_input(
             names[1],
-            default=default,
-            min=-10.0,
-            max=10.0,
-            step=0.05,
-            optional=optional,
-            tooltip="Weight of the LoRA of this number: 1 as trained, negative takes away.",
+            default,
+            "Weight of the LoRA of this number: 1 as trained, negative takes away.",
+            optional,
         ),
     ]
 
@@ -97,14 +95,7 @@ class KilnMergeLoras(io.ComfyNode):
                     step=0.05,
                     tooltip="Share of the values that ties, dare and magnitude_prune keep; 0.2-0.8 is usual.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=False,
-                    tooltip="Chooses which values dare drops; the same seed gives the same LoRA.",
-                ),
+                seed_input("Chooses which values dare drops; the same seed gives the same LoRA."),
                 *_slots(2, 4, 1.0, optional=True),
             ],
             outputs=[
@@ -146,13 +137,8 @@ class KilnMergeIntoModel(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model to merge into; the input itself stays as it is."),
                 types.LoraModel.Input("lora", tooltip="From the training node or a loader."),
-                io.Float.Input(
-                    "strength",
-                    default=0.85,
-                    min=-10.0,
-                    max=10.0,
-                    step=0.05,
-                    tooltip="Weight of the LoRA: 1 as trained; 0.85 is usual when merging.",
+                strength_input(
+                    "strength", 0.85, "Weight of the LoRA: 1 as trained; 0.85 is usual when merging."
                 ),
             ],
             outputs=[

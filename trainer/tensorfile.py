@@ -8,6 +8,7 @@ first.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -219,8 +220,13 @@ class _Whole:
 
     def reserve(self, size: int) -> None:
         """Ask for the whole file's room: a full disk says so before the work, and writing is a third faster."""
-        with contextlib.suppress(AttributeError):  # Windows and macOS have no such call
+        if not hasattr(os, "posix_fallocate"):  # Windows, macOS
+            return
+        try:
             os.posix_fallocate(self._file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # a file system without it
+                raise
 
     def write(self, data: bytes | memoryview) -> None:
         view = memoryview(data)

@@ -148,3 +148,20 @@ def test_needs_no_torchvision(file: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(list(tmp_path.glob("*.safetensors"))) == len(commands)
+
+
+def test_the_wrong_python_is_named(file: Path) -> None:
+    """With the system's Python there is no torch: a sentence, no traceback."""
+    hide = "import runpy, sys; sys.modules['torch'] = None; main = runpy.run_path(sys.argv[1])['main']; "
+    script = f"{hide}sys.exit(main(['info', sys.argv[2]]))"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(ROOT / "headless.py"), str(file)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"headless: {sys.executable} has no package torch; run it with ComfyUI's Python, after pip install -r "
+        "requirements.txt.\n"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -211,6 +212,30 @@ def test_abandoned_half_way_leaves_nothing(tmp_path: Path) -> None:
         )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base.safetensors", "out.safetensors"]
     assert (tmp_path / "out.safetensors").read_bytes() == b"the old one"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EOPNOTSUPP])
+def test_room_is_asked_for_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """A full disk ends the merge before anything is computed; a file system that cannot reserve does not."""
+    ticks: list[int] = []
+
+    def refuse(*_: int) -> None:
+        raise OSError(number, "No")
+
+    monkeypatch.setattr("os.posix_fallocate", refuse, raising=False)
+    base, out = tmp_path / "base.safetensors", tmp_path / "out" / "out.safetensors"
+    save_file(base_tensors(), base)
+
+    def work() -> None:
+        merge_into_file(base, out, [Strength(lora(), 1.0)], tick=lambda done, total: ticks.append(done))
+
+    if number == errno.EOPNOTSUPP:
+        work()
+        assert out.is_file()
+        return
+    with pytest.raises(KilnError, match=r"Cannot write .*; check free space"):
+        work()
+    assert not ticks and not list((tmp_path / "out").iterdir())
 
 
 def test_memory_is_that_of_one_layer(tmp_path: Path) -> None:
