@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from trainer.adapter.files import LoraWeights
 
 PACK = "lora_kiln"
+NEEDED = ("torch", "numpy", "safetensors", "diffusers", "peft", "yaml", "PIL")  # what requirements.txt brings
 HERE = Path(__file__).resolve().parent
 
 
@@ -97,7 +98,13 @@ def merge(arguments: argparse.Namespace) -> str:
         loras = [stream.Strength(lora, weight, path.name) for path, weight, lora in pairs]
         layout = "diffusers" if arguments.format == "diffusers" else "comfyui"
         sentence = stream.merge_into_file(
-            arguments.base, out, loras, dtype=arguments.model_dtype, layout=layout, tick=_percent
+            arguments.base,
+            out,
+            loras,
+            dtype=arguments.model_dtype,
+            layout=layout,
+            pipeline=arguments.pipeline,
+            tick=_percent,
         )
         return f"{out}\n{sentence}"
     merged, sentence = engine("merge").merge_loras(
@@ -204,6 +211,11 @@ def parser() -> argparse.ArgumentParser:
         "--base", type=Path, help="a model's .safetensors file, read and written tensor by tensor"
     )
     each.add_argument(
+        "--pipeline",
+        type=Path,
+        help="with --base and --format diffusers: a pipeline folder whose vae, text encoder and tokenizer complete it",
+    )
+    each.add_argument(
         "--model-dtype", choices=["base", "fp32", "bf16", "fp16"], default="base", help="with --base"
     )
     each.add_argument(
@@ -234,6 +246,12 @@ def main(words: list[str] | None = None) -> int:
         text = arguments.run(arguments)
     except error as problem:
         print(f"headless: {problem}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as problem:
+        if problem.name not in NEEDED:
+            raise
+        cure = "run it with ComfyUI's Python, after pip install -r requirements.txt"
+        print(f"headless: {sys.executable} has no package {problem.name}; {cure}.", file=sys.stderr)
         return 1
     if text:
         print(text)

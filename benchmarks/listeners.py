@@ -1,22 +1,28 @@
-"""What a run's listeners cost at 20 steps a second: history, TensorBoard, progress text, all together.
+"""What a run's listeners cost at 20 steps a second: history, TensorBoard, the canvas, all together.
 
-    python -m benchmarks.listeners [--steps 2000]
+    python -m benchmarks.listeners [--steps 2000] [--canvas 400]
 
-Feeds them a run's events at once, but as if 50 ms lay between two steps (the history flushes every 40 events), and
-prints the time they take as a share of the steps' time. The canvas is stood in for by the line of text it is sent.
+History and TensorBoard are fed a run's events at once, but as if 50 ms lay between two steps (the history flushes
+every 40 events). The canvas is a live server with a websocket that reads what it is sent; a node there reports steps
+at 20 a second, in real time, with and without sending. Told are shares of the steps' time: of the training thread in
+the listeners, and for the canvas also what the whole server process computes more (turning messages into text and
+writing them to the socket, on its own thread).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import scripts.cpu_torchvision  # noqa: F401 - before torch's tensorboard
+from scripts.host import start_host
+from scripts.host_client import HostClient
+from scripts.host_files import link, workspace
 from trainer.config import TrainConfig
-from trainer.console import step_line
 from trainer.dataset.encoded import EncodedDataset
 from trainer.events import Event, StepEvent, ValidationEvent
 from trainer.history import FLUSH_SECONDS, History, Recorder
@@ -50,6 +56,7 @@ def events(steps: int) -> list[Event]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--canvas", type=int, default=400, help="steps reported to a live server; 0: none")
     arguments = parser.parse_args()
     told = events(arguments.steps)
     with tempfile.TemporaryDirectory() as folder:
@@ -63,23 +70,47 @@ def main() -> None:
             if event.step % every == 0:  # type: ignore[union-attr]
                 recorder.flush()
 
-        def text(event: Event) -> None:
-            if isinstance(event, StepEvent):
-                step_line(event)
-
-        listeners: dict[str, Callable[[Event], None]] = {"history": record, "text": text}
+        listeners: dict[str, Callable[[Event], None]] = {"history": record}
         if missing_sentence() is None:
             listeners["tensorboard"] = TensorBoardListener(Path(folder) / "board")
-        total = 0.0
+        total = 0.0  # per step
         for name, listener in listeners.items():
             began = time.perf_counter()
             for event in told:
                 listener(event)
             spent = time.perf_counter() - began
-            total += spent
+            total += spent / arguments.steps
             report(name, spent, arguments.steps)
-        report("together", total, arguments.steps)
         history.close()
+    if arguments.canvas:
+        idle, sending = canvas(arguments.canvas)
+        total += sending["spent"] / arguments.canvas
+        report("canvas", sending["spent"], arguments.canvas)
+        report("its server", sending["computed"] - idle["computed"], arguments.canvas)
+    report("together", total, 1)
+
+
+def canvas(steps: int) -> list[dict[str, float]]:
+    """What canvas_pack's node says, without and with sending."""
+    base = workspace("benchmarks", fresh=True)
+    link(Path(__file__).parent / "canvas_pack", base / "custom_nodes" / "canvas_pack")
+    found = []
+    with start_host(base, cpu=True) as host:
+        client = HostClient(host.url)
+        with client.events() as stream:
+            for sending in (False, True):
+                inputs = {
+                    "run_id": f"run {sending}",
+                    "steps": steps,
+                    "pause": STEP_SECONDS,
+                    "sending": sending,
+                }
+                graph = {"node": {"class_type": "KilnBenchCanvas", "inputs": inputs}}
+                entry = client.wait(client.queue_prompt(graph), timeout=60 + 2 * steps * STEP_SECONDS)
+                found.append(json.loads(entry["outputs"]["node"]["text"][0]))
+            points = [e for e in stream.of_type("lora_kiln.run") if e.data["run"] == "run True"]
+            assert sum(len(e.data["points"]) for e in points) == steps, "every point arrived"
+    return found
 
 
 def report(name: str, seconds: float, steps: int) -> None:

@@ -9,6 +9,7 @@ from ..trainer.dataset.items import Dataset
 from ..trainer.dataset.template import Missing, caption_dataset
 from . import types
 from .host.progress import NodeProgress
+from .inputs import seed_input
 
 
 class KilnCaptionTemplate(io.ComfyNode):
@@ -50,14 +51,7 @@ class KilnCaptionTemplate(io.ComfyNode):
                     default="drop clause",
                     tooltip="When a placeholder is empty for an image: leave its clause out, stop, or keep the braces.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=False,
-                    tooltip="Start of the draws among alternatives.",
-                ),
+                seed_input("Start of the draws among alternatives."),
             ],
             outputs=[
                 types.Dataset.Output(

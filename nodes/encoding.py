@@ -14,18 +14,7 @@ from . import types
 from .host import paths
 from .host.encoder import HostEncoder
 from .host.progress import NodeProgress
-
-
-def max_frames_input() -> io.Input:
-    return io.Int.Input(
-        "max_frames",
-        default=33,
-        min=1,
-        max=241,
-        step=4,
-        optional=True,
-        tooltip="Most frames of a clip, 4n+1; 1 trains on a single frame of each. Memory grows with it.",
-    )
+from .inputs import max_frames_input, resolution_input
 
 
 class KilnEncodeDataset(io.ComfyNode):
@@ -42,14 +31,9 @@ class KilnEncodeDataset(io.ComfyNode):
                 types.Dataset.Input("dataset", tooltip="Images and captions."),
                 io.Vae.Input("vae", tooltip="The VAE that belongs to the model you will train."),
                 io.Clip.Input("clip", tooltip="The text encoder that belongs to the model you will train."),
-                io.Int.Input(
-                    "resolution",
-                    default=512,
-                    min=16,
-                    max=4096,
-                    step=16,
-                    tooltip="Training size in pixels: items go to the bucket nearest to their shape, at an area of at "
-                    "most resolution x resolution. 512 minimum, 1024 good; memory grows with the area.",
+                resolution_input(
+                    "Training size in pixels: items go to the bucket nearest to their shape, at an area of at "
+                    "most resolution x resolution. 512 minimum, 1024 good; memory grows with the area."
                 ),
                 max_frames_input(),
                 io.Float.Input(

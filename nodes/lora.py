@@ -12,31 +12,22 @@ from . import types
 from .host import paths
 from .host.lora import put_on, read_lora
 from .host.progress import NodeProgress
+from .inputs import strength_input
 
 
 def _strength() -> io.Input:
-    return io.Float.Input(
-        "strength",
-        default=0.8,
-        min=-10.0,
-        max=10.0,
-        step=0.05,
-        tooltip="Weight of the LoRA: 0 is off, 1 as trained; 0.5-0.9 is usual.",
-    )
+    return strength_input("strength", 0.8, "Weight of the LoRA: 0 is off, 1 as trained; 0.5-0.9 is usual.")
 
 
 def _fine_control() -> list[io.Input]:
     """The optional inputs of the nodes that put a LoRA on a model."""
     return [
         io.Clip.Input("clip", optional=True, tooltip="Text encoder, for LoRAs that hold layers of it."),
-        io.Float.Input(
+        strength_input(
             "strength_clip",
-            default=0.8,
-            min=-10.0,
-            max=10.0,
-            step=0.05,
+            0.8,
+            "Weight on the text encoder; without a text encoder it does nothing.",
             optional=True,
-            tooltip="Weight on the text encoder; without a text encoder it does nothing.",
         ),
         io.String.Input(
             "block_weights",

@@ -15,6 +15,7 @@ from . import types
 from .host import models
 from .host.lora import apply_lora, in_our_keys
 from .host.progress import NodeProgress
+from .inputs import seed_input, strength_input
 
 SLOTS = (("lora_1", "weight_1"), ("lora_2", "weight_2"), ("lora_3", "weight_3"), ("lora_4", "weight_4"))
 
@@ -23,14 +24,11 @@ def _slot(names: tuple[str, str], default: float, *, optional: bool) -> list[io.
     """One LoRA and its weight."""
     return [
         types.LoraModel.Input(names[0], optional=optional, tooltip="From the training node or a loader."),
-        io.Float.Input(
+        strength_input(
             names[1],
-            default=default,
-            min=-10.0,
-            max=10.0,
-            step=0.05,
-            optional=optional,
-            tooltip="Weight of the LoRA of this number: 1 as trained, negative takes away.",
+            default,
+            "Weight of the LoRA of this number: 1 as trained, negative takes away.",
+            optional,
         ),
     ]
 
@@ -97,14 +95,7 @@ class KilnMergeLoras(io.ComfyNode):
                     step=0.05,
                     tooltip="Share of the values that ties, dare and magnitude_prune keep; 0.2-0.8 is usual.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=False,
-                    tooltip="Chooses which values dare drops; the same seed gives the same LoRA.",
-                ),
+                seed_input("Chooses which values dare drops; the same seed gives the same LoRA."),
                 *_slots(2, 4, 1.0, optional=True),
             ],
             outputs=[
@@ -146,13 +137,8 @@ class KilnMergeIntoModel(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model to merge into; the input itself stays as it is."),
                 types.LoraModel.Input("lora", tooltip="From the training node or a loader."),
-                io.Float.Input(
-                    "strength",
-                    default=0.85,
-                    min=-10.0,
-                    max=10.0,
-                    step=0.05,
-                    tooltip="Weight of the LoRA: 1 as trained; 0.85 is usual when merging.",
+                strength_input(
+                    "strength", 0.85, "Weight of the LoRA: 1 as trained; 0.85 is usual when merging."
                 ),
             ],
             outputs=[
@@ -199,9 +185,18 @@ class KilnSaveMergedModel(io.ComfyNode):
                     "layout",
                     options=list(LAYOUTS),
                     default=LAYOUTS[0],
-                    tooltip="comfyui: one file. diffusers: a folder with transformer/config.json, for Wan only.",
+                    tooltip="comfyui: one file. diffusers: a folder for WanPipeline.from_pretrained, for Wan only.",
                 ),
                 *_slots(1, 4, 0.85, optional=True),
+                io.Combo.Input(
+                    "pipeline",
+                    options=models.pipeline_names(),
+                    default="none",
+                    optional=True,
+                    tooltip="For the layout diffusers: a pipeline folder (with model_index.json) in the host's "
+                    "diffusers or diffusion_models folders, whose vae, text encoder and tokenizer complete the new "
+                    "one; linked where the disk allows it.",
+                ),
             ],
             outputs=[io.String.Output(display_name="path", tooltip="The full path of the file or folder.")],
             hidden=[io.Hidden.unique_id],
@@ -215,7 +210,13 @@ class KilnSaveMergedModel(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, base_name: str, filename_prefix: str, dtype: str, layout: str, **values: Any
+        cls,
+        base_name: str,
+        filename_prefix: str,
+        dtype: str,
+        layout: str,
+        pipeline: str = "none",
+        **values: Any,
     ) -> io.NodeOutput:
         node, path = cls.hidden.unique_id, models.new_model_path(filename_prefix)
         path = path.with_suffix("") if layout == "diffusers" else path
@@ -224,7 +225,8 @@ class KilnSaveMergedModel(io.ComfyNode):
             for i, (lora, weight) in enumerate(zip(*_collect(values), strict=True), 1)
         ]
         base, tick = models.model_path(base_name), models.ticker(node)
-        sentence = merge_into_file(base, path, loras, dtype=dtype, layout=layout, tick=tick)
+        whole = models.pipeline_path(pipeline) if layout == "diffusers" else None
+        sentence = merge_into_file(base, path, loras, dtype=dtype, layout=layout, pipeline=whole, tick=tick)
         text = f"{path.name}: {sentence}"
         NodeProgress(node).say(text)
         return io.NodeOutput(str(path), ui={"text": (text,), "path": (str(path),)})

@@ -13,8 +13,8 @@ from ..trainer.dataset.buckets import BucketOptions
 from ..trainer.dataset.flip import flip_warnings
 from ..trainer.dataset.items import Dataset
 from . import types
-from .encoding import max_frames_input
 from .host.progress import NodeProgress
+from .inputs import max_frames_input, resolution_input, seed_input
 
 
 class KilnDatasetReport(io.ComfyNode):
@@ -31,14 +31,8 @@ class KilnDatasetReport(io.ComfyNode):
                 types.Dataset.Input(
                     "dataset", tooltip="The set to look at, best after its captions are finished."
                 ),
-                io.Int.Input(
-                    "resolution",
-                    default=512,
-                    min=16,
-                    max=4096,
-                    step=16,
-                    optional=True,
-                    tooltip="Training size in pixels for the bucket plan, as on Encode Dataset.",
+                resolution_input(
+                    "Training size in pixels for the bucket plan, as on Encode Dataset.", optional=True
                 ),
                 max_frames_input(),
             ],
@@ -119,14 +113,7 @@ class KilnAugmentDataset(io.ComfyNode):
                     max=100,
                     tooltip="Variants encoded per item, 1-100; encoding time and disk space grow with it.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=False,
-                    tooltip="Start of the random draws; another one gives other variants.",
-                ),
+                seed_input("Start of the random draws; another one gives other variants."),
                 io.Float.Input(
                     "gaussian_noise_min",
                     default=10.0,

@@ -99,8 +99,10 @@ def with_less_memory(
     while True:
         try:
             return work()
-        except torch.OutOfMemoryError as error:
-            message = str(error).splitlines()[0]
+        except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+            if not is_out_of_memory(error):
+                raise
+            message = (str(error) or "MemoryError").splitlines()[0]
         clean_up()
         free_memory()
         before = dataclasses.replace(state)
@@ -118,6 +120,22 @@ def with_less_memory(
                 f"The device's memory does not suffice for one item ({message}); lower the resolution or the rank, or "
                 "close other programs that use the device."
             )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out.
+
+    CUDA and XPU have a class for it. The CPU's allocator (where the system refuses, as Windows and limited processes
+    do) and Apple's raise a plain RuntimeError, which only its words tell from others.
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    words = (
+        "DefaultCPUAllocator: can't allocate",
+        "DefaultCPUAllocator: not enough",
+        "MPS backend out of memory",
+    )
+    return isinstance(error, RuntimeError) and any(each in str(error) for each in words)
 
 
 def free_memory() -> None:

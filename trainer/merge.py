@@ -11,9 +11,13 @@ TIES, arXiv 2306.01708; DARE, arXiv 2311.03099) and brought back to a rank by SV
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -181,8 +185,7 @@ def merge_dense(
         deltas: all of one shape, fp32, CPU.
         method: of METHODS; exact and svd are the weighted sum.
     """
-    from peft.utils import merge_utils
-
+    merge_utils = _peft_arithmetic()
     tensors, factor = [d.contiguous() for d in deltas], torch.tensor(list(weights), dtype=deltas[0].dtype)
     if method in ("exact", "svd", "task_arithmetic"):
         return merge_utils.task_arithmetic(tensors, factor)
@@ -193,3 +196,21 @@ def merge_dense(
         )  # 1 keeps everything: that is what was asked for
         torch.manual_seed(seed)
         return function(tensors, factor, density)
+
+
+@functools.cache
+def _peft_arithmetic() -> ModuleType:
+    """peft.utils.merge_utils, read as a file of its own.
+
+    It needs nothing but torch, and `import peft` would bring transformers with it and through that a torchvision,
+    which must fit torch: a shell without ComfyUI may have one that does not.
+    """
+    package = importlib.util.find_spec("peft")
+    if package is None or package.origin is None:
+        raise KilnError("Merging by this method needs the package peft: pip install peft.")
+    path = Path(package.origin).parent / "utils" / "merge_utils.py"
+    spec = importlib.util.spec_from_file_location("lora_kiln_peft_merge_utils", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

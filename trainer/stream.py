@@ -18,10 +18,11 @@ from torch import Tensor
 
 from .adapter.families import Parts, changed, layers_of, scale_of
 from .adapter.files import LoraWeights
-from .adapter.keys import PREFIX, lookup, model_of, to_diffusers
+from .adapter.keys import PREFIX, lookup, model_of
 from .adapter.reading import to_our_keys
 from .errors import KilnError
-from .quantised import new_scale, to_fp8
+from .pipeline_folder import write_pipeline
+from .quantised import from_fp8, largest_by_row, largest_value, new_scale, to_fp8
 from .tensorfile import DTYPES, FLOATS, FP8, Entry, Planned, TensorFile, write_planned
 from .workers import Workers
 
@@ -37,8 +38,11 @@ QUANTISED_ONLY = (
 )  # beside a weight; no use in other types
 MARKER = "scaled_fp8"
 PLAIN = {"lora_A.weight", "lora_B.weight", "alpha"}
-BLOCK = 1 << 18  # values worked on at a time: they stay in the processor's cache, which is what makes it fast
+BLOCK = (
+    1 << 19
+)  # bytes of a file worked on at a time: they stay in the processor's cache, which makes it fast
 PARTS_OF_BIAS = ("diff_b", "b_norm")
+FP8_TYPES = tuple(DTYPES[name] for name in FP8)
 
 Tick = Callable[[int, int], None]
 
@@ -68,6 +72,7 @@ def merge_into_file(
     *,
     dtype: str = "base",
     layout: str = "comfyui",
+    pipeline: Path | None = None,
     metadata: dict[str, str] | None = None,
     device: torch.device | None = None,
     tick: Tick = lambda done, total: None,
@@ -76,10 +81,11 @@ def merge_into_file(
 
     Args:
         base: the model's .safetensors file.
-        target: the new file; for the layout diffusers the folder, which gets transformer/config.json and its weights.
+        target: the new file; for the layout diffusers the folder.
         loras: any number.
         dtype: one of BASE_DTYPES.
         layout: one of LAYOUTS.
+        pipeline: for the layout diffusers, a pipeline folder that gives what is no transformer, see pipeline_folder.py.
         metadata: to add to the base's own.
         device: where to compute; the CPU without.
         tick: told bytes done and in all; may raise to abandon.
@@ -105,8 +111,9 @@ def merge_into_file(
         ]
         notes = {k: v for k, v in source.metadata.items() if not k.startswith("modelspec.hash")}
         notes |= {"lora_kiln.merged": json.dumps([[s.name, s.strength] for s in loras]), **(metadata or {})}
+        missing = ""
         if layout == "diffusers":
-            _write_diffusers(source, prefix, target, plan, notes, tick)
+            missing = write_pipeline(source, prefix, target, plan, notes, tick, pipeline)
         else:
             write_planned(target, plan, notes, tick, late=lambda: scales)
     merged = len(changes.weights)
@@ -115,7 +122,7 @@ def merge_into_file(
         if changes.unmatched
         else ""
     )
-    return f"{merged} of {len(source.entries)} tensors changed{left}"
+    return f"{merged} of {len(source.entries)} tensors changed{left}{missing}"
 
 
 def _prefix(source: TensorFile) -> str:
@@ -232,24 +239,61 @@ class _Change:
         scale: str | None,
         device: torch.device | None,
     ) -> None:
-        self._source, self._name, self._scale, self._device = source, entry.name, scale, device
+        self._source, self._name, self._device = source, entry.name, device
+        self.scale = 1.0 if scale is None else _scalar(source, scale)
         self._adapters = changes.weights.get(entry.name, [])
         self._biases = changes.biases.get(entry.name, [])
         rows = entry.shape[0] if entry.shape else 1
-        whole = self._biases or any(set(parts) - PLAIN for parts, _ in self._adapters)
-        step = rows if whole else max(1, BLOCK // max(1, math.prod(entry.shape[1:])))
-        self.spans = [(first, min(first + step, rows)) for first in range(0, rows, max(step, 1))]
+        self.plain = not self._biases and all(set(parts) <= PLAIN for parts, _ in self._adapters)
+        width = math.prod(entry.shape[1:]) * DTYPES[entry.dtype].itemsize
+        step = max(1, BLOCK // max(1, width) if self.plain else rows)
+        self.spans = [(first, min(first + step, rows)) for first in range(0, rows, step)]
 
-    def __call__(self, span: tuple[int, int]) -> Tensor:
+    def __call__(self, span: tuple[int, int], unit: float = 1.0) -> Tensor:
+        """Rows of the changed weight, in multiples of `unit`."""
         rows = self._source.read_rows(self._name, *span, reuse=True)
-        value = self._reused(rows.shape).copy_(rows).to(self._device)
-        if self._scale is not None:
-            value *= _scalar(self._source, self._scale)
+        scale = self.scale / unit if self.plain else self.scale
+        value = self._reused(rows.shape)
+        if rows.dtype in FP8_TYPES:
+            from_fp8(rows, value, scale)
+        else:
+            value.copy_(rows)
+        value = value.to(self._device)
         for parts, strength in self._adapters:
-            value = _apply(value, {k: t.to(self._device) for k, t in parts.items()}, strength, span[0])
+            on = {k: t.to(self._device) for k, t in parts.items()}
+            value = _apply(value, on, strength / unit if self.plain else strength, span[0])
         for bias, strength in self._biases:
             value += strength * bias.to(value)
-        return value
+        return value if self.plain or unit == 1.0 else value / unit
+
+    def largest(self, limit: float, workers: Workers) -> float:
+        """The largest |value|, if that is above `limit`; else something up to `limit`. For fp8.
+
+        Of a plain LoRA only those rows are computed that may hold such a value: by Cauchy and Schwarz no entry of
+        B A is larger than the length of B's row times that of A's longest column.
+
+        Raises:
+            KilnError: the base holds values that are no numbers.
+        """
+        bound = torch.cat(list(workers.map(self._largest_in_base, self.spans))).mul_(self.scale)
+        if not self.plain:
+            whole = workers.map(lambda span: float(self(span).abs().max()), self.spans)
+            return max(whole) if math.isfinite(limit) else 0.0
+        for parts, strength in self._adapters:
+            a, b = parts["lora_A.weight"].float().flatten(1), parts["lora_B.weight"].float().flatten(1)
+            bound += abs(strength * scale_of(parts)) * float(a.norm(dim=0).max()) * b.norm(dim=1)
+        above = (bound > limit * 0.999).nonzero().flatten().tolist()  # the bound is rounded itself
+        few = 8 * len(above) < len(bound)  # a row by itself takes eight times as long as one of a block
+        spans = [(row, row + 1) for row in above] if few else self.spans
+        return max((0.0, *workers.map(lambda span: float(self(span).abs().max()), spans)))
+
+    def _largest_in_base(self, span: tuple[int, int]) -> Tensor:
+        found = largest_by_row(self._source.read_rows(self._name, *span, reuse=True))
+        if not found.isfinite().all():
+            raise KilnError(
+                f"{self._name} of {self._source.path.name} holds values that are no numbers; get the file again."
+            )
+        return found
 
     def _reused(self, shape: torch.Size) -> Tensor:
         held: Tensor | None = getattr(self._scratch, "value", None)
@@ -287,75 +331,12 @@ def _requantised(
     workers: Workers,
 ) -> Iterator[Tensor]:
     """fp8 again; a scale that had to grow is put into `scales`, which are written last."""
-    dtype, factor = DTYPES[source.entries[name].dtype], 1.0
+    dtype, factor = DTYPES[source.entries[name].dtype], change.scale
+    largest = change.largest(math.inf if scale is None else factor * largest_value(dtype), workers)
     if scale is not None:
-        factor = _scalar(source, scale)
-        largest = max(workers.map(lambda span: float(change(span).abs().max()), change.spans))
         needed = new_scale(largest, factor, dtype)
         if needed != factor:
             old = source.entries[scale]
             scales[scale] = torch.full(old.shape, needed).to(DTYPES[old.dtype])
             factor = float(scales[scale].float().max())  # as it will be read
-    return workers.map(lambda span: to_fp8(change(span).cpu() / factor, dtype, name, span[0]), change.spans)
-
-
-def _write_diffusers(
-    source: TensorFile, prefix: str, folder: Path, plan: Sequence[Planned], notes: dict[str, str], tick: Tick
-) -> None:
-    """transformer/ as diffusers' save_pretrained leaves it; Wan only."""
-    config = wan_config(source, prefix)
-    renamed = []
-    for each in plan:
-        bare = each.entry.name[len(prefix) :]
-        layer, _, kind = bare.rpartition(".")
-        name = f"{to_diffusers(layer)}.{kind}" if kind in ("weight", "bias") else to_diffusers(bare)
-        if name is None or name.startswith("None."):
-            raise KilnError(
-                f"{source.path.name} holds {bare}, for which diffusers has no name; save it as comfyui."
-            )
-        renamed.append(Planned(Entry(name, each.entry.dtype, each.entry.shape), each.make))
-    inner = folder / "transformer"
-    write_planned(inner / "diffusion_pytorch_model.safetensors", renamed, notes, tick)
-    (inner / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-
-
-def wan_config(source: TensorFile, prefix: str) -> dict[str, object]:
-    """diffusers' configuration of a Wan transformer, read off its tensors' shapes.
-
-    Raises:
-        KilnError: the file holds no Wan.
-    """
-    shapes = {name[len(prefix) :]: entry.shape for name, entry in source.entries.items()}
-    needed = (
-        "patch_embedding.weight",
-        "head.head.weight",
-        "blocks.0.ffn.0.weight",
-        "text_embedding.0.weight",
-    )
-    if not all(name in shapes for name in needed):
-        raise KilnError(
-            f"{source.path.name} is not a Wan model in its own keys; only those are written for diffusers."
-        )
-    patch = shapes["patch_embedding.weight"]
-    dim, heads = patch[0], patch[0] // 128
-    image = shapes.get("img_emb.proj.1.weight")
-    positions = shapes.get("img_emb.emb_pos")
-    return {
-        "_class_name": "WanTransformer3DModel",
-        "patch_size": list(patch[2:]),
-        "num_attention_heads": heads,
-        "attention_head_dim": dim // heads,
-        "in_channels": patch[1],
-        "out_channels": shapes["head.head.weight"][0] // (patch[2] * patch[3] * patch[4]),
-        "text_dim": shapes["text_embedding.0.weight"][1],
-        "freq_dim": shapes["time_embedding.0.weight"][1],
-        "ffn_dim": shapes["blocks.0.ffn.0.weight"][0],
-        "num_layers": 1 + max(int(n.split(".")[1]) for n in shapes if n.startswith("blocks.")),
-        "cross_attn_norm": "blocks.0.norm3.weight" in shapes,
-        "qk_norm": "rms_norm_across_heads",
-        "eps": 1e-6,
-        "image_dim": None if image is None else image[1],
-        "added_kv_proj_dim": dim if "blocks.0.cross_attn.k_img.weight" in shapes else None,
-        "rope_max_seq_len": 1024,
-        "pos_embed_seq_len": None if positions is None else positions[1],
-    }
+    return workers.map(lambda span: to_fp8(change(span, factor).cpu(), dtype, name, span[0]), change.spans)

@@ -28,7 +28,7 @@ class Workers:
 
     def __enter__(self) -> Workers:
         self._threads = torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(self._count, "lora-kiln-merge", lambda: torch.set_num_threads(1))
+        self._pool = ThreadPoolExecutor(self._count, "lora-kiln-merge", _begin)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -44,3 +44,11 @@ class Workers:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
+
+
+def _begin() -> None:
+    """What each thread does first."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(
+        False
+    )  # quantised.py computes with subnormal numbers; the setting is the thread's own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import folder_paths
 import torch
 
 from ...trainer.errors import KilnError
+from ...trainer.pipeline_folder import INDEX
 from .progress import NodeProgress
 
 KIND = "diffusion_models"
@@ -30,6 +32,37 @@ def model_path(name: str) -> Path:
     if path is None or not name.endswith(".safetensors"):
         raise KilnError(f"There is no model file {name!r} (.safetensors) in the host's {KIND} folders.")
     return Path(path)
+
+
+def pipeline_names() -> list[str]:
+    """Folders of whole diffusers pipelines in the host's folders for them and for models, and "none" first."""
+    return ["none", *_pipelines()]
+
+
+def pipeline_path(name: str) -> Path | None:
+    """The folder behind a listed name; None for "none".
+
+    Raises:
+        KilnError: there is none of that name.
+    """
+    if name == "none":
+        return None
+    found = _pipelines()
+    if name not in found:
+        raise KilnError(
+            f"There is no pipeline {name!r} (a folder with {INDEX}) in the host's diffusers or {KIND} folders."
+        )
+    return found[name]
+
+
+def _pipelines() -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for root in (r for kind in ("diffusers", KIND) for r in folder_paths.get_folder_paths(kind)):
+        for folder, below, files in os.walk(root, followlinks=True):
+            if INDEX in files:
+                found.setdefault(os.path.relpath(folder, root), Path(folder))
+                below.clear()  # a pipeline holds no other
+    return dict(sorted(found.items()))
 
 
 def new_model_path(filename_prefix: str) -> Path:

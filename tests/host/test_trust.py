@@ -84,7 +84,7 @@ def test_resume_from_a_chosen_step(host: RunningHost, client: HostClient, run_gr
 
 def test_start_from_a_file(host: RunningHost, run_graph: RunGraph) -> None:
     first = run_graph(trained(steps=6, seed=231, learning_rate=0.01))
-    for format in ("comfyui", "kohya"):
+    for format in ("comfyui", "kohya", "diffusers"):
         save = {"filename_prefix": f"test/start_{format}", "format": format}
         path = Path(
             run_graph({**trained(steps=6, seed=231, learning_rate=0.01), **saved(**save)})["save"]["path"][0]
@@ -95,6 +95,27 @@ def test_start_from_a_file(host: RunningHost, run_graph: RunGraph) -> None:
         assert all(begun[k].equal(expected[k]) for k in expected), format
     with pytest.raises(GraphFailed, match="has rank 4 and this run 2; set rank to 4 or more"):
         run_graph(trained(steps=1, rank=2, start_from=name))
+
+
+@pytest.mark.parametrize("format", ["kohya", "diffusers"])
+def test_start_from_other_trainers_scale_and_rank(
+    host: RunningHost, run_graph: RunGraph, format: str
+) -> None:
+    """alpha is a tensor in kohya's files and metadata in diffusers'; this run has another alpha and rank."""
+    options = {"steps": 6, "seed": 233, "learning_rate": 0.01, "alpha": 2.0}
+    saving = saved(filename_prefix=f"test/scale_{format}", format=format)
+    path = Path(run_graph({**trained(**options), **saving})["save"]["path"][0])
+    begin = {"steps": 1, "seed": 234, "learning_rate": 0.0, "rank": 6, "alpha": 3.0}
+    name = str(path.relative_to(host.base / "output" / "loras"))
+    begun = load_file(run_graph(trained(**begin, start_from=name))["save"]["path"][0])
+    expected = load_file(run_graph(trained(**options))["save"]["path"][0])
+    downs = [key for key in expected if key.endswith("lora_A.weight")]
+    assert downs
+    for down in downs:
+        up = down.replace("lora_A", "lora_B")
+        change = begun[up] @ begun[down] * 3.0 / 6
+        wanted = expected[up] @ expected[down] * 2.0 / 4
+        assert wanted.any() and float((change - wanted).norm() / wanted.norm()) < 1e-5
 
 
 def test_imported_settings_drive_the_run(run_graph: RunGraph, host: RunningHost) -> None:

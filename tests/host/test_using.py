@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io as bytes_io
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,49 @@ def test_sweep_and_grid(
     assert grid.width == 3 * 64 + 4 * 8 and grid.height > 2 * 64
 
 
+def test_grid_of_videos(
+    run_graph: RunGraph, host: RunningHost, client: HostClient, two: dict[str, str]
+) -> None:
+    """Every frame of the grid shows the same moment of each video, and the grid can be saved as a video."""
+    graph = {
+        **loaders(),
+        "file": load(two["first"], 0.0),
+        "sweep": node("KilnWeightSweep", model=["model", 0], lora=["file", 2], strengths="0, 1"),
+        **sampling("moving", ["sweep", 0], batch=1),
+        **sampling("alone", ["model", 0], batch=1),
+    }
+    for name in ("moving", "alone"):
+        graph[f"{name} empty"]["inputs"]["length"] = 9
+    graph["grid"] = node(
+        "KilnComparisonGrid", images=["moving decode", 0], labels=["sweep", 1], columns=0, mode="video"
+    )
+    graph["webp"] = node(
+        "SaveAnimatedWEBP",
+        images=["grid", 0],
+        filename_prefix="test/grid",
+        fps=8.0,
+        lossless=True,
+        quality=80,
+        method="default",
+    )
+    outputs = run_graph(graph)
+    frames = [
+        np.asarray(Image.open(bytes_io.BytesIO(client.view(**image)))) for image in outputs["grid"]["images"]
+    ]
+    assert len(frames) == 9 and frames[0].shape[1] == 2 * 64 + 3 * 8
+    cells = pictures(host, outputs, "moving")[0].reshape(2, 9, 64, 64, 3)
+    for frame, left, right in zip(frames, cells[0], cells[1], strict=True):
+        assert same(frame[-8 - 64 : -8, 8:72].astype(int), left)
+        assert same(frame[-8 - 64 : -8, 80:144].astype(int), right)
+    assert np.array_equal(cells[0].reshape(-1), pictures(host, outputs, "alone")[0])
+    assert not same(cells[0].reshape(-1), cells[1].reshape(-1)) and not same(cells[1, 0], cells[1, 8])
+    (moving,) = outputs["webp"]["images"]
+    video = Image.open(bytes_io.BytesIO(client.view(**moving)))
+    changes = sum(not np.array_equal(a, b) for a, b in itertools.pairwise(frames))
+    assert video.n_frames == 1 + changes >= 2  # equal frames in a row are stored once
+    assert video.size == (frames[0].shape[1], frames[0].shape[0])
+
+
 def test_two_loras_against_each_other(run_graph: RunGraph, client: HostClient, two: dict[str, str]) -> None:
     graph = {
         **loaders(),
@@ -291,6 +335,48 @@ def test_merged_file_samples_as_the_graph_and_is_extracted_again(
     by_graph = pictures(host, outputs, "by graph")[0]
     assert same(pictures(host, found, "from file")[0], by_graph)
     assert np.abs(pictures(host, found, "extracted")[0] - by_graph).mean() < 2
+
+
+def test_merged_pipeline_folder(
+    run_graph: RunGraph, host: RunningHost, client: HostClient, two: dict[str, str]
+) -> None:
+    """A pipeline folder among the host's models completes the merged one."""
+    mine = host.base / "models" / "diffusers" / "mine"
+    for name, text in (
+        (
+            "model_index.json",
+            '{"_class_name": "WanPipeline", "transformer": ["diffusers", "WanTransformer3DModel"]}',
+        ),
+        ("transformer/config.json", "{}"),
+        ("vae/config.json", '{"z_dim": 16}'),
+    ):
+        (mine / name).parent.mkdir(parents=True, exist_ok=True)
+        (mine / name).write_text(text)
+    graph = {
+        **loaders(),
+        "one": load(two["first"], 0.0),
+        "whole": node(
+            "KilnSaveMergedModel",
+            base_name="tiny_wan.safetensors",
+            lora_1=["one", 2],
+            weight_1=0.85,
+            filename_prefix="test/pipe",
+            dtype="base",
+            layout="diffusers",
+            pipeline="mine",
+        ),
+    }
+    offered = client.object_info("KilnSaveMergedModel")["KilnSaveMergedModel"]["input"]["optional"][
+        "pipeline"
+    ]
+    assert {"none", "mine"} <= set(offered[1]["options"])
+    out = Path(run_graph(graph)["whole"]["path"][0])
+    assert (out / "vae" / "config.json").read_text() == '{"z_dim": 16}'
+    assert (out / "transformer" / "diffusion_pytorch_model.safetensors").is_file()
+    graph["whole"]["inputs"]["pipeline"] = "none"
+    outputs = run_graph(graph)
+    assert "from_pretrained needs text_encoder, tokenizer, vae beside it" in outputs["whole"]["text"][0]
+    assert Path(outputs["whole"]["path"][0]) != out
 
 
 @pytest.mark.parametrize("format", ["comfyui", "kohya", "diffusers", "peft"])

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,7 @@ from trainer.checkpoint import find_checkpoints, read_state
 from trainer.config import GuardConfig, TrainConfig
 from trainer.errors import KilnError
 from trainer.events import Event, MessageEvent
-from trainer.guards import GuardState, spike_limit
+from trainer.guards import GuardState, is_out_of_memory, spike_limit, with_less_memory
 from trainer.loop import TrainResult, train
 from trainer.memory.recompute import checkpoint_blocks
 
@@ -141,6 +145,49 @@ def test_out_of_memory_for_one_item_is_the_end(tmp_path: Path) -> None:
     with pytest.raises(KilnError, match="does not suffice"):
         run(tmp_path / "off", denoiser, off)
     assert denoiser.calls == 1
+
+
+def test_the_processor_s_own_memory_runs_out(tmp_path: Path) -> None:
+    """A real one: a process that may not take what eight items need at once. torch has no class for it on the CPU."""
+    found = []
+    for megabytes in (0, 250):
+        folder = tmp_path / str(megabytes)
+        folder.mkdir()
+        done = subprocess.run(
+            [
+                sys.executable,
+                str(Path(__file__).with_name("little_memory_run.py")),
+                str(folder),
+                str(megabytes),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={**os.environ, "MALLOC_ARENA_MAX": "1"},  # address space is what is limited
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    whole, little = found
+    assert whole["said"] == []
+    assert "can't allocate memory" in little["said"][0] and "parts" in little["said"][-1]
+    torch.testing.assert_close(little["losses"], whole["losses"], rtol=1e-6, atol=1e-6)
+
+
+def test_other_errors_are_no_lack_of_memory() -> None:
+    assert is_out_of_memory(torch.OutOfMemoryError("x")) and is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("The size of tensor a (3) must match"))
+    assert not is_out_of_memory(ValueError("DefaultCPUAllocator: not enough memory"))
+    calls = []
+
+    def work() -> float:
+        calls.append(1)
+        raise RuntimeError("not implemented for 'Half'")
+
+    with pytest.raises(RuntimeError, match="not implemented"):
+        with_less_memory(
+            work, GuardState(), GuardConfig(), largest_batch=4, clean_up=lambda: None, say=lambda text: None
+        )
+    assert len(calls) == 1
 
 
 def test_guard_state_round_trip() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -99,3 +101,67 @@ def test_errors_are_sentences(
     (tmp_path / "x.safetensors").write_text("no")
     assert headless.main(["info", str(tmp_path / "x.safetensors")]) == 1
     assert capsys.readouterr().err.startswith("headless: x.safetensors is not a safetensors file")
+
+
+WITHOUT_TORCHVISION = """
+import importlib.abc, runpy, sys
+
+class Broken(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "torchvision":
+            raise RuntimeError("operator torchvision::nms does not exist")
+
+sys.meta_path.insert(0, Broken())
+headless = runpy.run_path(sys.argv[1])["main"]
+for words in sys.argv[2:]:
+    assert headless(words.split()) == 0, words
+"""
+
+
+def test_needs_no_torchvision(file: Path, tmp_path: Path) -> None:
+    """PyPI's torchvision beside another build of torch cannot even be looked up, and nothing here needs it."""
+    base, patterns = tmp_path / "base.safetensors", tmp_path / "patterns"
+    save_file({f"{LAYER}.weight": torch.zeros(16, 8)}, base)
+    patterns.mkdir()
+    name = f"base_model.model.{LAYER}"
+    tensors = {f"{name}.lora_A.weight": torch.eye(4, 8), f"{name}.lora_B.weight": torch.eye(16, 4)}
+    save_file(tensors, patterns / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "alpha_pattern": {"self_attn.q": 2}}
+    (patterns / "adapter_config.json").write_text(json.dumps(config))
+    commands = [
+        f"info {file}",
+        f"convert {file} {tmp_path}/peft --format peft",
+        f"convert {patterns} {tmp_path}/again.safetensors",
+        f"resize {file} {tmp_path}/small.safetensors --rank 2",
+        f"merge {file} {file} --out {tmp_path}/exact.safetensors",
+        f"merge {file} --base {base} --out {tmp_path}/merged.safetensors",
+    ]
+    for method in ("svd", "task_arithmetic", "ties", "dare_linear", "dare_ties", "magnitude_prune"):
+        commands.append(
+            f"merge {file} {file} --out {tmp_path}/{method}.safetensors --method {method} --rank 3"
+        )
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCHVISION, str(ROOT / "headless.py"), *commands],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(list(tmp_path.glob("*.safetensors"))) == len(commands)
+
+
+def test_the_wrong_python_is_named(file: Path) -> None:
+    """With the system's Python there is no torch: a sentence, no traceback."""
+    hide = "import runpy, sys; sys.modules['torch'] = None; main = runpy.run_path(sys.argv[1])['main']; "
+    script = f"{hide}sys.exit(main(['info', sys.argv[2]]))"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(ROOT / "headless.py"), str(file)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"headless: {sys.executable} has no package torch; run it with ComfyUI's Python, after pip install -r "
+        "requirements.txt.\n"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from trainer.adapter.families import changed, layers_of
 from trainer.adapter.files import LoraWeights
 from trainer.errors import KilnError
 from trainer.extract import extract_lora
-from trainer.quantised import to_fp8
+from trainer.quantised import from_fp8, largest_by_row, to_fp8
 from trainer.stream import Strength, merge_into_file
 
 PRE = "model.diffusion_model."
@@ -95,10 +96,55 @@ def test_fp8_keeps_the_mean_of_a_small_update(tmp_path: Path, dtype: torch.dtype
     assert torch.equal(rounded, to_fp8(values * 1.01, dtype, "w").float())
     every = torch.arange(256, dtype=torch.uint8).view(dtype).float()
     every = every[every.isfinite()]
-    assert torch.equal(
-        to_fp8(every, dtype, "w").float(), every
-    )  # fp8 values stay what they are, subnormal ones too
+    # fp8 values stay what they are, subnormal ones too
+    assert torch.equal(to_fp8(every.clone(), dtype, "w").float(), every)
     assert float(to_fp8(torch.tensor([1e9]), dtype, "w").float()) == torch.finfo(dtype).max
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_fp8_both_ways_against_torch(dtype: torch.dtype) -> None:
+    """Every code is read as torch reads it; every value goes to one of the two fp8 numbers round it, in proportion."""
+    codes = torch.arange(256, dtype=torch.uint8).view(dtype)
+    finite = codes[codes.float().isfinite()]
+    assert torch.equal(from_fp8(finite, torch.empty(len(finite)), 3.0), finite.float() * 3.0)
+    assert (
+        largest_by_row(finite.reshape(-1, 2)).tolist() == finite.float().reshape(-1, 2).abs().amax(1).tolist()
+    )
+    assert largest_by_row(codes.view(2, 128)).tolist() == [float("inf")] * 2
+    ends = finite.float().unique()
+    low, high = ends[:-1].repeat_interleave(2), ends[1:].repeat_interleave(2)
+    share = torch.tensor([0.25, 0.7]).repeat(len(ends) - 1)
+    values = torch.lerp(low, high, share)
+    found = torch.stack([to_fp8(values.clone(), dtype, "w", block).float() for block in range(2000)])
+    assert bool(((found == low) | (found == high)).all())
+    assert float(((found == high).float().mean(0) - share).abs().max()) < 0.06  # 5 sigma
+    far = torch.tensor([1e30, -1e30, 0.0, -0.0])
+    assert to_fp8(far, dtype, "w").float().tolist() == [
+        torch.finfo(dtype).max,
+        -torch.finfo(dtype).max,
+        0.0,
+        0.0,
+    ]
+
+
+def test_fp8_draws_differ_between_blocks_and_repeat() -> None:
+    halves = torch.full((2**16,), 1.0625)
+    one, again, other = (to_fp8(halves.clone(), torch.float8_e4m3fn, "w", b).float() for b in (0, 0, 1))
+    assert torch.equal(one, again)
+    both = torch.corrcoef(torch.stack([one, other]))[0, 1]
+    assert abs(float(both)) < 0.03
+    long = to_fp8(
+        torch.full(((1 << 21) + 5,), 1.0625), torch.float8_e4m3fn, "w"
+    ).float()  # longer than the pool
+    assert float(long.mean()) == pytest.approx(1.0625, abs=1e-3)
+
+
+def test_fp8_that_is_no_number(tmp_path: Path) -> None:
+    base = {k: t.to(torch.float8_e4m3fn) if k.endswith("q.weight") else t for k, t in base_tensors().items()}
+    base[f"{PRE}{LAYERS[0]}.weight"].view(torch.uint8)[3, 4] = 0xFF
+    with pytest.raises(KilnError, match=r"q.weight of base.safetensors holds values that are no numbers"):
+        merged(tmp_path, base, (lora(), 1.0))
+    assert not list((tmp_path / "out").glob("*"))
 
 
 @pytest.mark.parametrize("ending", [".scale_weight", ".weight_scale"])
@@ -166,6 +212,30 @@ def test_abandoned_half_way_leaves_nothing(tmp_path: Path) -> None:
         )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base.safetensors", "out.safetensors"]
     assert (tmp_path / "out.safetensors").read_bytes() == b"the old one"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EOPNOTSUPP])
+def test_room_is_asked_for_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """A full disk ends the merge before anything is computed; a file system that cannot reserve does not."""
+    ticks: list[int] = []
+
+    def refuse(*_: int) -> None:
+        raise OSError(number, "No")
+
+    monkeypatch.setattr("os.posix_fallocate", refuse, raising=False)
+    base, out = tmp_path / "base.safetensors", tmp_path / "out" / "out.safetensors"
+    save_file(base_tensors(), base)
+
+    def work() -> None:
+        merge_into_file(base, out, [Strength(lora(), 1.0)], tick=lambda done, total: ticks.append(done))
+
+    if number == errno.EOPNOTSUPP:
+        work()
+        assert out.is_file()
+        return
+    with pytest.raises(KilnError, match=r"Cannot write .*; check free space"):
+        work()
+    assert not ticks and not list((tmp_path / "out").iterdir())
 
 
 def test_memory_is_that_of_one_layer(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -175,16 +176,16 @@ class _Scales:
 
 
 def _by_pattern(patterns: Mapping[str, Any], layer: str, default: Any) -> Any:
-    """The value of a layer, as peft finds it: patterns are expressions for the ends of names."""
-    if not patterns:
-        return default
-    from peft.utils.other import get_pattern_key
+    """The value of a layer, as peft finds it: patterns are expressions for the ends of names.
 
+    What peft.utils.other.get_pattern_key does, in two lines, because importing peft takes seconds and a torchvision
+    that fits torch, which a shell without ComfyUI may not have.
+    """
     bare = layer.removeprefix(PREFIX)
     for name in (bare, to_diffusers(bare) or bare):
-        key = get_pattern_key(patterns.keys(), name)
-        if key in patterns:
-            return patterns[key]
+        for pattern, value in patterns.items():
+            if re.match(rf"(.*\.)?({pattern})$", name):
+                return value
     return default
 
 
