@@ -32,6 +32,8 @@ from lora_kiln.trainer.config import (  # type: ignore[import-not-found]
 )
 from lora_kiln.trainer.dataset.from_graph import encoded_from_latents  # type: ignore[import-not-found]
 from lora_kiln.trainer.events import StepEvent  # type: ignore[import-not-found]
+from lora_kiln.trainer.job import Job  # type: ignore[import-not-found]
+from train_node import host_inputs, input_names
 
 FOREVER = 1_000_000  # steps: the parent says when it is over
 LAYERS = r"blocks\.\d+\.((self|cross)_attn\.[qkvo]|ffn\.[02])"
@@ -55,7 +57,20 @@ def ours(model: Any, folder: Path) -> None:
 
     denoiser = HostDenoiser(model, tuple(make_latent(task).shape))
     turns.wait_for_go()
-    loop.train(denoiser, dataset, config, run_folder=folder / "run", weights=host_weights, emit=on_event)
+    job = Job(  # on a thread, as the node does it
+        lambda controls: loop.train(
+            denoiser,
+            dataset,
+            config,
+            run_folder=folder / "run",
+            weights=host_weights,
+            controls=controls,
+            emit=on_event,
+        )
+    )
+    job.start()
+    job.wait()
+    job.result()
 
 
 def floor(model: Any, folder: Path) -> None:
@@ -110,39 +125,22 @@ def host(model: Any, folder: Path, **options: Any) -> None:
             turns.tick()
 
     host_training.ProgressBar = Bar
-    everything: dict[str, Any] = {
-        "model": model,
+    precision = "fp32" if task.device == "cpu" else "bf16"
+    inputs = host_inputs(
+        host_training.TrainLoraNode,
+        model=model,
         # Two items: on 0.3.75 the node crashes when it is given a single one
-        "latents": [{"samples": make_latent(task)}] * 2,
-        "positive": [[[make_text(task), {}]]] * 2,
-        "batch_size": 1,
-        "steps": FOREVER,
-        "grad_accumulation_steps": 1,
-        "learning_rate": 1e-4,
-        "rank": task.rank,
-        "optimizer": "AdamW",
-        "loss_function": "MSE",
-        "seed": 0,
-        "training_dtype": "fp32" if task.device == "cpu" else "bf16",
-        "lora_dtype": "fp32" if task.device == "cpu" else "bf16",
-        "algorithm": "LoRA",
-        "existing_lora": "[None]",
-        # 0.33 only
-        "quantized_backward": False,
-        "checkpoint_depth": 1,
-        "offloading": False,
-        "bucket_mode": False,
-        "bypass_mode": False,
+        latents=[{"samples": make_latent(task)}] * 2,
+        positive=[[[make_text(task), {}]]] * 2,
+        steps=FOREVER,
+        learning_rate=1e-4,
+        rank=task.rank,
+        training_dtype=precision,
+        lora_dtype=precision,
         **options,
-    }
-    accepted = _inputs_of(host_training.TrainLoraNode)
-    inputs = {k: v if isinstance(v, list) else [v] for k, v in everything.items() if k in accepted}
+    )
     with torch.inference_mode():  # as the host runs its nodes
         host_training.TrainLoraNode.execute(**inputs)
-
-
-def _inputs_of(node: Any) -> set[str]:
-    return {i.id for i in node.define_schema().inputs}
 
 
 CONTESTANTS: dict[str, Callable[[Any, Path], None]] = {
@@ -156,7 +154,7 @@ CONTESTANTS: dict[str, Callable[[Any, Path], None]] = {
 
 
 def main() -> None:
-    if CONTESTANT == "host_bypass" and "bypass_mode" not in _inputs_of(host_training.TrainLoraNode):
+    if CONTESTANT == "host_bypass" and "bypass_mode" not in input_names(host_training.TrainLoraNode):
         say({"absent": "this host has no bypass mode"})
         return
     model = load_model(task)

@@ -8,7 +8,7 @@ nodes never see an adapter.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import comfy.model_management
@@ -24,6 +24,7 @@ from ...trainer.denoiser import Conditioning, Denoiser
 from ...trainer.errors import KilnError
 from ...trainer.events import Stopped
 from ...trainer.twin import Twin
+from .training_ops import attention, lean_norms, lean_rope
 
 NO_ROOM = 1 << 60  # bytes, more than any device has
 
@@ -92,8 +93,10 @@ class HostDenoiser(Denoiser):
         comfy.model_management.load_models_gpu([self._patcher], memory_required=room)
         if self._twin is None:
             self._twin = Twin(self._base.diffusion_model)
-        with _training_mode(), self._twin.weights():
+        with _training_mode(), lean_rope(), self._twin.weights():
             as_linear_layers(self._twin.module)
+            if self.device.type == "cpu":
+                lean_norms(self._twin.module)
             yield
 
     def keeps_to_itself(self, owner: nn.Module, name: str) -> bool:
@@ -124,7 +127,11 @@ class HostDenoiser(Denoiser):
         context = values.pop("c_crossattn", None)
         concat = values.pop("c_concat", None)
         x = noisy.to(self.dtype) if concat is None else torch.cat([noisy.to(self.dtype), concat], dim=1)
-        options = {**self._patcher.model_options.get("transformer_options", {}), "sigmas": timestep}
+        options = {
+            **self._patcher.model_options.get("transformer_options", {}),
+            "sigmas": timestep,
+            "optimized_attention_override": attention,
+        }
         timestep = self._base.process_timestep(timestep.float(), x=noisy, **values)
         answer = self.module(
             x, timestep, context=context, control=None, transformer_options=options, **values
@@ -137,22 +144,22 @@ class HostDenoiser(Denoiser):
         return value
 
 
-@contextmanager
-def host_weights(layer: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+def host_weights(layer: nn.Module, like: Tensor) -> AbstractContextManager[tuple[Tensor, Tensor | None]]:
     """FrozenWeights of the host's linear layers: resident, offloaded, of another type, with patches to apply, fp8,
-    scaled fp8 or quantised. The host's own routine brings them in; they are handed back as soon as they have been
-    used."""
+    scaled fp8 or quantised."""
     own_cast = getattr(layer, "cast_bias_weight", None)
     if own_cast is not None:  # ComfyUI-GGUF's layers dequantise and patch their weight themselves
-        yield own_cast(like)
-        return
-    if (
-        not (layer.comfy_cast_weights or layer.weight_function or layer.bias_function)
-        and layer.weight.dtype == like.dtype
-        and type(layer.weight) is nn.Parameter
-    ):
-        yield layer.weight, layer.bias  # type: ignore[misc]
-        return
+        return nullcontext(own_cast(like))
+    changed = layer.comfy_cast_weights or layer.weight_function or layer.bias_function
+    weight = layer.weight
+    if not changed and weight.dtype == like.dtype and type(weight) is nn.Parameter:
+        return nullcontext((weight, layer.bias))  # type: ignore[arg-type]
+    return _brought_in(layer, like)
+
+
+@contextmanager
+def _brought_in(layer: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """By the host's own routine; handed back as soon as they have been used."""
     weight, bias, stream = comfy.ops.cast_bias_weight(layer, like, offloadable=True)
     try:
         scale = getattr(layer, "scale_weight", None)  # scaled fp8 on host 0.3.75; 0.33 dequantises by itself

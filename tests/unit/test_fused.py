@@ -81,7 +81,6 @@ def test_gradients_are_exact_in_double_also_with_dropout(dropout: float, rank_dr
     layer.input_dropout, layer.rank_dropout, layer.draws_of = dropout, rank_dropout, (123, 0)
 
     def f(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        layer.lora_A["default"].weight, layer.lora_B["default"].weight = nn.Parameter(a), nn.Parameter(b)
         draws = layer.shared._draws(x)
         return _LoraLinears.apply(x, layer.shared, draws, a, b)[0]
 
@@ -178,7 +177,7 @@ def test_layers_that_share_an_input_equal_peft(flat: bool) -> None:
     expected, got = results(plain), results(fused)
     assert len(expected) == len(got) == 14
     for e, g in zip(expected, got, strict=True):
-        torch.testing.assert_close(g, e, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(g, e, rtol=1e-5, atol=1e-5)
 
 
 def test_a_wrong_guess_about_sharing_changes_nothing() -> None:

@@ -55,13 +55,13 @@ class _LoraLinears(torch.autograd.Function):
         ctx: Any, x: Tensor, shared: SharedInput, draws: _Draws, *matrices: Tensor
     ) -> tuple[Tensor, ...]:
         flat = x.reshape(-1, x.shape[-1])
-        hidden = draws.thin(draws.drop(flat) @ shared.stacked_a(matrices).to(x.dtype).t())  # (N, sum of r)
+        hidden = draws.drop(flat) @ shared.stacked_a(matrices).to(x.dtype).t()  # (N, sum of r)
+        hidden = draws.scale(hidden)
         answers = []
         for layer, b, part in zip(shared.layers, matrices[1::2], shared.split(hidden), strict=True):
             with layer.weights(layer.base_layer, x) as (weight, bias):
                 y = F.linear(flat, weight, bias)
-            y.addmm_(part, b.to(x.dtype).t(), alpha=layer.scale)
-            answers.append(y.view(*x.shape[:-1], y.shape[-1]))
+            answers.append(y.addmm_(part, b.to(x.dtype).t()).view(*x.shape[:-1], -1))
         ctx.save_for_backward(x, hidden, *matrices)
         ctx.shared, ctx.draws = shared, draws
         ctx.set_materialize_grads(False)
@@ -86,45 +86,41 @@ class _LoraLinears(torch.autograd.Function):
                 continue
             grad = wide_grad.reshape(-1, wide_grad.shape[-1])
             torch.mm(grad, b.to(x.dtype), out=part_grad)
-            part_grad.mul_(layer.scale)
-            b_grads.append((grad.t() @ part).mul_(layer.scale).to(b.dtype))
+            b_grads.append((grad.t() @ part).to(b.dtype))
             if ctx.needs_input_grad[0]:
                 with layer.weights(layer.base_layer, x) as (weight, _):
                     x_grad = grad @ weight if x_grad is None else x_grad.addmm_(grad, weight)
-        draws.thin(hidden_grad)
+        hidden_grad = draws.scale(hidden_grad)
         a = shared.stacked_a(matrices)
         a_grad = (hidden_grad.t() @ draws.drop(flat)).to(a.dtype)  # (sum of r, in)
         if x_grad is not None:
-            draws.add_undropped(x_grad, hidden_grad, a.to(x.dtype))
-            x_grad = x_grad.view_as(x)
+            x_grad = draws.add_undropped(x_grad, hidden_grad, a.to(x.dtype)).view_as(x)
         both = zip(a_grad.split(shared.ranks), b_grads, strict=True)
         return (x_grad, None, None, *(g for pair in both for g in pair))
 
 
 class _Draws:
-    """What one call draws at random; nothing while the adapter is at rest. Seeds are kept, not masks."""
+    """The scale of one call, and what it draws at random; seeds are kept, not masks."""
 
-    def __init__(self, rate: float, seed: int, keep: Tensor | None) -> None:
+    def __init__(self, scale: float | Tensor, rate: float = 0.0, seed: int = 0) -> None:
+        self._scale = scale  # for all ranks, or (sum of r,)
         self._rate, self._seed = rate, seed
-        self._keep = keep  # (sum of r,): which ranks take part in this step, scaled to keep the mean
 
     def drop(self, flat: Tensor) -> Tensor:
         """x as the LoRA branch sees it."""
         return flat * dropout_mask(flat, self._rate, self._seed) if self._rate else flat
 
-    def thin(self, hidden: Tensor) -> Tensor:
-        """Leave ranks out, in place."""
-        return hidden if self._keep is None else hidden.mul_(self._keep.to(hidden))
+    def scale(self, hidden: Tensor) -> Tensor:
+        """In place: times alpha / r, and ranks that are left out times 0."""
+        if isinstance(self._scale, Tensor):
+            return hidden.mul_(self._scale.to(hidden))
+        return hidden if self._scale == 1 else hidden.mul_(self._scale)
 
-    def add_undropped(self, x_grad: Tensor, hidden_grad: Tensor, a: Tensor) -> None:
+    def add_undropped(self, x_grad: Tensor, hidden_grad: Tensor, a: Tensor) -> Tensor:
         """The LoRA branch's share of dx, added in place."""
-        if self._rate:
-            x_grad.addcmul_(hidden_grad @ a, dropout_mask(x_grad, self._rate, self._seed))
-        else:
-            x_grad.addmm_(hidden_grad, a)
-
-
-AT_REST = _Draws(0.0, 0, None)
+        if not self._rate:
+            return x_grad.addmm_(hidden_grad, a)
+        return x_grad.addcmul_(hidden_grad @ a, dropout_mask(x_grad, self._rate, self._seed))
 
 
 class FusedLoraLinear(PeftLinear):
@@ -185,7 +181,12 @@ class SharedInput:
 
     def __init__(self, layers: Sequence[FusedLoraLinear]) -> None:
         self.layers = tuple(layers)
-        self.ranks = [len(layer.matrices[0]) for layer in layers]
+        self._matrices = [m for layer in layers for m in layer.matrices]
+        self.ranks = [len(a) for a in self._matrices[0::2]]
+        self._stacked: Tensor | None = None
+        scales = [layer.scale for layer in layers for _ in range(len(layer.matrices[0]))]
+        self._scale = scales[0] if len(set(scales)) == 1 else torch.tensor(scales)
+        self._at_rest = _Draws(self._scale)
         self._x: Tensor | None = None
         self._waiting: dict[FusedLoraLinear, Tensor] = {}
 
@@ -204,23 +205,22 @@ class SharedInput:
         return answer
 
     def _compute(self, x: Tensor) -> tuple[Tensor, ...]:
-        matrices = [m for layer in self.layers for m in layer.matrices]
-        answers: tuple[Tensor, ...] = _LoraLinears.apply(x, self, self._draws(x), *matrices)
+        answers: tuple[Tensor, ...] = _LoraLinears.apply(x, self, self._draws(x), *self._matrices)
         return answers
 
     def _draws(self, x: Tensor) -> _Draws:
         first = self.layers[0]
         if first.draws_of is None or not (first.input_dropout or first.rank_dropout):
-            return AT_REST
+            return self._at_rest
         seed, micro_step = first.draws_of
-        keep = None
+        scale = self._scale
         if first.rank_dropout:
-            kept = [
+            draws = [
                 torch.rand(rank, generator=generator(seed, "rank dropout", micro_step, layer.index))
                 for layer, rank in zip(self.layers, self.ranks, strict=True)
             ]
-            keep = (torch.cat(kept) >= first.rank_dropout).to(x.device) / (1 - first.rank_dropout)
-        return _Draws(first.input_dropout, derive_seed(seed, "dropout", micro_step, first.index), keep)
+            scale = (torch.cat(draws) >= first.rank_dropout) * scale / (1 - first.rank_dropout)
+        return _Draws(scale, first.input_dropout, derive_seed(seed, "dropout", micro_step, first.index))
 
     def split(self, hidden: Tensor) -> Sequence[Tensor]:
         """(N, sum of r) -> each layer's (N, r)."""
@@ -228,17 +228,23 @@ class SharedInput:
 
     def stacked_a(self, matrices: Sequence[Tensor]) -> Tensor:
         """The A matrices as one, (sum of r, in): a view where they lie next to each other."""
-        parts = matrices[0::2]
-        first, width = parts[0], parts[0].shape[1]
-        if len(parts) == 1:
+        first = matrices[0]
+        if len(matrices) == 2:
             return first
-        end = first.storage_offset()
+        if self._stacked is None or self._stacked.data_ptr() != first.data_ptr():
+            self._stacked = self._as_neighbours([m.detach() for m in matrices[0::2]])
+        return torch.cat(list(matrices[0::2])) if self._stacked is None else self._stacked
+
+    def _as_neighbours(self, parts: list[Tensor]) -> Tensor | None:
+        """All parts as one view, or None."""
+        first, end = parts[0], parts[0].data_ptr()
         for part in parts:
-            same = part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
-            if not (same and part.is_contiguous() and part.storage_offset() == end):
-                return torch.cat(list(parts))
-            end += part.numel()
-        return first.as_strided((sum(self.ranks), width), (width, 1))
+            if not part.is_contiguous() or part.data_ptr() != end:
+                return None
+            end += part.nbytes
+        if end > first.untyped_storage().data_ptr() + first.untyped_storage().nbytes():
+            return None  # neighbours by chance, in storages of their own
+        return first.as_strided((sum(self.ranks), first.shape[1]), (first.shape[1], 1))
 
 
 # Attention modules by the last part of their name, and which of their layers read the same tensor
