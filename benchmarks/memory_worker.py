@@ -121,13 +121,13 @@ def count(model: Any) -> dict[str, int]:
                 question.noisy, question.timestep, {"cross_attn": make_text(task).to(denoiser.device)}
             )
         objective.loss_per_item(answer, question.target).mean().backward()
-        gradients = sum(size_of(p.grad) for p in learner.parameters if p.grad is not None)
+        gradients = sum(size_of(p.grad) for p in learner.buffers if p.grad is not None)
         learner.move(0)
         states = [t for s in learner._optimizer.state.values() for t in s.values() if isinstance(t, Tensor)]
         whole = sum(size_of(p) for p in model.model.diffusion_model.parameters())
         return {
             "weights": placement.ledger.peak or whole,
-            "adapter": sum(size_of(p) for p in learner.parameters),
+            "adapter": sum(size_of(p) for p in learner.buffers),
             "gradients": gradients,
             "optimizer": sum(map(size_of, states)),
             "activations": sum(kept.values()) + sum(v for k, v in once.items() if k not in kept),
