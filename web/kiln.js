@@ -4,11 +4,13 @@
 import { app } from "../../scripts/app.js";
 import { addPanel, listen, reattach } from "./panel.mjs";
 import { fillFromPreset } from "./presets.mjs";
+import { addRunsTab } from "./runs.mjs";
 
 app.registerExtension({
   name: "LoRA Kiln.Training",
   setup() {
     listen(app);
+    addRunsTab(app);
   },
   nodeCreated(/** @type {any} */ node) {
     if (node.comfyClass !== "KilnTrainLora") return;

@@ -67,13 +67,10 @@ export class Panel {
 
   canvas() {
     const canvas = document.createElement("canvas");
-    canvas.style.cssText = "flex:1 1 auto;min-height:90px;width:100%;touch-action:none";
-    canvas.tabIndex = 0;
-    canvas.setAttribute("role", "img");
+    canvas.style.cssText = "flex:1 1 auto;min-height:90px;width:100%;color:var(--input-text)";
     canvas.setAttribute("aria-label", t("chart"));
     canvas.title = t("chartHelp");
     canvas.dataset.empty = t("empty");
-    canvas.addEventListener("keydown", (event) => this.key(event));
     return canvas;
   }
 
@@ -101,17 +98,6 @@ export class Panel {
     if (!this.state) return;
     const refused = await command(this.state.run, /** @type {any} */ (name));
     if (refused) this.app.extensionManager.toast.add({ severity: "warn", summary: "LoRA Kiln", detail: refused, life: 5000 });
-  }
-
-  /** @param {KeyboardEvent} event */
-  key(event) {
-    const middle = this.chart.canvas.clientWidth / 2;
-    if (event.key === "+") this.chart.zoomAt(middle, 0.8);
-    else if (event.key === "-") this.chart.zoomAt(middle, 1.25);
-    else if (event.key === "0") this.chart.zoomAt(middle, 1e9);
-    else return;
-    event.preventDefault();
-    event.stopPropagation();
   }
 
   /** @param {import("./api.mjs").RunState} state with the points that follow those already here */

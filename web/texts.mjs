@@ -1,13 +1,15 @@
 // @ts-check
 // The panel's own words, in English and Chinese. Node names and tooltips are in locales/, which the host reads.
 import { app } from "../../scripts/app.js";
+import { RUNS } from "./texts_runs.mjs";
 
 /** @type {Record<string, [string, string]>} */
 const TEXTS = {
+  ...RUNS,
   chart: ["Loss over steps", "损失随步数变化"],
   chartHelp: [
-    "Light: loss of each step. Dark: its smoothed mean. Green: validation loss. Dashed: learning rate. Ctrl or Shift + wheel zooms, double click shows all; keys + - 0.",
-    "浅色：每一步的损失。深色：平滑后的均值。绿色：验证损失。虚线：学习率。Ctrl 或 Shift + 滚轮缩放，双击显示全部；按键 + - 0。",
+    "Thin: loss of each step. Thick: its smoothed mean. Rings: validation loss. Dashed: learning rate. Ctrl or Shift + wheel zooms, dragging moves, double click shows all. Keys: + - 0 zoom, arrows read values.",
+    "细线：每一步的损失。粗线：平滑后的均值。圆圈：验证损失。虚线：学习率。Ctrl 或 Shift + 滚轮缩放，拖动平移，双击显示全部。按键：+ - 0 缩放，方向键读取数值。",
   ],
   empty: ["The loss will appear here while training.", "训练时损失曲线会显示在这里。"],
   pause: ["Pause", "暂停"],
@@ -36,12 +38,18 @@ const TEXTS = {
   status_failed: ["failed", "失败"],
 };
 
+/** @returns {boolean} whether the host's settings say Chinese */
+export function chinese() {
+  const language = app.extensionManager?.setting?.get("Comfy.Locale") ?? navigator.language ?? "en";
+  return String(language).startsWith("zh");
+}
+
 /**
  * @param {string} key
+ * @param {...(string|number)} values for {0}, {1} ...
  * @returns {string} in the language of the host's settings
  */
-export function t(key) {
-  const language = app.extensionManager?.setting?.get("Comfy.Locale") ?? navigator.language ?? "en";
-  const [english, chinese] = TEXTS[key] ?? [key, key];
-  return String(language).startsWith("zh") ? chinese : english;
+export function t(key, ...values) {
+  const [english, other] = TEXTS[key] ?? [key, key];
+  return (chinese() ? other : english).replace(/\{(\d)\}/g, (_, place) => String(values[place] ?? ""));
 }
