@@ -65,7 +65,8 @@ export function useSettings(node, run) {
     const value = path.reduce((inner, key) => inner?.[key], /** @type {any} */ (run.config));
     if (value === undefined) continue;
     set(node, name, value);
-    if (input(node, name)?.link != null) linked.push(name);
+    const slot = node.inputs?.findIndex((/** @type {any} */ i) => i.name === name) ?? -1;
+    if (slot >= 0 && node.isInputConnected(slot)) linked.push(name);
   }
   const left = [];
   for (const [theme, kind] of Object.entries(SETTINGS_NODES)) {
@@ -103,11 +104,6 @@ function set(node, name, value) {
   if (!widget) return;
   widget.value = value;
   widget.callback?.(value);
-}
-
-/** @param {any} node @param {string} name */
-function input(node, name) {
-  return node.inputs?.find((/** @type {any} */ i) => i.name === name);
 }
 
 /** The settings nodes in front of a node, nearest first. @param {any} node @returns {any[]} */

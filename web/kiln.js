@@ -2,12 +2,16 @@
 // Registers LoRA Kiln's part of the canvas. Only the host's two public modules are imported: bare specifiers such as
 // vue are gone from frontends newer than 1.33.
 import { app } from "../../scripts/app.js";
+import { keepNodeTexts } from "./node_texts.mjs";
 import { addPanel, listen, reattach } from "./panel.mjs";
 import { fillFromPreset } from "./presets.mjs";
 import { addRunsTab } from "./runs.mjs";
 
 app.registerExtension({
   name: "LoRA Kiln.Training",
+  init() {
+    return keepNodeTexts(); // before the host registers the nodes
+  },
   setup() {
     listen(app);
     addRunsTab(app);

@@ -61,7 +61,7 @@ export function card(run, around) {
         "resumeRun",
         () => {
           resume(trainer(app), run);
-          say(t("resumeSet", run.id));
+          say(t("resumeSet", run.id, run.step));
         },
         run.resumable && !run.live,
       ),

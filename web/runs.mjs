@@ -79,7 +79,7 @@ export class RunsTab {
 
   refresh() {
     const empty = this.search.value.trim() ? t("noneFound") : t("noRuns");
-    this.status.textContent = this.total ? `${t("count", this.total)}. ${t("compareHelp")}` : empty;
+    this.status.textContent = this.total ? `${t("count", this.total)} ${t("compareHelp")}` : empty;
     this.more.hidden = this.runs.length >= this.total;
   }
 

@@ -12,7 +12,7 @@ export const RUNS = {
   order_validation: ["lowest validation loss first", "验证损失最低在前"],
   order_loss: ["lowest loss first", "损失最低在前"],
   reload: ["Reload", "刷新"],
-  count: ["{0} runs", "{0} 次运行"],
+  count: ["{0} runs.", "{0} 次运行。"],
   noRuns: ["No run yet. Queue a graph with Train LoRA.", "还没有运行。请运行含有“训练 LoRA”节点的工作流。"],
   noneFound: ["No run holds these words.", "没有运行包含这些词。"],
   more: ["Show more", "显示更多"],
@@ -64,5 +64,8 @@ export const RUNS = {
   settingsUsed: ["The settings of run {0} are on the node.", "运行 {0} 的设置已填入节点。"],
   settingsLinked: ["These come from other nodes and stay: {0}.", "以下由其他节点提供，保持不变：{0}。"],
   settingsLeft: ["These need a settings node of your own: {0}.", "以下需要您自行添加设置节点：{0}。"],
-  resumeSet: ["Queue the graph to go on from run {0}; its dataset and model must be the same.", "运行工作流即可从 {0} 继续；数据集和模型必须相同。"],
+  resumeSet: [
+    "Queue the graph to go on from run {0}, which has done {1} steps, up to the steps on the node. Its dataset and model must be the same.",
+    "运行工作流即可从 {0}（已完成 {1} 步）继续，直到节点上的步数；数据集和模型必须相同。",
+  ],
 };

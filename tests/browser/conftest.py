@@ -18,6 +18,8 @@ from scripts.host_files import REPO, fetch_frontend, workspace
 
 FRONTENDS = ("1.32.9", "1.58.1")  # what host 0.3.75 pins, and the newest we know
 RESULTS = REPO / "test-results"
+# The button in the sidebar: a class in the older frontend, a test id in the newer one
+RUNS_TAB = ".lora-kiln-runs-tab-button, [data-testid=lora-kiln-runs-tab-button]"
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
