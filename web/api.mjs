@@ -66,6 +66,16 @@ export async function command(run, command) {
 }
 
 /**
+ * @param {Record<string, any>} question see nodes/host/foresight.py
+ * @returns {Promise<{sentence: string, advice: string, total: number, parts: Record<string, number>} | {error: string}>}
+ */
+export async function estimateMemory(question) {
+  const options = { method: "POST", body: JSON.stringify(question), headers: { "Content-Type": "application/json" } };
+  const answer = await api.fetchApi("/lora_kiln/estimate", options);
+  return answer.json().catch(() => ({ error: `The server answered ${answer.status}.` }));
+}
+
+/**
  * @typedef {Object} RunRecord a run as the history knows it
  * @property {string} id
  * @property {number} started seconds since 1970

@@ -3,7 +3,7 @@
 import { t } from "./texts.mjs";
 
 // Widgets of the training node, by their place in a run's settings
-const ON_TRAINER = {
+export const ON_TRAINER = {
   steps: ["steps"],
   batch_size: ["batch_size"],
   seed: ["seed"],
@@ -13,7 +13,7 @@ const ON_TRAINER = {
   rank: ["adapter", "rank"],
   alpha: ["adapter", "alpha"],
 };
-const SETTINGS_NODES = {
+export const SETTINGS_NODES = {
   adapter: "KilnAdapterSettings",
   optimizer: "KilnOptimizerSettings",
   objective: "KilnObjectiveSettings",
@@ -107,7 +107,7 @@ function set(node, name, value) {
 }
 
 /** The settings nodes in front of a node, nearest first. @param {any} node @returns {any[]} */
-function chain(node) {
+export function chain(node) {
   const found = [];
   for (let at = node; at && found.length < 50; ) {
     const slot = at.inputs?.findIndex((/** @type {any} */ i) => i.name === "settings") ?? -1;
