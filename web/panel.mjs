@@ -13,21 +13,21 @@ const ONE_LINE = "white-space:nowrap;overflow:hidden;text-overflow:ellipsis";
 const BUTTON =
   "padding:2px 8px;border-radius:4px;cursor:pointer;border:1px solid var(--border-color);" +
   "background:var(--comfy-input-bg);color:var(--input-text);font-size:11px";
-/** @type {Map<string, Panel>} */
-const panels = new Map(); // by node key, see nodeKey
 const ACTIVE = new Set(["starting", "running", "paused", "aside"]);
 
 /**
- * The id under which the server knows a node: "3", or "5:3" for node 3 inside subgraph node 5.
- * @param {any} node
+ * The node that the server means: "3", or "5:3" for node 3 inside subgraph node 5, to any depth. Two subgraph nodes may
+ * share what is inside them, so an id is followed down from the root and never made from a node.
  * @param {any} app
+ * @param {string} id
+ * @returns {any}
  */
-function nodeKey(node, app) {
-  if (!node.graph || node.graph === app.graph || node.graph.isRootGraph) return String(node.id);
-  for (const outer of app.graph.nodes ?? app.graph._nodes ?? []) {
-    if (outer.subgraph === node.graph) return `${outer.id}:${node.id}`;
-  }
-  return String(node.id);
+function findNode(app, id) {
+  const path = id.split(":").map(Number);
+  const last = path.pop();
+  let graph = app.rootGraph ?? app.graph;
+  for (const part of path) graph = graph?.getNodeById(part)?.subgraph;
+  return graph?.getNodeById(last);
 }
 
 /** @param {string} tag @param {string} css */
@@ -157,27 +157,19 @@ export class Panel {
 
 /** @param {any} node @param {any} app */
 export function addPanel(node, app) {
-  const panel = new Panel(node, app);
-  const forget = node.onRemoved;
-  node.onRemoved = function () {
-    for (const [key, value] of panels) if (value === panel) panels.delete(key);
-    forget?.apply(this, arguments);
-  };
-  // The node gets its id and graph after nodeCreated
-  setTimeout(() => panels.set(nodeKey(node, app), panel), 0);
-  node.kilnPanel = panel;
+  node.kilnPanel = new Panel(node, app);
 }
 
 /** Find every panel's run again: after loading a graph, and when the server is back. @param {any} app */
 export async function reattach(app) {
   const runs = await fetchRuns();
-  const all = [app.graph, ...(app.graph?.subgraphs?.values?.() ?? [])].flatMap((g) => g?.nodes ?? g?._nodes ?? []);
+  const root = app.rootGraph ?? app.graph;
+  const all = [root, ...(root?.subgraphs?.values?.() ?? [])].flatMap((g) => g?.nodes ?? g?._nodes ?? []);
   for (const node of all) {
     const panel = node.kilnPanel;
     if (!panel) continue;
-    panels.set(nodeKey(node, app), panel);
     const own = runs.find((run) => run.run === node.properties.kiln_run);
-    const latest = runs.filter((run) => run.node === nodeKey(node, app)).at(-1);
+    const latest = runs.filter((run) => findNode(app, run.node) === node).at(-1);
     const found = latest && ACTIVE.has(latest.status) ? latest : (own ?? latest);
     if (found) await panel.attach(found.run);
   }
@@ -185,6 +177,6 @@ export async function reattach(app) {
 
 /** @param {any} app */
 export function listen(app) {
-  onRun((state) => panels.get(state.node)?.show(state));
+  onRun((state) => findNode(app, state.node)?.kilnPanel?.show(state));
   onReconnected(() => reattach(app));
 }

@@ -113,7 +113,7 @@ def test_use_settings_resume_and_open_graph(canvas: Canvas, client: HostClient, 
     canvas.shot("used")
     canvas.page.evaluate("() => window.app.graph.clear()")
     card.locator("[data-kiln=useSettings]").click()
-    expect(canvas.page.get_by_text("There is no Train LoRA node in this graph")).to_be_visible()
+    expect(canvas.page.get_by_text("There is no Train LoRA node in this graph").last).to_be_visible()
     card.locator("[data-kiln=openGraph]").click()
     canvas.page.wait_for_function(
         "() => (window.app.graph.nodes ?? window.app.graph._nodes).some(n => n.type === 'KilnTrainLora')"
