@@ -3,9 +3,9 @@
 import { Plot } from "./plot.mjs";
 import { lowerBound, thin } from "./series.mjs";
 
-// Okabe and Ito's colours (2008), which colour-blind people tell apart; the lines differ in width and dashes too
-const ON_DARK = { raw: "#8fb8d0", smooth: "#56b4e9", rate: "#e69f00", validation: "#2fcf9f" };
-const ON_LIGHT = { raw: "#6fa8cf", smooth: "#0072b2", rate: "#b87400", validation: "#00795a" };
+// Colours after Okabe and Ito (2008), which colour-blind people tell apart; the lines differ in width and dashes too
+export const ON_DARK = { raw: "#8fb8d0", smooth: "#56b4e9", rate: "#e69f00", validation: "#dddddd" };
+export const ON_LIGHT = { raw: "#4a8ab8", smooth: "#0072b2", rate: "#b87400", validation: "#333333" };
 const KEPT = 8000; // points; beyond it the curve is thinned out to half, peaks kept
 
 export class Chart extends Plot {

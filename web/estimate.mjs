@@ -4,22 +4,55 @@
 // What it depends on lies on several nodes, whose widgets tell nobody when they are changed by a preset, by undo or by
 // another extension. So the question itself is put together a few times a second, which costs next to nothing, and the
 // server is asked when it has changed and then stayed the same.
+import { app as host } from "../../scripts/app.js";
 import { estimateMemory } from "./api.mjs";
 import { ON_TRAINER, SETTINGS_NODES, chain } from "./graph_actions.mjs";
 import { t } from "./texts.mjs";
 
+const SUBGRAPH_INPUT = -10; // the host's id for a subgraph's inputs, seen from inside
 const PERIOD = 400; // milliseconds between two looks
 const LOADERS = { UNETLoader: "unet_name", CheckpointLoaderSimple: "ckpt_name" };
+const app = /** @type {any} */ (host); // the host's types lack rootGraph
 /** @type {Set<Line>} */
 const lines = new Set();
 
 /** @param {any} node @param {string} name */
 const valueOf = (node, name) => node.widgets?.find((/** @type {any} */ w) => w.name === name)?.value;
 
-/** The node at an input. @param {any} node @param {string} name @returns {any} */
+/**
+ * The node at an input; from inside a subgraph, the one that the subgraph's own input is connected to.
+ * @param {any} node
+ * @param {string} name
+ * @returns {any}
+ */
 function before(node, name) {
-  const slot = node.inputs?.findIndex((/** @type {any} */ i) => i.name === name) ?? -1;
-  return slot < 0 ? null : node.getInputNode(slot);
+  let slot = node.inputs?.findIndex((/** @type {any} */ i) => i.name === name) ?? -1;
+  for (let depth = 0; slot >= 0 && depth < 10; depth++) {
+    const graph = node.graph;
+    const link = linkInto(graph, node.id, slot);
+    if (Number(link?.origin_id) !== SUBGRAPH_INPUT) return link ? graph.getNodeById(link.origin_id) : null;
+    const root = app.rootGraph ?? app.graph;
+    const graphs = [root, ...(root.subgraphs?.values?.() ?? [])];
+    node = graphs.flatMap((g) => g.nodes ?? g._nodes).find((n) => n.subgraph === graph);
+    if (!node) return null;
+    slot = link.origin_slot;
+  }
+  return null;
+}
+
+/**
+ * The link into an input. Not node.getInputLink, which on a subgraph node looks inside it, nor input.link, of which
+ * newer frontends warn.
+ * @param {any} graph
+ * @param {any} id
+ * @param {number} slot
+ */
+function linkInto(graph, id, slot) {
+  const links = graph._links ?? graph.links;
+  for (const link of links.values?.() ?? Object.values(links)) {
+    if (String(link.target_id) === String(id) && link.target_slot === slot) return link;
+  }
+  return null;
 }
 
 /**

@@ -4,8 +4,8 @@ import { Plot } from "./plot.mjs";
 import { lowerBound } from "./series.mjs";
 
 // Colours as in chart.mjs; the eighth run differs from the first in its dashes, so no two look alike
-const ON_DARK = ["#56b4e9", "#e69f00", "#2fcf9f", "#f0e442", "#cc79a7", "#ff7a3d", "#dddddd"];
-const ON_LIGHT = ["#0072b2", "#b87400", "#00795a", "#857a00", "#a8518a", "#c24a00", "#333333"];
+export const ON_DARK = ["#56b4e9", "#e69f00", "#2fcf9f", "#f0e442", "#cc79a7", "#ff7a3d", "#dddddd"];
+export const ON_LIGHT = ["#0072b2", "#b87400", "#00795a", "#857a00", "#a8518a", "#c24a00", "#333333"];
 const DASHES = [[], [6, 3], [2, 2], [8, 2, 2, 2], [12, 3], [4, 4], [1, 3]];
 
 /**

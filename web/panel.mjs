@@ -150,7 +150,8 @@ export class Panel {
       state.memory ? `${(state.memory / 2 ** 30).toFixed(1)} GiB` : "",
     ];
     this.figures.textContent = parts.filter(Boolean).join("  ·  ");
-    this.advice.textContent = state.text;
+    // Read out by screen readers when it changes, so not written again when it has not
+    if (this.advice.textContent !== state.text) this.advice.textContent = state.text;
     this.advice.title = state.text;
   }
 }
