@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from . import captions, compare, dataset, encoding, history, lora, merge, prompt, quality, settings, training
+from .history_routes import add_history_routes
 from .routes import add_routes
 
 
@@ -13,6 +14,7 @@ class LoraKilnExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         add_routes()  # here and not in on_load, which host 0.3.75 never calls
+        add_history_routes()
         return [
             dataset.KilnLoadDataset,
             dataset.KilnImagesToDataset,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,12 +15,17 @@ Point = tuple[int, float, float, float]  # step, loss, smoothed loss, learning r
 
 @dataclass
 class Curve:
-    """All points of a run, one per step, in order."""
+    """All points of a run, one per step that counted, in order. A skipped step has no loss: JSON knows no nan, and
+    there is nothing to draw."""
 
     points: list[Point] = field(default_factory=list)
 
     def add(self, event: StepEvent) -> None:
-        self.points.append((event.step, event.loss, event.smoothed_loss, event.learning_rate))
+        self.add_point(event.step, event.loss, event.smoothed_loss, event.learning_rate)
+
+    def add_point(self, step: int, loss: float, smoothed: float, rate: float) -> None:
+        if math.isfinite(loss):
+            self.points.append((step, loss, smoothed, rate))
 
     def thinned(self, columns: int = 2000) -> list[Point]:
         """At most 2 * columns points that keep every peak: the lowest and highest loss of each column."""

@@ -44,6 +44,7 @@ MIGRATIONS = (
     CREATE INDEX samples_by_run ON samples (run, step);
     """,
 )
+ORDERS = ("newest", "rating", "validation", "loss")
 FLUSH_SECONDS = 2.0
 SILENT_SECONDS = 600.0  # a run that says it is running and has not been heard of for so long is not
 
@@ -198,6 +199,11 @@ class History:
             if not done.rowcount:
                 raise KilnError(f"The history holds no run {run_id!r}; choose one from the table.")
 
+    def forget(self, run_id: str) -> None:
+        """Take a run out, with its curves and the list of its samples. Its files stay."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM runs WHERE id = ?", (run_id,))
+
     def curve(self, run_id: str, kind: str = "loss") -> list[tuple[int, float]]:
         """(step, value) in order; nan where a step was skipped."""
         with self._lock:
@@ -206,29 +212,40 @@ class History:
             ).fetchall()
         return [(r["step"], math.nan if r["value"] is None else r["value"]) for r in found]
 
+    def record(self, run_id: str) -> Record | None:
+        """The run of that id."""
+        return next((_record(row) for row in self._rows("WHERE id = ?", run_id)), None)
+
     def records(self, words: str = "", order: str = "newest", dataset: str | None = None) -> list[Record]:
         """Runs that hold all of the words (in id, status, settings, notes or advice), in order.
 
         Args:
             words: separated by blanks, upper and lower case alike; empty for all.
-            order: "newest", "rating" (highest first) or "validation" (lowest first, those without last).
+            order: one of ORDERS: "newest", "rating" (highest first), "validation" or "loss" (lowest first, those
+                without last).
             dataset: only runs of the dataset with this fingerprint.
         """
-        with self._lock:
-            rows = self._db.execute(
-                "SELECT runs.*, (SELECT avg(value) FROM (SELECT value FROM points WHERE run = id AND kind = 'loss' "
-                "ORDER BY step DESC LIMIT 50)) AS loss, (SELECT min(value) FROM points WHERE run = id AND "
-                "kind = 'validation' AND step > 0) AS best_loss, (SELECT step FROM points WHERE run = id AND "
-                "kind = 'validation' AND step > 0 AND value IS NOT NULL ORDER BY value, step LIMIT 1) AS best_step "
-                "FROM runs ORDER BY started DESC, id DESC"
-            ).fetchall()
-        found = [r for r in rows if dataset is None or r["dataset"] == dataset]
+        found = [r for r in self._rows() if dataset is None or r["dataset"] == dataset]
         records = [_record(r) for r in found if _holds(r, words)]
         if order == "rating":
             records.sort(key=lambda r: -r.rating)
         if order == "validation":
             records.sort(key=lambda r: math.inf if r.best_loss is None else r.best_loss)
+        if order == "loss":
+            records.sort(key=lambda r: math.inf if r.loss is None else r.loss)
         return records
+
+    def _rows(self, where: str = "", *values: str) -> list[sqlite3.Row]:
+        """Newest first, each with the figures of its curves."""
+        with self._lock:
+            return self._db.execute(
+                "SELECT runs.*, (SELECT avg(value) FROM (SELECT value FROM points WHERE run = id AND kind = 'loss' "
+                "ORDER BY step DESC LIMIT 50)) AS loss, (SELECT min(value) FROM points WHERE run = id AND "
+                "kind = 'validation' AND step > 0) AS best_loss, (SELECT step FROM points WHERE run = id AND "
+                "kind = 'validation' AND step > 0 AND value IS NOT NULL ORDER BY value, step LIMIT 1) AS best_step "
+                f"FROM runs {where} ORDER BY started DESC, id DESC",
+                values,
+            ).fetchall()
 
 
 def _record(row: sqlite3.Row) -> Record:

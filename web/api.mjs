@@ -64,3 +64,81 @@ export async function command(run, command) {
   const body = await answer.json().catch(() => ({}));
   return body.error ?? `The server answered ${answer.status}.`;
 }
+
+/**
+ * @param {Record<string, any>} question see nodes/host/foresight.py
+ * @returns {Promise<{sentence: string, advice: string, total: number, parts: Record<string, number>} | {error: string}>}
+ */
+export async function estimateMemory(question) {
+  const options = { method: "POST", body: JSON.stringify(question), headers: { "Content-Type": "application/json" } };
+  const answer = await api.fetchApi("/lora_kiln/estimate", options);
+  return answer.json().catch(() => ({ error: `The server answered ${answer.status}.` }));
+}
+
+/**
+ * @typedef {Object} RunRecord a run as the history knows it
+ * @property {string} id
+ * @property {number} started seconds since 1970
+ * @property {string} status running, done, stopped, failed or lost
+ * @property {boolean} live this server trains it now
+ * @property {number} step
+ * @property {number} seconds
+ * @property {number} items trained on
+ * @property {number} held_out
+ * @property {Record<string, any>} config all settings, by theme
+ * @property {Record<string, any>} changed those that are not the default
+ * @property {number|null} loss mean of the last 50 steps
+ * @property {number|null} best_loss lowest validation loss
+ * @property {number|null} best_step
+ * @property {number} rating 1-5, 0 for none
+ * @property {string} notes
+ * @property {string[]} advice
+ * @property {string} message why it failed
+ * @property {number[]} samples the step of each picture
+ * @property {string} lora its path below ComfyUI's folder, "" where it has left none
+ * @property {boolean} resumable it has left a checkpoint
+ *
+ * @typedef {{bytes: number, checkpoints: number, samples: number, lora: boolean, kept: string[]}} Leavings
+ */
+
+/**
+ * Ask about past runs.
+ * @param {string} path below /lora_kiln/history
+ * @param {any} [body] sent by POST
+ * @returns {Promise<any>}
+ * @throws {Error} with the server's sentence
+ */
+async function history(path, body) {
+  const options = body && { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" } };
+  const answer = await api.fetchApi(`/lora_kiln/history${path}`, options);
+  const found = await answer.json().catch(() => ({}));
+  if (!answer.ok) throw new Error(found.error ?? `The server answered ${answer.status}.`);
+  return found;
+}
+
+/** @param {string} run */
+const about = (run) => `/${encodeURIComponent(run)}`;
+
+/**
+ * @param {{words: string, order: string, offset: number, limit: number}} query
+ * @returns {Promise<{runs: RunRecord[], total: number}>}
+ */
+export const listRuns = (query) => history(`?${new URLSearchParams(/** @type {any} */ (query))}`);
+
+/** @param {string} run @returns {Promise<{points: Point[], validation: [number, number][]}>} */
+export const fetchCurve = (run) => history(`${about(run)}/curve`);
+
+/** @param {string} run @returns {Promise<{workflow?: any, prompt?: any}>} */
+export const fetchGraph = (run) => history(`${about(run)}/graph`);
+
+/** @param {string} run @returns {Promise<Leavings>} what deleting it would remove and keep */
+export const fetchLeavings = (run) => history(`${about(run)}/leavings`);
+
+/** @param {string} run @param {{rating?: number, notes?: string}} opinion @returns {Promise<RunRecord>} */
+export const rateRun = (run, opinion) => history(`${about(run)}/rate`, opinion);
+
+/** @param {string} run @returns {Promise<Leavings>} what went */
+export const deleteRun = (run) => history(`${about(run)}/delete`, {});
+
+/** @param {string} run @param {number} place @returns {string} address of a small picture */
+export const sampleAddress = (run, place) => api.apiURL(`/lora_kiln/history${about(run)}/sample/${place}`);

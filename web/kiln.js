@@ -2,18 +2,27 @@
 // Registers LoRA Kiln's part of the canvas. Only the host's two public modules are imported: bare specifiers such as
 // vue are gone from frontends newer than 1.33.
 import { app } from "../../scripts/app.js";
+import { addEstimate, watchEstimates } from "./estimate.mjs";
+import { keepNodeTexts } from "./node_texts.mjs";
 import { addPanel, listen, reattach } from "./panel.mjs";
 import { fillFromPreset } from "./presets.mjs";
+import { addRunsTab } from "./runs.mjs";
 
 app.registerExtension({
   name: "LoRA Kiln.Training",
+  init() {
+    return keepNodeTexts(); // before the host registers the nodes
+  },
   setup() {
     listen(app);
+    watchEstimates();
+    addRunsTab(app);
   },
   nodeCreated(/** @type {any} */ node) {
     if (node.comfyClass !== "KilnTrainLora") return;
     fillFromPreset(node, app);
     addPanel(node, app);
+    addEstimate(node);
   },
   afterConfigureGraph() {
     return reattach(app);

@@ -13,21 +13,21 @@ const ONE_LINE = "white-space:nowrap;overflow:hidden;text-overflow:ellipsis";
 const BUTTON =
   "padding:2px 8px;border-radius:4px;cursor:pointer;border:1px solid var(--border-color);" +
   "background:var(--comfy-input-bg);color:var(--input-text);font-size:11px";
-/** @type {Map<string, Panel>} */
-const panels = new Map(); // by node key, see nodeKey
 const ACTIVE = new Set(["starting", "running", "paused", "aside"]);
 
 /**
- * The id under which the server knows a node: "3", or "5:3" for node 3 inside subgraph node 5.
- * @param {any} node
+ * The node that the server means: "3", or "5:3" for node 3 inside subgraph node 5, to any depth. Two subgraph nodes may
+ * share what is inside them, so an id is followed down from the root and never made from a node.
  * @param {any} app
+ * @param {string} id
+ * @returns {any}
  */
-function nodeKey(node, app) {
-  if (!node.graph || node.graph === app.graph || node.graph.isRootGraph) return String(node.id);
-  for (const outer of app.graph.nodes ?? app.graph._nodes ?? []) {
-    if (outer.subgraph === node.graph) return `${outer.id}:${node.id}`;
-  }
-  return String(node.id);
+function findNode(app, id) {
+  const path = id.split(":").map(Number);
+  const last = path.pop();
+  let graph = app.rootGraph ?? app.graph;
+  for (const part of path) graph = graph?.getNodeById(part)?.subgraph;
+  return graph?.getNodeById(last);
 }
 
 /** @param {string} tag @param {string} css */
@@ -67,13 +67,10 @@ export class Panel {
 
   canvas() {
     const canvas = document.createElement("canvas");
-    canvas.style.cssText = "flex:1 1 auto;min-height:90px;width:100%;touch-action:none";
-    canvas.tabIndex = 0;
-    canvas.setAttribute("role", "img");
+    canvas.style.cssText = "flex:1 1 auto;min-height:90px;width:100%;color:var(--input-text)";
     canvas.setAttribute("aria-label", t("chart"));
     canvas.title = t("chartHelp");
     canvas.dataset.empty = t("empty");
-    canvas.addEventListener("keydown", (event) => this.key(event));
     return canvas;
   }
 
@@ -101,17 +98,6 @@ export class Panel {
     if (!this.state) return;
     const refused = await command(this.state.run, /** @type {any} */ (name));
     if (refused) this.app.extensionManager.toast.add({ severity: "warn", summary: "LoRA Kiln", detail: refused, life: 5000 });
-  }
-
-  /** @param {KeyboardEvent} event */
-  key(event) {
-    const middle = this.chart.canvas.clientWidth / 2;
-    if (event.key === "+") this.chart.zoomAt(middle, 0.8);
-    else if (event.key === "-") this.chart.zoomAt(middle, 1.25);
-    else if (event.key === "0") this.chart.zoomAt(middle, 1e9);
-    else return;
-    event.preventDefault();
-    event.stopPropagation();
   }
 
   /** @param {import("./api.mjs").RunState} state with the points that follow those already here */
@@ -164,34 +150,27 @@ export class Panel {
       state.memory ? `${(state.memory / 2 ** 30).toFixed(1)} GiB` : "",
     ];
     this.figures.textContent = parts.filter(Boolean).join("  ·  ");
-    this.advice.textContent = state.text;
+    // Read out by screen readers when it changes, so not written again when it has not
+    if (this.advice.textContent !== state.text) this.advice.textContent = state.text;
     this.advice.title = state.text;
   }
 }
 
 /** @param {any} node @param {any} app */
 export function addPanel(node, app) {
-  const panel = new Panel(node, app);
-  const forget = node.onRemoved;
-  node.onRemoved = function () {
-    for (const [key, value] of panels) if (value === panel) panels.delete(key);
-    forget?.apply(this, arguments);
-  };
-  // The node gets its id and graph after nodeCreated
-  setTimeout(() => panels.set(nodeKey(node, app), panel), 0);
-  node.kilnPanel = panel;
+  node.kilnPanel = new Panel(node, app);
 }
 
 /** Find every panel's run again: after loading a graph, and when the server is back. @param {any} app */
 export async function reattach(app) {
   const runs = await fetchRuns();
-  const all = [app.graph, ...(app.graph?.subgraphs?.values?.() ?? [])].flatMap((g) => g?.nodes ?? g?._nodes ?? []);
+  const root = app.rootGraph ?? app.graph;
+  const all = [root, ...(root?.subgraphs?.values?.() ?? [])].flatMap((g) => g?.nodes ?? g?._nodes ?? []);
   for (const node of all) {
     const panel = node.kilnPanel;
     if (!panel) continue;
-    panels.set(nodeKey(node, app), panel);
     const own = runs.find((run) => run.run === node.properties.kiln_run);
-    const latest = runs.filter((run) => run.node === nodeKey(node, app)).at(-1);
+    const latest = runs.filter((run) => findNode(app, run.node) === node).at(-1);
     const found = latest && ACTIVE.has(latest.status) ? latest : (own ?? latest);
     if (found) await panel.attach(found.run);
   }
@@ -199,6 +178,6 @@ export async function reattach(app) {
 
 /** @param {any} app */
 export function listen(app) {
-  onRun((state) => panels.get(state.node)?.show(state));
+  onRun((state) => findNode(app, state.node)?.kilnPanel?.show(state));
   onReconnected(() => reattach(app));
 }

@@ -74,23 +74,41 @@ export function ticks(low, high, count = 5) {
   return Array.from({ length: last - first + 1 }, (_, i) => (first + i) * step);
 }
 
+const SAMPLE = 2000; // values that the range of a rough curve is judged by
+
 /**
- * The range that holds the bulk of the values: rare peaks may leave the picture, the second series may not.
- * @param {number[]} raw
- * @param {number[]} smooth
+ * The range that holds the bulk of the values of [start, end): rare peaks may leave the picture.
+ * @param {number[]} values
+ * @param {number} start
+ * @param {number} end
  * @returns {[number, number]}
  */
-export function bulk(raw, smooth) {
-  const sorted = raw.filter(Number.isFinite).sort((a, b) => a - b);
+export function bulk(values, start = 0, end = values.length) {
+  const stride = Math.max(1, Math.floor((end - start) / SAMPLE)); // sorting all of a long run costs a frame
+  /** @type {number[]} */ const sorted = [];
+  for (let i = start; i < end; i += stride) if (Number.isFinite(values[i])) sorted.push(values[i]);
   if (!sorted.length) return [0, 1];
+  sorted.sort((a, b) => a - b);
   const at = (/** @type {number} */ share) => sorted[Math.round(share * (sorted.length - 1))];
-  let low = at(0.01);
-  let high = at(0.98);
-  for (const value of smooth) {
-    if (value < low) low = value;
-    if (value > high) high = value;
+  return [at(0.01), at(0.98)];
+}
+
+/**
+ * The lowest and highest of the values of [start, end) of several series.
+ * @param {number[][]} series
+ * @param {number} start
+ * @param {number} end
+ * @returns {[number, number]}
+ */
+export function extent(series, start = 0, end = Infinity) {
+  let [low, high] = [Infinity, -Infinity];
+  for (const values of series) {
+    for (let i = start; i < Math.min(end, values.length); i++) {
+      if (values[i] < low) low = values[i];
+      if (values[i] > high) high = values[i];
+    }
   }
-  return [low, high];
+  return low <= high ? [low, high] : [0, 1];
 }
 
 /** @param {number} seconds */

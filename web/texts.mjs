@@ -1,13 +1,15 @@
 // @ts-check
 // The panel's own words, in English and Chinese. Node names and tooltips are in locales/, which the host reads.
 import { app } from "../../scripts/app.js";
+import { RUNS } from "./texts_runs.mjs";
 
 /** @type {Record<string, [string, string]>} */
 const TEXTS = {
+  ...RUNS,
   chart: ["Loss over steps", "损失随步数变化"],
   chartHelp: [
-    "Light: loss of each step. Dark: its smoothed mean. Green: validation loss. Dashed: learning rate. Ctrl or Shift + wheel zooms, double click shows all; keys + - 0.",
-    "浅色：每一步的损失。深色：平滑后的均值。绿色：验证损失。虚线：学习率。Ctrl 或 Shift + 滚轮缩放，双击显示全部；按键 + - 0。",
+    "Thin: loss of each step. Thick: its smoothed mean. Rings: validation loss. Dashed: learning rate. Ctrl or Shift + wheel zooms, dragging moves, double click shows all. Keys: + - 0 zoom, arrows read values.",
+    "细线：每一步的损失。粗线：平滑后的均值。圆圈：验证损失。虚线：学习率。Ctrl 或 Shift + 滚轮缩放，拖动平移，双击显示全部。按键：+ - 0 缩放，方向键读取数值。",
   ],
   empty: ["The loss will appear here while training.", "训练时损失曲线会显示在这里。"],
   pause: ["Pause", "暂停"],
@@ -23,6 +25,18 @@ const TEXTS = {
   ],
   log: ["log", "对数"],
   logHelp: ["Logarithmic loss axis.", "损失轴使用对数刻度。"],
+  memoryNeeds: ["Memory: about {0} GiB", "显存：约 {0} GiB"],
+  memoryNoModel: [
+    "Memory: connect a Load Diffusion Model or Load Checkpoint node to see it beforehand.",
+    "显存：连接“UNet 加载器”或“Checkpoint 加载器”节点后可预先估算。",
+  ],
+  memoryNoData: ["Memory: connect Encode Dataset to see it beforehand.", "显存：连接“编码数据集”节点后可预先估算。"],
+  memoryUnknown: ["Memory: {0}", "显存：{0}"],
+  part_weights: ["weights", "权重"],
+  part_adapter: ["adapter", "适配器"],
+  part_gradients: ["gradients", "梯度"],
+  part_optimizer: ["optimizer", "优化器"],
+  part_activations: ["activations", "激活值"],
   epoch: ["epoch", "轮次"],
   left: ["left", "剩余"],
   perSecond: ["steps/s", "步/秒"],
@@ -36,12 +50,18 @@ const TEXTS = {
   status_failed: ["failed", "失败"],
 };
 
+/** @returns {boolean} whether the host's settings say Chinese */
+export function chinese() {
+  const language = app.extensionManager?.setting?.get("Comfy.Locale") ?? navigator.language ?? "en";
+  return String(language).startsWith("zh");
+}
+
 /**
  * @param {string} key
+ * @param {...(string|number)} values for {0}, {1} ...
  * @returns {string} in the language of the host's settings
  */
-export function t(key) {
-  const language = app.extensionManager?.setting?.get("Comfy.Locale") ?? navigator.language ?? "en";
-  const [english, chinese] = TEXTS[key] ?? [key, key];
-  return String(language).startsWith("zh") ? chinese : english;
+export function t(key, ...values) {
+  const [english, other] = TEXTS[key] ?? [key, key];
+  return (chinese() ? other : english).replace(/\{(\d)\}/g, (_, place) => String(values[place] ?? ""));
 }

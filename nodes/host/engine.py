@@ -101,7 +101,7 @@ def train_run(
             recorder = Recorder(history, folder.name)
             listeners = [*listeners, recorder]
             if tensorboard:
-                board = TensorBoardListener(paths.kiln_directory() / "tensorboard" / folder.name)
+                board = TensorBoardListener(paths.tensorboard_folder(folder.name))
                 ending.callback(board.close)
                 listeners = [*listeners, board]
         try:

@@ -74,6 +74,19 @@ def new_run_folder() -> Path:
     return runs_folder() / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
+def tensorboard_folder(run_id: str) -> Path:
+    """Where the TensorBoard files of a run lie, if it writes any."""
+    return kiln_directory() / "tensorboard" / run_id
+
+
+def shown(path: Path) -> str:
+    """A path as a person is told it: below the host's base folder, with forward slashes."""
+    try:
+        return path.relative_to(folder_paths.base_path).as_posix()
+    except ValueError:
+        return str(path)
+
+
 def history_file() -> Path:
     """Where every run is remembered."""
     return kiln_directory() / "history.db"

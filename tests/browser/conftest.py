@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from scripts.host_files import REPO, fetch_frontend, workspace
 
 FRONTENDS = ("1.32.9", "1.58.1")  # what host 0.3.75 pins, and the newest we know
 RESULTS = REPO / "test-results"
+# The button in the sidebar: a class in the older frontend, a test id in the newer one
+RUNS_TAB = ".lora-kiln-runs-tab-button, [data-testid=lora-kiln-runs-tab-button]"
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -144,6 +147,22 @@ class Canvas:
         self.page.screenshot(path=RESULTS / f"{self._name}-{what}.png")
 
 
+def finished(client: HostClient, count: int) -> list[dict[str, Any]]:
+    """The newest runs, as soon as so many more are done than before."""
+    deadline = time.monotonic() + 120
+    while True:
+        runs: list[dict[str, Any]] = client.get_json("/lora_kiln/runs")["runs"]
+        done = [r for r in runs if r["status"] == "done"]
+        if len(done) >= count:
+            return done
+        assert time.monotonic() < deadline, runs
+        time.sleep(0.1)
+
+
+def done_now(client: HostClient) -> int:
+    return sum(r["status"] == "done" for r in client.get_json("/lora_kiln/runs")["runs"])
+
+
 @pytest.fixture
 def canvas(
     host: RunningHost, client: HostClient, browser: Browser, request: pytest.FixtureRequest
@@ -161,4 +180,6 @@ def canvas(
     made.open()
     yield made
     page.close()
+    client.post_json("/queue", {"clear": True})  # what a test leaves running would keep the next one waiting
+    client.interrupt()
     assert made.problems == []

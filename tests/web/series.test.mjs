@@ -2,7 +2,7 @@
 // The chart's arithmetic. Run by node's own test runner: node --test tests/web/
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { bulk, clock, lowerBound, thin, ticks, visible } from "../../web/series.mjs";
+import { bulk, clock, extent, lowerBound, thin, ticks, visible } from "../../web/series.mjs";
 
 const count = (/** @type {number} */ n) => Array.from({ length: n }, (_, i) => i + 1);
 
@@ -40,13 +40,14 @@ test("ticks are round and enclose the range", () => {
   }
 });
 
-test("bulk ignores rare peaks of the raw curve but none of the smooth one", () => {
-  const raw = count(1000).map(() => 0.5);
+test("bulk ignores rare peaks of a rough curve, extent none", () => {
+  const raw = count(10_000).map(() => 0.5);
   raw[10] = 99;
-  const [low, high] = bulk(raw, [0.4, 0.7]);
-  assert.equal(low, 0.4);
-  assert.equal(high, 0.7);
-  assert.deepEqual(bulk([], []), [0, 1]);
+  assert.deepEqual(bulk(raw), [0.5, 0.5]);
+  assert.deepEqual(bulk([], 0, 0), [0, 1]);
+  assert.deepEqual(extent([raw, [0.4, NaN]]), [0.4, 99]);
+  assert.deepEqual(extent([raw], 20, 30), [0.5, 0.5]);
+  assert.deepEqual(extent([]), [0, 1]);
 });
 
 test("clock", () => {

@@ -1,0 +1,142 @@
+"""HTTP for the runs tab: every run of the history, its curve, samples and graph; rating and deleting it.
+
+An id is looked up in the history; nothing that a client sends is ever used as a path. The work is done on a thread, so
+that the server answers others meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+
+from ..trainer.errors import KilnError
+from .host import past_runs
+from .host.monitor import route_table
+
+MAX_PAGE = 200
+MAX_NOTES = 2000  # characters
+
+Handler = Callable[[web.Request], Awaitable[web.Response]]
+
+
+class Refused(Exception):
+    """The request cannot be served: status and one sentence."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+def add_history_routes() -> None:
+    """Called once, when the host loads the pack."""
+    routes = route_table()
+    base = "/lora_kiln/history"
+    routes.get(base)(_answering(listing))
+    routes.get(base + "/{run}/curve")(_answering(curve))
+    routes.get(base + "/{run}/graph")(_answering(graph))
+    routes.get(base + "/{run}/leavings")(_answering(leavings))
+    routes.get(base + "/{run}/sample/{place}")(_answering(sample))
+    routes.post(base + "/{run}/rate")(_answering(rate))
+    routes.post(base + "/{run}/delete")(_answering(delete))
+
+
+def _answering(handler: Handler) -> Handler:
+    """Errors that are meant for a person become answers."""
+
+    @functools.wraps(handler)
+    async def answer(request: web.Request) -> web.Response:
+        try:
+            return await handler(request)
+        except Refused as refused:
+            return web.json_response({"error": str(refused)}, status=refused.status)
+        except KilnError as error:
+            return web.json_response({"error": str(error)}, status=409)
+
+    return answer
+
+
+async def listing(request: web.Request) -> web.Response:
+    """?words=&order=&offset=&limit= -> {"runs": [RunRecord], "total": n}; RunRecord in web/api.mjs."""
+    query = request.query
+    order = query.get("order", past_runs.ORDERS[0])
+    if order not in past_runs.ORDERS:
+        raise Refused(400, f"order is {order[:40]!r}; it is one of {', '.join(past_runs.ORDERS)}.")
+    offset, limit = _number(query.get("offset", "0"), "offset"), _number(query.get("limit", "50"), "limit")
+    if not 1 <= limit <= MAX_PAGE:
+        raise Refused(400, f"limit is {limit}; it lies between 1 and {MAX_PAGE}.")
+    words = query.get("words", "")[:200]
+    runs, total = await asyncio.to_thread(past_runs.page, words, order, offset, limit)
+    return web.json_response({"runs": runs, "total": total})
+
+
+async def curve(request: web.Request) -> web.Response:
+    """{"points": [[step, loss, smoothed, rate]], "validation": [[step, loss]]}, thinned out."""
+    return web.json_response(await _about(request, past_runs.curve))
+
+
+async def graph(request: web.Request) -> web.Response:
+    """{"workflow": ..., "prompt": ...} as far as the run's LoRA carries them."""
+    found = await _about(request, past_runs.graph)
+    if not found:
+        raise Refused(404, "The LoRA of this run carries no graph.")
+    return web.json_response(found)
+
+
+async def leavings(request: web.Request) -> web.Response:
+    """What deleting the run would remove and keep."""
+    return web.json_response(await _about(request, past_runs.what_goes))
+
+
+async def sample(request: web.Request) -> web.Response:
+    """A small JPEG of the run's n-th sample."""
+    place = _number(request.match_info["place"], "the number of a sample")
+    picture = await _about(request, past_runs.thumbnail, place)
+    if picture is None:
+        raise Refused(404, f"This run has no sample {place}.")
+    return web.Response(body=picture, content_type="image/jpeg", headers={"Cache-Control": "max-age=3600"})
+
+
+async def rate(request: web.Request) -> web.Response:
+    """Body {"rating": 0-5} and, or, {"notes": text}."""
+    body = await _body(request)
+    rating, notes = body.get("rating"), body.get("notes")
+    if rating is None and notes is None:
+        raise Refused(400, "Send rating, notes or both.")
+    if rating is not None and (type(rating) is not int or not 0 <= rating <= 5):
+        raise Refused(400, "rating is a whole number from 0 to 5.")
+    if notes is not None and (not isinstance(notes, str) or len(notes) > MAX_NOTES):
+        raise Refused(400, f"notes is a text of at most {MAX_NOTES} characters.")
+    return web.json_response(await _about(request, past_runs.rate, rating, notes))
+
+
+async def delete(request: web.Request) -> web.Response:
+    """Removes the run's own files and its entry; the answer says what went."""
+    await _body(request)
+    return web.json_response(await _about(request, past_runs.delete))
+
+
+async def _about(request: web.Request, ask: Callable[..., Any], *rest: Any) -> Any:
+    try:
+        return await asyncio.to_thread(ask, request.match_info["run"], *rest)
+    except past_runs.UnknownRun as error:
+        raise Refused(404, "The history holds no such run; reload the list.") from error
+
+
+async def _body(request: web.Request) -> dict[str, Any]:
+    try:
+        body = await request.json()
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise Refused(400, "The body is a JSON object.")
+    return body
+
+
+def _number(text: str, name: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise Refused(400, f"{name} is {text[:40]!r}; it is a whole number, 0 or more.")
+    return int(text)

@@ -1,0 +1,70 @@
+"""English and Chinese: node names, tooltips, the panel and the runs tab follow the host's setting."""
+
+from __future__ import annotations
+
+import re
+
+from playwright.sync_api import expect
+
+from scripts.host_client import HostClient
+
+from .conftest import RUNS_TAB, Canvas
+
+CHINESE = re.compile("[\u4e00-\u9fff]")
+
+
+def title(canvas: Canvas) -> str:
+    shown: str = canvas.page.evaluate("() => LiteGraph.registered_node_types.KilnTrainLora.title")
+    return shown
+
+
+def test_switching_to_chinese_and_back(canvas: Canvas) -> None:
+    canvas.load(steps=10)
+    assert title(canvas) == "Train LoRA (LoRA Kiln)"
+    switch(canvas, "zh")
+    canvas.page.wait_for_function(
+        "() => /[\u4e00-\u9fff]/.test(LiteGraph.registered_node_types.KilnTrainLora.title)"
+    )
+    canvas.look()
+    expect(canvas.page.locator("button[data-kiln=save]")).to_have_text(CHINESE)
+    canvas.page.click(RUNS_TAB)
+    expect(canvas.page.locator(".kiln-runs select option").first).to_have_text(CHINESE)
+    canvas.shot("switched")
+    switch(canvas, "en")
+    canvas.page.wait_for_function(
+        "() => LiteGraph.registered_node_types.KilnTrainLora.title === 'Train LoRA (LoRA Kiln)'"
+    )
+
+
+def test_opened_in_chinese(canvas: Canvas, client: HostClient) -> None:
+    client.post_json("/settings", {"Comfy.Locale": "zh"})
+    canvas.open()
+    canvas.load(steps=10)
+    assert CHINESE.search(title(canvas))
+    shown = canvas.page.evaluate(
+        """async () => {
+            const node = (window.app.graph.nodes ?? window.app.graph._nodes).find(n => n.type === 'KilnTrainLora');
+            const steps = node.widgets.find(w => w.name === 'steps');
+            return {steps: steps.label ?? node.inputs.find(i => i.name === 'steps')?.localized_name ?? ''};
+        }"""
+    )
+    assert CHINESE.search(shown["steps"]), shown
+    canvas.page.evaluate("() => window.app.queuePrompt(0)")
+    canvas.wait_panel("panel.state?.status === 'done'")
+    canvas.page.click(RUNS_TAB)
+    canvas.page.wait_for_selector(".kiln-runs .kiln-card")
+    canvas.shot("chinese")
+
+
+def test_chinese_in_nodes_2(canvas: Canvas, client: HostClient) -> None:
+    client.post_json("/settings", {"Comfy.Locale": "zh", "Comfy.VueNodes.Enabled": True})
+    canvas.open()
+    canvas.load(steps=10)
+    expect(canvas.page.get_by_text("\u8bad\u7ec3 LoRA").first).to_be_visible()
+    canvas.shot("nodes2")
+
+
+def switch(canvas: Canvas, language: str) -> None:
+    canvas.page.evaluate(
+        "language => window.app.extensionManager.setting.set('Comfy.Locale', language)", language
+    )

@@ -1,0 +1,195 @@
+"""The runs tab in the sidebar, as a user works with it."""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+import time
+from typing import Any
+
+import pytest
+from playwright.sync_api import expect
+
+from scripts.host import RunningHost
+from scripts.host_client import HostClient
+from trainer.config import TrainConfig
+
+from .conftest import RUNS_TAB, Canvas
+
+
+@pytest.fixture
+def tab(canvas: Canvas, client: HostClient) -> Any:
+    """The tab, open beside the tiny demo's graph, with at least two runs in it."""
+    canvas.load(steps=12)
+    for seed in (1, 2):
+        before = ended(client)
+        canvas.page.evaluate(
+            """seed => {
+                const nodes = window.app.graph.nodes ?? window.app.graph._nodes;
+                const node = nodes.find(n => n.type === 'KilnTrainLora');
+                node.widgets.find(w => w.name === 'seed').value = seed;
+                window.app.queuePrompt(0);
+            }""",
+            seed,
+        )
+        deadline = time.monotonic() + 120
+        while ended(client) == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    open_tab(canvas)
+    return canvas.page.locator(".kiln-runs")
+
+
+def ended(client: HostClient) -> list[str]:
+    return [run["run"] for run in client.get_json("/lora_kiln/runs")["runs"] if run["status"] == "done"]
+
+
+def open_tab(canvas: Canvas) -> None:
+    canvas.page.click(RUNS_TAB)
+    canvas.page.wait_for_selector(".kiln-runs .kiln-card")
+
+
+def widgets(canvas: Canvas) -> dict[str, Any]:
+    values: dict[str, Any] = canvas.page.evaluate(
+        """() => {
+            const nodes = window.app.graph.nodes ?? window.app.graph._nodes;
+            const node = nodes.find(n => n.type === 'KilnTrainLora');
+            return Object.fromEntries(node.widgets.map(w => [w.name, w.value]));
+        }"""
+    )
+    return values
+
+
+def test_list_compare_and_rate(canvas: Canvas, client: HostClient, tab: Any) -> None:
+    newest, older = (r["id"] for r in client.get_json("/lora_kiln/history?limit=2")["runs"])
+    card = tab.locator(f"[data-run='{newest}']")
+    expect(card).to_contain_text("rank 16")
+    expect(card).to_contain_text("12 of 12 steps")
+    expect(card).to_contain_text("done")
+    for run in (newest, older):
+        tab.locator(f"[data-run='{run}'] input[type=checkbox]").check()
+    expect(tab.locator(".kiln-legend span")).to_have_count(2)
+    expect(tab.locator("section canvas").first).to_be_visible()
+    card.get_by_label("4 of 5 stars").click()
+    card.get_by_label(f"Notes on run {newest}").fill("good hands")
+    card.get_by_label(f"Notes on run {newest}").press("Enter")
+    expect(card.get_by_label("4 of 5 stars")).to_have_attribute("aria-pressed", "true")
+    canvas.shot("compared")
+    canvas.page.wait_for_function(
+        """async run => {
+            const answer = await fetch('/api/lora_kiln/history?words=' + run);
+            return (await answer.json()).runs[0].notes === 'good hands';
+        }""",
+        arg=newest,
+    )
+    tab.locator("input[type=search]").fill("good hands")
+    expect(tab.locator(".kiln-card")).to_have_count(1)
+    expect(tab.locator("section canvas").first).to_be_visible()
+    tab.locator("input[type=search]").fill("no run holds this")
+    expect(tab.locator("[role=status]")).to_have_text("No run holds these words.")
+
+
+def test_use_settings_resume_and_open_graph(canvas: Canvas, client: HostClient, tab: Any) -> None:
+    run = client.get_json("/lora_kiln/history?limit=1")["runs"][0]
+    card = tab.locator(f"[data-run='{run['id']}']")
+    canvas.page.evaluate(
+        """() => {
+            const node = (window.app.graph.nodes ?? window.app.graph._nodes).find(n => n.type === 'KilnTrainLora');
+            for (const w of node.widgets) if (['steps', 'rank', 'seed'].includes(w.name)) w.value = 77;
+        }"""
+    )
+    card.locator("[data-kiln=useSettings]").click()
+    canvas.page.wait_for_function(
+        """() => (window.app.graph.nodes ?? window.app.graph._nodes).find(n => n.type === 'KilnTrainLora')
+            .widgets.find(w => w.name === 'steps').value === 12"""
+    )
+    now = widgets(canvas)
+    assert (now["steps"], now["rank"], now["seed"]) == (12, 16, run["config"]["seed"])
+    card.locator("[data-kiln=resumeRun]").click()
+    assert widgets(canvas)["resume"] == run["id"]
+    card.locator("[data-kiln=showLora]").click()
+    expect(card.get_by_label("Path of the LoRA, below ComfyUI's folder")).to_have_value(run["lora"])
+    canvas.shot("used")
+    canvas.page.evaluate("() => window.app.graph.clear()")
+    card.locator("[data-kiln=useSettings]").click()
+    expect(canvas.page.get_by_text("There is no Train LoRA node in this graph").last).to_be_visible()
+    card.locator("[data-kiln=openGraph]").click()
+    canvas.page.wait_for_function(
+        "() => (window.app.graph.nodes ?? window.app.graph._nodes).some(n => n.type === 'KilnTrainLora')"
+    )
+    assert widgets(canvas)["seed"] == run["config"]["seed"]
+
+
+def test_missing_settings_nodes_are_added(canvas: Canvas, tab: Any) -> None:
+    """A run of other settings than the defaults is repeated by the graph alone."""
+    found = canvas.page.evaluate(
+        """async () => {
+            const { useSettings } = await import('/extensions/comfyui-lora-kiln/graph_actions.mjs');
+            const runs = await (await fetch('/api/lora_kiln/history?limit=1')).json();
+            const run = runs.runs[0];
+            run.config.optimizer.weight_decay = 0.25;
+            run.config.objective.weighting = 'min_snr';
+            run.changed = {optimizer: {weight_decay: 0.25}, objective: {weighting: 'min_snr'}};
+            const graph = window.app.graph, nodes = () => graph.nodes ?? graph._nodes;
+            const node = nodes().find(n => n.type === 'KilnTrainLora');
+            const said = useSettings(node, run);
+            const prompt = (await window.app.graphToPrompt()).output;
+            return {said, prompt, id: node.id};
+        }"""
+    )
+    prompt = found["prompt"]
+    seen = {}
+    link = prompt[str(found["id"])]["inputs"]["settings"]
+    while link:
+        inputs = prompt[link[0]]["inputs"]
+        seen[prompt[link[0]]["class_type"]] = inputs
+        link = inputs.get("settings")
+    assert seen["KilnOptimizerSettings"]["weight_decay"] == 0.25
+    assert seen["KilnObjectiveSettings"]["weighting"] == "min_snr"
+    assert "need a settings node" not in found["said"]
+
+
+def test_deleting_asks_first(canvas: Canvas, host: RunningHost, client: HostClient, tab: Any) -> None:
+    run = client.get_json("/lora_kiln/history?limit=1")["runs"][0]["id"]
+    folder = host.base / "user" / "__lora_kiln" / "runs" / run
+    card = tab.locator(f"[data-run='{run}']")
+    card.locator("[data-kiln=delete]").click()
+    expect(card.locator("[role=alertdialog]")).to_contain_text("the LoRA in the run's folder")
+    canvas.shot("asks")
+    card.get_by_role("button", name="Keep it").press("Escape")
+    expect(card.locator("[role=alertdialog]")).to_have_count(0)
+    assert folder.is_dir()
+    card.locator("[data-kiln=delete]").click()
+    card.locator("[data-kiln=reallyDelete]").click()
+    expect(card).to_have_count(0)
+    assert not folder.exists()
+
+
+def test_a_thousand_runs(canvas: Canvas, host: RunningHost, client: HostClient, tab: Any) -> None:
+    add_runs(host, 1000)
+    tab.get_by_role("button", name="Reload").click()
+    expect(tab.locator("[role=status]")).to_contain_text("runs.")
+    tab.locator("input[type=search]").fill("many")
+    expect(tab.locator("[role=status]")).to_contain_text("1000 runs.")
+    assert tab.locator(".kiln-card").count() == 30, "a page at a time"
+    tab.get_by_role("button", name="Show more").click()
+    expect(tab.locator(".kiln-card")).to_have_count(60)
+    canvas.shot("thousand")
+    tab.locator("select").select_option("loss")
+    expect(tab.locator(".kiln-card").first).to_contain_text("many-0000")
+
+
+def add_runs(host: RunningHost, count: int) -> None:
+    config = json.dumps(TrainConfig().to_dict())
+    with sqlite3.connect(host.base / "user" / "__lora_kiln" / "history.db") as db:
+        for i in range(count):
+            name = f"many-{i:04}"
+            db.execute(
+                "INSERT OR IGNORE INTO runs (id, started, updated, status, folder, config, dataset, items, held_out, "
+                "base_model, step) VALUES (?, ?, 0, 'done', '', ?, '', 10, 0, '', 100)",
+                (name, time.time() - 1e6 - i, config),
+            )
+            points = [(name, s, i + math.sin(s)) for s in range(1, 101)]
+            db.executemany("INSERT OR IGNORE INTO points VALUES (?, 'loss', ?, ?)", points)
+    db.close()

@@ -1,0 +1,154 @@
+// @ts-check
+// A line on the training node: the memory that the run as it is set up would need, before anything is loaded.
+//
+// What it depends on lies on several nodes, whose widgets tell nobody when they are changed by a preset, by undo or by
+// another extension. So the question itself is put together a few times a second, which costs next to nothing, and the
+// server is asked when it has changed and then stayed the same.
+import { app as host } from "../../scripts/app.js";
+import { estimateMemory } from "./api.mjs";
+import { ON_TRAINER, SETTINGS_NODES, chain } from "./graph_actions.mjs";
+import { t } from "./texts.mjs";
+
+const SUBGRAPH_INPUT = -10; // the host's id for a subgraph's inputs, seen from inside
+const PERIOD = 400; // milliseconds between two looks
+const LOADERS = { UNETLoader: "unet_name", CheckpointLoaderSimple: "ckpt_name" };
+const app = /** @type {any} */ (host); // the host's types lack rootGraph
+/** @type {Set<Line>} */
+const lines = new Set();
+
+/** @param {any} node @param {string} name */
+const valueOf = (node, name) => node.widgets?.find((/** @type {any} */ w) => w.name === name)?.value;
+
+/**
+ * The node at an input; from inside a subgraph, the one that the subgraph's own input is connected to.
+ * @param {any} node
+ * @param {string} name
+ * @returns {any}
+ */
+function before(node, name) {
+  let slot = node.inputs?.findIndex((/** @type {any} */ i) => i.name === name) ?? -1;
+  for (let depth = 0; slot >= 0 && depth < 10; depth++) {
+    const graph = node.graph;
+    const link = linkInto(graph, node.id, slot);
+    if (Number(link?.origin_id) !== SUBGRAPH_INPUT) return link ? graph.getNodeById(link.origin_id) : null;
+    const root = app.rootGraph ?? app.graph;
+    const graphs = [root, ...(root.subgraphs?.values?.() ?? [])];
+    node = graphs.flatMap((g) => g.nodes ?? g._nodes).find((n) => n.subgraph === graph);
+    if (!node) return null;
+    slot = link.origin_slot;
+  }
+  return null;
+}
+
+/**
+ * The link into an input. Not node.getInputLink, which on a subgraph node looks inside it, nor input.link, of which
+ * newer frontends warn.
+ * @param {any} graph
+ * @param {any} id
+ * @param {number} slot
+ */
+function linkInto(graph, id, slot) {
+  const links = graph._links ?? graph.links;
+  for (const link of links.values?.() ?? Object.values(links)) {
+    if (String(link.target_id) === String(id) && link.target_slot === slot) return link;
+  }
+  return null;
+}
+
+/**
+ * @param {any} node a KilnTrainLora
+ * @returns {Record<string, any> | string} the question for the server, or the key of a sentence that says what is missing
+ */
+export function question(node) {
+  let loader = before(node, "model");
+  for (let i = 0; loader && !(loader.comfyClass in LOADERS) && i < 20; i++) loader = before(loader, "model");
+  if (!loader) return "memoryNoModel";
+  const data = before(node, "encoded");
+  if (data?.comfyClass !== "KilnEncodeDataset") return "memoryNoData";
+  /** @type {Record<string, any>} */
+  const config = {};
+  const themes = Object.fromEntries(Object.entries(SETTINGS_NODES).map(([theme, kind]) => [kind, theme]));
+  for (const settings of chain(node).reverse()) {
+    const theme = themes[settings.comfyClass];
+    if (!theme) continue;
+    const named = settings.widgets.filter((/** @type {any} */ w) => w.name && w.serialize !== false);
+    config[theme] = Object.fromEntries(named.map((/** @type {any} */ w) => [w.name, w.value]));
+  }
+  for (const [name, path] of Object.entries(ON_TRAINER)) {
+    const value = valueOf(node, name);
+    if (value === undefined || name === "seed") continue; // a seed may be beyond what a number holds here
+    if (path.length === 1) config[name] = value;
+    else (config[path[0]] ??= {})[name] = value;
+  }
+  return {
+    loader: loader.comfyClass,
+    file: String(valueOf(loader, /** @type {any} */ (LOADERS)[loader.comfyClass]) ?? ""),
+    weight_dtype: String(valueOf(loader, "weight_dtype") ?? "default"),
+    config,
+    resolution: Number(valueOf(data, "resolution")),
+    max_frames: Number(valueOf(data, "max_frames") ?? 1),
+  };
+}
+
+class Line {
+  /** @param {any} node */
+  constructor(node) {
+    this.node = node;
+    this.element = document.createElement("div");
+    this.element.className = "kiln-estimate";
+    this.element.style.cssText = "min-height:1.3em;color:var(--descrip-text);overflow:hidden";
+    this.seen = ""; // the question at the last look
+    this.asked = ""; // the question that the line answers
+  }
+
+  look() {
+    const now = question(this.node);
+    const key = typeof now === "string" ? t(now) : JSON.stringify(now);
+    if (key === this.asked) return;
+    if (key !== this.seen) {
+      this.seen = key; // still being typed or dragged: wait for the next look
+      return;
+    }
+    this.asked = key;
+    if (typeof now === "string") this.say(key, "");
+    else void this.ask(now, key);
+  }
+
+  /** @param {Record<string, any>} now @param {string} key */
+  async ask(now, key) {
+    const found = await estimateMemory(now).catch((error) => ({ error: String(error) }));
+    if (key !== this.asked) return;
+    if ("error" in found) {
+      this.say(t("memoryUnknown", found.error), "");
+      return;
+    }
+    const gib = (/** @type {number} */ bytes) => (bytes / 2 ** 30).toFixed(bytes < 2 ** 30 ? 2 : 1);
+    const parts = Object.entries(found.parts).map(([name, bytes]) => `${t(`part_${name}`)} ${gib(bytes)}`);
+    this.say(`${t("memoryNeeds", gib(found.total))} (${parts.join(", ")}). ${found.advice}`, found.sentence);
+  }
+
+  /** @param {string} text @param {string} title */
+  say(text, title) {
+    this.element.textContent = text;
+    this.element.title = title || text;
+  }
+}
+
+/** @param {any} node a KilnTrainLora that has its panel */
+export function addEstimate(node) {
+  const line = new Line(node);
+  node.kilnPanel.chart.canvas.after(line.element);
+  lines.add(line);
+  const removed = node.onRemoved;
+  node.onRemoved = function () {
+    lines.delete(line);
+    removed?.apply(this, arguments);
+  };
+}
+
+export function watchEstimates() {
+  setInterval(() => {
+    if (document.hidden) return;
+    for (const line of lines) if (line.node.graph) line.look();
+  }, PERIOD);
+}
