@@ -1,7 +1,8 @@
 """HTTP for the canvas: the state of runs, and the few things a run can be told.
 
 Read-only apart from POST /lora_kiln/runs/<id>/<command>. An id is looked up among the runs of this process; nothing
-that a client sends is ever used as a path. The host's own origin check lies before every route.
+that a client sends is ever used as a path: a sample is asked for by a run's id and two numbers, all checked. The host's
+own origin check lies before every route.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 from aiohttp import web
 
 from .host.monitor import RunMonitor, all_runs, find_run, route_table
+from .host.paths import sample_file
 
-COMMANDS = ("stop", "pause", "resume", "save")
+COMMANDS = ("stop", "pause", "resume", "save", "sample")
 
 
 def add_routes() -> None:
@@ -30,6 +32,15 @@ def add_routes() -> None:
             else _refuse(404, "There is no such run in this session.")
         )
 
+    @routes.get(r"/lora_kiln/runs/{run}/samples/{step:\d{1,8}}-{place:\d{1,3}}.{kind:png|webp}")
+    async def sample(request: web.Request) -> web.StreamResponse:
+        asked = request.match_info
+        still = sample_file(asked["run"], int(asked["step"]), int(asked["place"]))
+        found = still and still.with_suffix(f".{asked['kind']}")
+        if found is None or not found.is_file():
+            return _refuse(404, "There is no such sample.")
+        return web.FileResponse(found, headers={"Cache-Control": "no-cache"})  # drawn anew after a roll-back
+
     @routes.post("/lora_kiln/runs/{run}/{command}")
     async def command(request: web.Request) -> web.Response:
         found, name = find_run(request.match_info["run"]), request.match_info["command"]
@@ -39,6 +50,10 @@ def add_routes() -> None:
             return _refuse(404, f"A run can be told {', '.join(COMMANDS)}; not {name[:40]!r}.")
         if found.controls is None:
             return _refuse(409, "This run has ended.")
+        if name == "sample" and not found.draws:
+            return _refuse(
+                409, "This run draws no samples; connect Sample Settings to the training node's settings."
+            )
         tell(found, name)
         return web.json_response({"run": found.run_id, "command": name})
 
@@ -55,6 +70,8 @@ def tell(run: RunMonitor, command: str) -> None:
     elif command == "resume":
         controls.resume()
         run.say("running")
+    elif command == "sample":
+        controls.request_sample()
     else:
         controls.request_save()
 

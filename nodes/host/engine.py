@@ -24,6 +24,7 @@ from ...trainer.parallel import Alone
 from ...trainer.tensorboard import TensorBoardListener, missing_sentence
 from . import paths
 from .fingerprint import model_fingerprint
+from .sampling import HostSampler, SampleTools
 from .start import start_state
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ def train_run(
     graph: dict[str, Any] | None = None,
     tensorboard: bool = False,
     team: Alone | None = None,
+    tools: SampleTools | None = None,
     on_chosen: Callable[[str, torch.device], None] = lambda run_id, device: None,
 ) -> Any:
     """One run from start to end on the calling thread: the node's worker and headless.py both come here.
@@ -54,6 +56,7 @@ def train_run(
     Args: as train_on_host, and
         source: how the model was loaded, for run.toml.
         team: the processes that train together.
+        tools: what samples are drawn with; none are drawn without.
         on_chosen: told the run's id and device as soon as they are known.
     """
     # peft and diffusers take seconds to import: not at the host's start
@@ -116,6 +119,7 @@ def train_run(
                 resume_from=resumed,
                 start_from=start,
                 team=team,
+                sampler=HostSampler(model, tools, config, folder, graph or {}) if tools else None,
             )
         except BaseException as error:
             if history is not None:

@@ -21,6 +21,7 @@ from ...trainer.events import (
     Controls,
     Event,
     MessageEvent,
+    SampleEvent,
     StepEvent,
     ValidationEvent,
 )
@@ -33,12 +34,15 @@ KEPT_RUNS = 30
 class RunMonitor:
     """One run as the canvas sees it: a listener of its events and a handle on its controls."""
 
-    def __init__(self, node_id: str, total: int) -> None:
-        self.run_id, self.node_id, self.total = "", node_id, total
+    def __init__(self, node_id: str, total: int, draws: bool = False) -> None:
+        """draws: whether the run can be asked for samples."""
+        self.run_id, self.node_id, self.total, self.draws = "", node_id, total, draws
         self.controls: Controls | None = None
         self._device = torch.device("cpu")
         self._curve = Curve()
         self._validation: list[tuple[int, float]] = []  # step, loss
+        self._samples: dict[tuple[int, int], dict[str, Any]] = {}  # by step and place
+        self._new_samples = False  # some that were not sent yet
         self._lock = threading.Lock()
         self._status, self._text = "starting", ""
         self._seconds = self._epoch = 0.0
@@ -69,9 +73,22 @@ class RunMonitor:
                 self._validation.append((event.step, event.loss))
             elif isinstance(event, AdviceEvent):
                 self._text = "\n".join(event.advice)
+            elif isinstance(event, SampleEvent):
+                self._samples[event.step, event.place] = {
+                    "step": event.step,
+                    "place": event.place,
+                    "prompt": event.prompt,
+                    "animated": event.animated,
+                }
+                self._new_samples = True
+                self._text = f"step {event.step}: a sample is drawn"
             elif isinstance(event, MessageEvent):
                 self._text = event.text
         self._send()
+
+    @property
+    def status(self) -> str:
+        return self._status
 
     def say(self, status: str, text: str = "") -> None:
         """Change of state: sent at once."""
@@ -89,7 +106,7 @@ class RunMonitor:
         self.controls = None
         self.say(status, text)
 
-    def state(self, points: list[Any] | None = None, first: int = 0) -> dict[str, Any]:
+    def state(self, points: list[Any] | None = None, first: int = 0, samples: bool = False) -> dict[str, Any]:
         """What api.mjs calls a RunState."""
         return {
             "run": self.run_id,
@@ -104,12 +121,14 @@ class RunMonitor:
             "points": points or [],
             "validation": list(self._validation),
             "first": first,
+            "draws": self.draws,
+            "samples": [self._samples[key] for key in sorted(self._samples)] if samples else None,
         }
 
     def whole(self) -> dict[str, Any]:
         """The state with the whole curve, thinned out."""
         with self._lock:
-            return self.state(self._curve.thinned())
+            return self.state(self._curve.thinned(), samples=True)
 
     def _send(self, now: bool = False) -> None:
         if not self.run_id:
@@ -120,7 +139,8 @@ class RunMonitor:
         with self._lock:
             fresh, first = self._curve.points[self._sent :], self._sent
             self._sent = len(self._curve.points)
-            message = self.state(fresh, first)
+            news, self._new_samples = self._new_samples, False
+            message = self.state(fresh, first, samples=news)
         PromptServer.instance.send_sync(EVENT, message)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import sys
@@ -139,6 +140,28 @@ class ProbeHoldOut(io.ComfyNode):
         return io.NodeOutput(dataclasses.replace(encoded, items=tuple(items)))
 
 
+class ProbeBrokenVae(io.ComfyNode):
+    """A VAE that cannot decode."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ProbeBrokenVae",
+            category="probe",
+            inputs=[io.Vae.Input("vae")],
+            outputs=[io.Vae.Output()],
+        )
+
+    @classmethod
+    def execute(cls, vae: Any) -> io.NodeOutput:
+        def decode(*args: Any, **kwargs: Any) -> Any:
+            raise RuntimeError("this VAE is broken on purpose")
+
+        broken = copy.copy(vae)
+        broken.decode = decode
+        return io.NodeOutput(broken)
+
+
 class ProbeExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [ProbeModel, ProbeEncoded, ProbeHoldOut, ProbeDisk]
+        return [ProbeModel, ProbeEncoded, ProbeHoldOut, ProbeDisk, ProbeBrokenVae]
