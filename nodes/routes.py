@@ -7,8 +7,11 @@ own origin check lies before every route.
 
 from __future__ import annotations
 
+import asyncio
+
 from aiohttp import web
 
+from ..trainer.samples import thumbnail
 from .host.monitor import RunMonitor, all_runs, find_run, route_table
 from .host.paths import sample_file
 
@@ -32,10 +35,12 @@ def add_routes() -> None:
             else _refuse(404, "There is no such run in this session.")
         )
 
-    @routes.get(r"/lora_kiln/runs/{run}/samples/{step:\d{1,8}}-{place:\d{1,3}}.{kind:png|webp}")
+    @routes.get(r"/lora_kiln/runs/{run}/samples/{step:\d{1,8}}-{place:\d{1,3}}.{kind:png|jpg|webp}")
     async def sample(request: web.Request) -> web.StreamResponse:
         asked = request.match_info
         still = sample_file(asked["run"], int(asked["step"]), int(asked["place"]))
+        if still and asked["kind"] == "jpg":
+            return web.Response(body=await asyncio.to_thread(thumbnail, still), content_type="image/jpeg")
         found = still and still.with_suffix(f".{asked['kind']}")
         if found is None or not found.is_file():
             return _refuse(404, "There is no such sample.")

@@ -161,6 +161,11 @@ class Controls:
         return self._stop.is_set()
 
     @property
+    def paused(self) -> bool:
+        """Whether the run is told to stand aside until `resume`; the step in work may still end."""
+        return self._paused
+
+    @property
     def aside(self) -> bool:
         """Whether the run waits for somebody else to return the device."""
         return self._wanted and not self._on_device

@@ -9,6 +9,7 @@ host's own do: dropped on the canvas, they bring it back.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import secrets
@@ -90,6 +91,16 @@ def write_sample(path: Path, frames: np.ndarray, fps: float, graph: Mapping[str,
         _write(path.with_suffix(".webp"), pictures[0], save_all=True, append_images=pictures[1:], **options)
     _write(path, pictures[len(pictures) // 2], pnginfo=info)
     return moving
+
+
+def thumbnail(path: Path, side: int = 160) -> bytes:
+    """A small JPEG of a picture, at most `side` pixels wide and high."""
+    file = io.BytesIO()
+    with Image.open(path) as picture:
+        small = picture.convert("RGB")
+    small.thumbnail((side, side))
+    small.save(file, format="JPEG", quality=85)
+    return file.getvalue()
 
 
 def _write(path: Path, picture: Image.Image, **options: Any) -> None:

@@ -64,7 +64,7 @@ class RunMonitor:
         with self._lock:
             if isinstance(event, StepEvent):
                 self._curve.add(event)
-                self._status = "running"
+                self._status = "paused" if self.controls and self.controls.paused else "running"
                 known = self._seconds or event.seconds
                 self._seconds, self._epoch = 0.95 * known + 0.05 * event.seconds, event.epoch
             elif isinstance(event, CheckpointEvent):
