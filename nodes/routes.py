@@ -1,8 +1,8 @@
 """HTTP for the canvas: the state of runs, and the few things a run can be told.
 
-Read-only apart from POST /lora_kiln/runs/<id>/<command>. An id is looked up among the runs of this process; nothing
-that a client sends is ever used as a path: a sample is asked for by a run's id and two numbers, all checked. The host's
-own origin check lies before every route.
+Read-only apart from POST /lora_kiln/runs/<id>/<command>. An id is looked up among the runs; nothing that a client
+sends is ever used as a path: a sample is asked for by a run's id and two numbers, all checked. The host's own origin
+check lies before every route.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import asyncio
 from aiohttp import web
 
 from ..trainer.samples import thumbnail
-from .host.monitor import RunMonitor, all_runs, find_run, route_table
+from .host.monitor import RunMonitor, all_runs, find_run, remembered_run, route_table
 from .host.paths import sample_file
 
 COMMANDS = ("stop", "pause", "resume", "save", "sample")
@@ -28,12 +28,9 @@ def add_routes() -> None:
 
     @routes.get("/lora_kiln/runs/{run}")
     async def run(request: web.Request) -> web.Response:
-        found = find_run(request.match_info["run"])
-        return (
-            web.json_response(found.whole())
-            if found
-            else _refuse(404, "There is no such run in this session.")
-        )
+        wanted = request.match_info["run"]
+        found = find_run(wanted) or await asyncio.to_thread(remembered_run, wanted)
+        return web.json_response(found.whole()) if found else _refuse(404, "There is no such run.")
 
     @routes.get(r"/lora_kiln/runs/{run}/samples/{step:\d{1,8}}-{place:\d{1,3}}.{kind:png|jpg|webp}")
     async def sample(request: web.Request) -> web.StreamResponse:

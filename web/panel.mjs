@@ -133,15 +133,16 @@ export class Panel {
     this.refresh();
   }
 
-  /** Fetch a run whole. @param {string} run */
+  /** Fetch a run whole. @param {string} run @returns {Promise<boolean>} whether the server knows it */
   async attach(run) {
     const state = await fetchRun(run);
-    if (!state) return;
+    if (!state) return false;
     this.chart.clear();
     this.node.properties.kiln_run = run;
     this.state = state;
     this.chart.add(state.points);
     this.refresh();
+    return true;
   }
 
   /** @param {import("./api.mjs").RunState} state */
@@ -206,10 +207,11 @@ export async function reattach(app) {
     const panel = node.kilnPanel;
     if (!panel) continue;
     panels.set(nodeKey(node, app), panel);
-    const own = runs.find((run) => run.run === node.properties.kiln_run);
+    const own = node.properties.kiln_run; // maybe of an earlier server process, or of another machine
     const latest = runs.filter((run) => run.node === nodeKey(node, app)).at(-1);
-    const found = latest && ACTIVE.has(latest.status) ? latest : (own ?? latest);
-    if (found) await panel.attach(found.run);
+    const active = latest && ACTIVE.has(latest.status);
+    if (!active && own && (await panel.attach(own))) continue;
+    if (latest) await panel.attach(latest.run);
   }
 }
 

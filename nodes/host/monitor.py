@@ -6,6 +6,7 @@ the last one. A page that was not there asks for the whole run over HTTP (nodes/
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -25,6 +26,7 @@ from ...trainer.events import (
     StepEvent,
     ValidationEvent,
 )
+from .remembered import Recalled, recall
 
 EVENT = "lora_kiln.run"
 INTERVAL_SECONDS = 0.2  # between two messages about one run
@@ -49,9 +51,15 @@ class RunMonitor:
         self._sent = 0  # points already sent
         self._last = 0.0
 
-    def begin(self, run_id: str, device: torch.device) -> None:
-        """The run has a name: from here on the canvas can ask for it."""
+    def begin(self, run_id: str, device: torch.device, step: int = 0) -> None:
+        """The run has a name: from here on the canvas can ask for it.
+
+        Args:
+            step: at which it goes on; what was before is recalled.
+        """
         self.run_id, self._device = run_id, device
+        if step:
+            self._recall(recall(run_id, step))
         with _lock:
             _runs.pop(run_id, None)  # a resumed run becomes the newest again
             _runs[run_id] = self
@@ -59,11 +67,18 @@ class RunMonitor:
                 _runs.popitem(last=False)
         self.say("starting")
 
+    def _recall(self, past: Recalled) -> None:
+        with self._lock:
+            self._curve, self._validation = past.curve, past.validation
+            self._samples = {(s["step"], s["place"]): s for s in past.samples}
+            self._sent = len(past.curve.points)  # a page that lacks them asks for the whole
+
     def listen(self, event: Event) -> None:
         """A Listener of the training loop."""
         with self._lock:
             if isinstance(event, StepEvent):
-                self._curve.add(event)
+                if math.isfinite(event.loss):  # a skipped step has none, and JSON no nan
+                    self._curve.add(event)
                 self._status = "paused" if self.controls and self.controls.paused else "running"
                 known = self._seconds or event.seconds
                 self._seconds, self._epoch = 0.95 * known + 0.05 * event.seconds, event.epoch
@@ -158,6 +173,21 @@ def find_run(run_id: str) -> RunMonitor | None:
     """A run by its id."""
     with _lock:
         return _runs.get(run_id)
+
+
+def remembered_run(run_id: str) -> RunMonitor | None:
+    """A run of an earlier server process, which can be told nothing any more."""
+    past = recall(run_id)
+    if past.record is None:
+        return None
+    record = past.record
+    run = RunMonitor("", int(record.config.get("steps", record.step)))
+    run.run_id = run_id
+    run._recall(past)
+    # One that never said that it ended was lost with its server; its checkpoints can be resumed
+    run._status = record.status if record.status in ("done", "failed") else "stopped"
+    run._text = record.message or "\n".join(record.advice)
+    return run
 
 
 def route_table() -> Any:

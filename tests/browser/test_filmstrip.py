@@ -21,8 +21,8 @@ SETTINGS = {
 }
 
 
-def connect_samples(canvas: Canvas) -> None:
-    """Put a Sample Settings node into the loaded graph."""
+def connect_samples(canvas: Canvas, seed: int) -> None:
+    """Put a Sample Settings node into the loaded graph; another seed makes it another graph, which is not cached."""
     canvas.page.evaluate(
         """values => {
             const graph = window.app.graph, nodes = graph.nodes ?? graph._nodes;
@@ -42,7 +42,7 @@ def connect_samples(canvas: Canvas) -> None:
             }
             made.connect(0, train, input(train, 'settings'));
         }""",
-        SETTINGS,
+        {**SETTINGS, "sample_seed": seed},
     )
 
 
@@ -63,9 +63,10 @@ def test_filmstrip_grows_enlarges_and_survives_a_reload(
     client.post_json("/settings", {"Comfy.VueNodes.Enabled": vue})
     canvas.open()
     canvas.load(steps=100_000)
-    connect_samples(canvas)
+    connect_samples(canvas, seed=int(vue))
     canvas.look()
     canvas.page.evaluate("() => window.app.queuePrompt(0)")
+    canvas.wait_panel("panel.state?.status === 'running' && panel.state.total === 100000")
     canvas.page.wait_for_selector(".kiln-film button[data-key='0-1']")
     canvas.page.wait_for_selector(".kiln-film button[data-key='20-1']")
     canvas.press("sample")
@@ -108,7 +109,7 @@ def test_filmstrip_grows_enlarges_and_survives_a_reload(
 def test_without_sample_settings_there_is_no_strip(canvas: Canvas) -> None:
     canvas.load(steps=10)
     canvas.page.evaluate("() => window.app.queuePrompt(0)")
-    canvas.wait_panel("panel.state?.status === 'done'")
+    canvas.wait_panel("panel.state?.status === 'done' && panel.state.total === 10")
     assert film(canvas) == []
     assert not canvas.page.is_visible(".kiln-film")
     assert (
@@ -119,9 +120,9 @@ def test_without_sample_settings_there_is_no_strip(canvas: Canvas) -> None:
 
 def test_a_sample_dropped_on_the_canvas_brings_its_graph_back(canvas: Canvas, client: HostClient) -> None:
     canvas.load(steps=3)
-    connect_samples(canvas)
+    connect_samples(canvas, seed=3)
     canvas.page.evaluate("() => window.app.queuePrompt(0)")
-    canvas.wait_panel("panel.state?.status === 'done'")
+    canvas.wait_panel("panel.state?.status === 'done' && panel.state.total === 3")
     run = client.get_json("/lora_kiln/runs")["runs"][-1]["run"]
     for kind, type in (("png", "image/png"), ("webp", "image/webp")):
         canvas.page.evaluate("() => window.app.graph.clear()")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from scripts.host import RunningHost
+from scripts.host import RunningHost, start_host
 from scripts.host_client import EventStream, HostClient, HostError, failure_of
+from scripts.host_files import workspace
 
 from .conftest import GraphFailed, RunGraph
 from .graphs import dataset, loaders, node, sampled_files, sampling, saved, training
@@ -184,3 +186,30 @@ def test_interrupting_while_it_draws_saves_a_checkpoint(
 def test_prompts_are_needed(run_graph: RunGraph) -> None:
     with pytest.raises(GraphFailed, match=r"samples \(KilnSampleSettings\).*prompts is empty; write what"):
         run_graph(trained(sample_settings(prompts=" \n ")))
+
+
+def test_a_restarted_server_recalls_curve_and_samples() -> None:
+    """Of a server of its own: what the panel of the node fetches is as before, also when the run goes on."""
+    base = workspace("restarted", fresh=True)
+    options = {"steps": 12, "seed": 306}
+    with start_host(base, python=Path(sys.executable), cpu=True) as running:
+        client = HostClient(running.url)
+        client.wait(client.queue_prompt(trained(sample_settings(length=5), **options)))
+        before = newest(client)
+        before = client.get_json(f"/lora_kiln/runs/{before['run']}")
+    assert len(before["points"]) == 12 and len(before["samples"]) == 8
+    with start_host(base, python=Path(sys.executable), cpu=True) as running:
+        client = HostClient(running.url)
+        assert client.get_json("/lora_kiln/runs")["runs"] == []
+        after = client.get_json(f"/lora_kiln/runs/{before['run']}")
+        for same in ("run", "status", "step", "total", "points", "samples", "validation"):
+            assert after[same] == before[same], same
+        assert client.request(f"/lora_kiln/runs/{before['run']}/samples/0-1.jpg").startswith(b"\xff\xd8")
+        more = trained(sample_settings(length=5), **{**options, "steps": 14}, resume="latest")
+        assert failure_of(client.wait(client.queue_prompt(more))) is None
+        state = client.get_json(f"/lora_kiln/runs/{before['run']}")
+        assert [p[0] for p in state["points"]] == list(range(1, 15))
+        assert state["points"][:12] == before["points"]
+        assert sorted({s["step"] for s in state["samples"]}) == [0, 4, 8, 12, 14]
+        with pytest.raises(HostError, match=r"status 404.*There is no such run"):
+            client.get_json("/lora_kiln/runs/20260101-000000-abcd")

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import hashlib
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -162,6 +163,37 @@ class ProbeBrokenVae(io.ComfyNode):
         return io.NodeOutput(broken)
 
 
+class ProbeBrokenModel(io.ComfyNode):
+    """A MODEL that fails inside the sampler; handed on once a run is training and has done some steps."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ProbeBrokenModel",
+            category="probe",
+            inputs=[io.Model.Input("model")],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> float:
+        return float("nan")
+
+    @classmethod
+    def execute(cls, model: Any) -> io.NodeOutput:
+        def fail(*args: Any) -> Any:
+            raise RuntimeError("this model is broken on purpose")
+
+        runs = pack_module("nodes.host.monitor").all_runs
+        deadline = time.monotonic() + 60
+        while not any(r.status == "running" and r.state()["step"] >= 3 for r in runs()):
+            assert time.monotonic() < deadline, "no run trains"
+            time.sleep(0.02)
+        broken = model.clone()
+        broken.set_model_unet_function_wrapper(fail)
+        return io.NodeOutput(broken)
+
+
 class ProbeExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [ProbeModel, ProbeEncoded, ProbeHoldOut, ProbeDisk, ProbeBrokenVae]
+        return [ProbeModel, ProbeEncoded, ProbeHoldOut, ProbeDisk, ProbeBrokenVae, ProbeBrokenModel]
