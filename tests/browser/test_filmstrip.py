@@ -46,6 +46,21 @@ def connect_samples(canvas: Canvas, seed: int) -> None:
     )
 
 
+def look_from_afar(canvas: Canvas) -> None:
+    """The whole node into view: Nodes 2.0 draws it taller."""
+    canvas.page.evaluate(
+        """() => {
+            const nodes = window.app.graph.nodes ?? window.app.graph._nodes;
+            const node = nodes.find(n => n.type === 'KilnTrainLora');
+            const view = window.app.canvas.ds;
+            view.scale = 0.6;
+            view.offset[0] = 500 - node.pos[0];
+            view.offset[1] = 200 - node.pos[1];
+            window.app.canvas.setDirty(true, true);
+        }"""
+    )
+
+
 def film(canvas: Canvas) -> list[dict[str, Any]]:
     """Every thumbnail: its title, its label, and whether its picture is there."""
     found: list[dict[str, Any]] = canvas.page.evaluate(
@@ -64,7 +79,7 @@ def test_filmstrip_grows_enlarges_and_survives_a_reload(
     canvas.open()
     canvas.load(steps=100_000)
     connect_samples(canvas, seed=int(vue))
-    canvas.look()
+    look_from_afar(canvas) if vue else canvas.look()
     canvas.page.evaluate("() => window.app.queuePrompt(0)")
     canvas.wait_panel("panel.state?.status === 'running' && panel.state.total === 100000")
     canvas.page.wait_for_selector(".kiln-film button[data-key='0-1']")
@@ -98,6 +113,8 @@ def test_filmstrip_grows_enlarges_and_survives_a_reload(
 
     canvas.open()  # reload
     canvas.load(steps=100_000)
+    if vue:
+        look_from_afar(canvas)
     canvas.page.wait_for_function(f"document.querySelectorAll('.kiln-film button').length === {len(shown)}")
     canvas.shot("reloaded")
     canvas.press("resume")
