@@ -43,9 +43,19 @@ export class Filmstrip {
     this.root.style.display = samples.length ? "grid" : "none";
     this.root.style.height = `${this.height}px`;
     this.root.style.gridTemplateColumns = `repeat(${steps.length}, ${SIDE}px)`;
-    this.root.replaceChildren(...rows.flatMap((row) => row.cells.map((cell) => (cell ? this.thumbnail(cell) : document.createElement("span")))));
+    // Thumbnails that are there stay, so that their pictures are not fetched again
+    const there = new Map([...this.root.children].map((child) => [/** @type {HTMLElement} */ (child).dataset.of, child]));
+    const cells = rows.flatMap((row) => row.cells);
+    this.root.replaceChildren(
+      ...cells.map((cell) => (cell ? (there.get(this.name(cell)) ?? this.thumbnail(cell)) : document.createElement("span"))),
+    );
     if (atEnd) this.root.scrollLeft = this.root.scrollWidth;
     if (focused?.dataset.key) this.focus(focused.dataset.key);
+  }
+
+  /** @param {Sample} sample @returns {string} tells it from all others, of other runs too */
+  name(sample) {
+    return JSON.stringify([this.run, sample]);
   }
 
   /** @param {string} key */
@@ -58,6 +68,7 @@ export class Filmstrip {
     const button = document.createElement("button");
     button.type = "button";
     button.dataset.key = `${sample.step}-${sample.place}`;
+    button.dataset.of = this.name(sample);
     button.title = caption(sample);
     button.style.cssText =
       `width:${SIDE}px;height:${ROW}px;padding:0;border:0;background:none;cursor:pointer;` +

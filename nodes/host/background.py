@@ -196,14 +196,21 @@ class DeviceGate:
 def save_on_exit() -> None:
     """Make closing the host save a checkpoint of every active run first. Called on the main thread.
 
-    Ctrl-C ends the host's main thread, and the interpreter calls us before it stops the others. SIGTERM, which the host
-    leaves at the default of ending the process at once, takes the same way while a run is active; a second one ends at
-    once.
+    Ctrl-C ends the host's main thread, and the interpreter calls us before it stops the others. The other ways to close
+    it, which the host leaves at the default of ending the process at once, go the same way while a run is active; a
+    second signal ends at once.
     """
     atexit.register(DeviceGate.stop_all)
-    on_main = threading.current_thread() is threading.main_thread()
-    if on_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _terminate)
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for name in (
+        "SIGTERM",
+        "SIGHUP",
+        "SIGBREAK",
+    ):  # kill, a closed terminal, a closed console window on Windows
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _terminate)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

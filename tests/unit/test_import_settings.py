@@ -172,3 +172,9 @@ def test_estimate_and_what_would_fit() -> None:
     assert "batch_size 1 with gradient_accumulation 4 would fit" in plan(single).sentence()
     assert "a resolution lower by about" in plan(single - 1000, 1).advice
     assert "does not hold the weights" in plan(1000).advice
+
+
+def test_what_is_drawn_is_left_to_its_node() -> None:
+    found = import_settings("validation: {every: 50}\nsample: {prompts: a cat, cfg: 4}")
+    assert found.themes == {"validation": {"every": 50}}
+    assert "prompts: not used, set it on the Sample Settings node" in found.report
