@@ -324,16 +324,16 @@ def wan(info: Info) -> Graph:
         "train",
         "KilnTrainLora",
         (800, 0),
-        (380, 640),
+        (380, 800),  # with a row of samples
         model=("model", 0),
         encoded=("encoded", 0),
         settings=("samples", 0),
         preset="standard",
     )
     graph.add(
-        "lora", "KilnSaveLora", (800, 690), (380, 150), lora=("train", 0), filename_prefix="kiln/wan21_lora"
+        "lora", "KilnSaveLora", (800, 850), (380, 150), lora=("train", 0), filename_prefix="kiln/wan21_lora"
     )
-    graph.add("plot", "KilnLossPlot", (800, 890), (380, 290), run=("train", 3))
+    graph.add("plot", "KilnLossPlot", (800, 1050), (380, 290), run=("train", 3))
     graph.add(
         "positive",
         "CLIPTextEncode",

@@ -27,6 +27,7 @@ def connect_samples(canvas: Canvas, seed: int) -> None:
         """values => {
             const graph = window.app.graph, nodes = graph.nodes ?? graph._nodes;
             const find = type => nodes.find(n => n.type === type);
+            for (const node of nodes) if (node.pos[1] > find('KilnTrainLora').pos[1] + 400) node.pos[1] += 600;
             const made = window.LiteGraph.createNode('KilnSampleSettings');
             graph.add(made);
             made.pos = [-900, 0];
