@@ -45,6 +45,7 @@ class LoraKilnExtension(ComfyExtension):
             settings.KilnValidationSettings,
             settings.KilnGuardSettings,
             sampling.KilnSampleSettings,
+            settings.KilnMemorySettings,
             settings.KilnImportSettings,
             lora.KilnApplyLora,
             lora.KilnLoadLora,

@@ -114,6 +114,10 @@ class KilnGuardSettings(SettingsNode):
     THEME, TITLE, CONFIG = "guards", "Guard Settings", config.GuardConfig
 
 
+class KilnMemorySettings(SettingsNode):
+    THEME, TITLE, CONFIG = "memory", "Memory Settings", config.MemoryConfig
+
+
 class KilnImportSettings(io.ComfyNode):
     """Settings from a YAML text."""
 

@@ -156,6 +156,7 @@ class KilnTrainLora(io.ComfyNode):
             validation=config.ValidationConfig(**extra.get("validation", {})),
             guards=config.GuardConfig(**extra.get("guards", {})),
             sample=config.SampleConfig(**extra.get("sample", {})),
+            memory=config.MemoryConfig(**extra.get("memory", {})),
         )
         graph = {"prompt": cls.hidden.prompt, "workflow": (cls.hidden.extra_pnginfo or {}).get("workflow")}
         order = Order(

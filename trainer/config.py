@@ -395,6 +395,39 @@ class GuardConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MemoryConfig:
+    """Where the frozen model is while the LoRA is trained. All levels learn the same."""
+
+    level: str = setting(
+        "auto",
+        "How much of the device's memory is used, from most to least. resident: all weights and activations. "
+        "checkpoint activations: each block is computed again in backward, about a third slower. stream blocks: "
+        "also keeps the blocks in CPU memory and brings in two at once. stream from file: reads them from its "
+        "file instead. auto: the first that fits.",
+        options=("auto", "resident", "checkpoint activations", "stream blocks", "stream from file"),
+    )
+    base_precision: str = setting(
+        "as it is",
+        "fp8 holds the weights of the trained layers in 8 bits, half of bf16; the LoRA then learns on slightly rounded "
+        "weights. Not with stream from file.",
+        options=("as it is", "fp8"),
+    )
+    offload_block_inputs: bool = setting(
+        False,
+        "Keep the inputs of the blocks in CPU memory until backward: for long videos. auto switches it on where it is "
+        "needed; no effect when resident.",
+    )
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.level == "stream from file" and self.base_precision == "fp8":
+            raise KilnError(
+                "base_precision fp8 does not go with stream from file, which reads the weights as the file has them; "
+                "choose stream blocks or as it is."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class SampleConfig:
     """What is drawn during the run, to see what the LoRA has learned; the LoRA is the same with and without."""
 
@@ -488,6 +521,7 @@ class TrainConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     guards: GuardConfig = field(default_factory=GuardConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
 
     def __post_init__(self) -> None:
@@ -521,6 +555,7 @@ THEMES: dict[str, type] = {
     "objective": ObjectiveConfig,
     "validation": ValidationConfig,
     "guards": GuardConfig,
+    "memory": MemoryConfig,
     "sample": SampleConfig,
 }
 """The nested configs of TrainConfig: one settings node each."""

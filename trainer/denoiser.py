@@ -50,7 +50,14 @@ class Denoiser(Protocol):
         """noisy (B, C, [F,] H, W), timestep (B,) -> prediction, same shape as noisy, fp32."""
         ...
 
-    def session(self) -> AbstractContextManager[Any]:
+    def session(self, whole: bool = True) -> AbstractContextManager[Any]:
         """Inside it the model is on its device and its parameters may take part in backward. Leaving it restores
-        every parameter object. Entered anew each time the run comes back from giving the device away."""
+        every parameter object. Entered anew each time the run comes back from giving the device away.
+
+        With whole=False the weights stay where they are kept (CPU memory): the caller brings them in."""
+        ...
+
+    def keeps_to_itself(self, owner: nn.Module, name: str) -> bool:
+        """Whether that parameter of a module inside `module` must stay where it is, since only the module's own way of
+        bringing it in gives its true value."""
         ...

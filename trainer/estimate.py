@@ -1,21 +1,27 @@
-"""How much of the device's memory a run will need, before it starts.
+"""How much of the device's memory a run will need, before it starts, and which memory level that calls for.
 
-    weights        as they are
-    adapter        4 bytes each for value and gradient
+    weights        as they are; with an fp8 base the trained layers' at one byte each; streamed: two blocks and the rest
+    adapter        4 bytes each for the values
+    gradients      4 bytes each
     optimizer      bytes of memory per trained parameter, by name
-    activations    what backward needs of each block: inputs and outputs of its linear layers, for every token
+    activations    what backward needs of each block: inputs and outputs of its linear layers, for every token;
+                   recomputed: those of one block, and the inputs of all (of two, when they wait in CPU memory)
 
 The last is a model of a transformer block, not a measurement: tests hold it against what torch really keeps.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
 from torch import nn
 
-from .config import TrainConfig
+from .config import MemoryConfig, TrainConfig
+from .memory.blocks import find_blocks
+from .memory.ledger import size_of
+from .memory.placement import STREAMED
 
 # Bytes that an optimizer remembers per trained parameter
 OPTIMIZER_BYTES = {
@@ -27,28 +33,45 @@ OPTIMIZER_BYTES = {
     "schedule_free_adamw": 8,
 }
 
+PARTS = ("weights", "adapter", "gradients", "optimizer", "activations")
+
+MARGIN = 0.9  # share of the free memory that auto counts on: the plan is a model, and allocators leave gaps
+
+# What auto tries, from the fastest to the smallest: level, and whether block inputs wait in CPU memory
+LADDER = (
+    ("resident", False),
+    ("checkpoint activations", False),
+    ("checkpoint activations", True),
+    ("stream blocks", False),
+    ("stream blocks", True),
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Bytes by part, and the advice when they are too many."""
+    """Bytes by part at one level, and the advice when they are too many."""
 
+    memory: MemoryConfig = dataclasses.field(default_factory=lambda: MemoryConfig(level="resident"))
+    """The decided level."""
     weights: int
     adapter: int
+    gradients: int
     optimizer: int
     activations: int
+    reason: str = ""  # why auto chose the level
     advice: str = ""
 
     @property
     def total(self) -> int:
-        return self.weights + self.adapter + self.optimizer + self.activations
+        return sum(getattr(self, name) for name in PARTS)
 
     def sentence(self) -> str:
         """For the node's text."""
-        parts = ", ".join(
-            f"{name} {getattr(self, name) / 2**30:.2f}"
-            for name in ("weights", "adapter", "optimizer", "activations")
-        )
-        text = f"needs about {self.total / 2**30:.2f} GiB ({parts})"
+        parts = ", ".join(f"{name} {getattr(self, name) / 2**30:.2f}" for name in PARTS)
+        text = f"needs about {self.total / 2**30:.2f} GiB ({parts}) at memory level {self.memory.level}"
+        if self.memory.offload_block_inputs and self.memory.level != "resident":
+            text += " with block inputs in CPU memory"
+        text += f", {self.reason}" if self.reason else ""
         return f"{text}. {self.advice}" if self.advice else text
 
 
@@ -61,8 +84,11 @@ def estimate(
     bytes_per_value: int,
     trained: int,
     free: int | None = None,
+    streams: bool = True,
+    from_file: bool = False,
+    free_ram: int | None = None,
 ) -> Estimate:
-    """Plan the memory of a run.
+    """Plan the memory of a run and decide its level.
 
     Args:
         module: the network.
@@ -72,22 +98,103 @@ def estimate(
         bytes_per_value: of the precision that the network computes in.
         trained: parameters of the adapter.
         free: bytes the device has for the run, the weights included; None where that is not known.
+        streams: whether streaming frees memory of this device; not on the CPU, where the weights are anyway.
+        from_file: whether the weights are those of one file, so that they can be streamed from it.
+        free_ram: bytes of CPU memory that are free for weights; None where that is not known.
     """
-    weights = sum(p.numel() * p.element_size() for p in module.parameters())
-    name = config.optimizer.optimizer.lower()
-    kept = trained * (8 + (4 if config.optimizer.ema_decay else 0))
-    memory = trained * OPTIMIZER_BYTES.get(name, 8)
-    per_item = tokens(module, latent_shape) * bytes_per_value * features(module, targets)
-    activations = per_item * config.batch_size
-    plan = Estimate(weights=weights, adapter=kept, optimizer=memory, activations=activations)
+    sizes = _Sizes(module, targets, config, latent_shape, bytes_per_value, trained)
+    if config.memory.level != "auto":
+        return _with_advice(sizes.plan(config.memory), sizes, config, free)
+    ladder = [
+        dataclasses.replace(
+            config.memory,
+            level=level,
+            offload_block_inputs=offload or (config.memory.offload_block_inputs and level != "resident"),
+        )
+        for level, offload in LADDER
+        if streams or (level not in STREAMED and not offload)
+    ]
+    plans = [sizes.plan(memory) for memory in ladder]
+    if free is None:
+        return plans[0]
+    chosen = next((p for p in plans if p.total <= MARGIN * free), min(plans, key=lambda p: p.total))
+    if chosen.memory.level == "stream blocks" and from_file and free_ram is not None:
+        kept = sizes.whole - chosen.weights
+        if free_ram < kept and config.memory.base_precision == "as it is":
+            chosen = sizes.plan(dataclasses.replace(chosen.memory, level="stream from file"))
+    reason = f"chosen for the {_gib(free)} that are free"
+    if chosen.memory.level != "resident":
+        reason += f" (resident needs {_gib(plans[0].total)})"
+    return _with_advice(dataclasses.replace(chosen, reason=reason), sizes, config, free)
+
+
+class _Sizes:
+    """The bytes that plans are made of."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        targets: list[str],
+        config: TrainConfig,
+        latent_shape: tuple[int, ...],
+        bytes_per_value: int,
+        trained: int,
+    ) -> None:
+        layers = dict(module.named_modules())
+        blocks = find_blocks(module)
+        self._config, self._trained = config, trained
+        self.whole = sum(size_of(p) for p in module.parameters())
+        as_it_is = [sum(size_of(p) for p in block.parameters()) for block in blocks]
+        saved = {id(layers[t]): max(0, size_of(layers[t].weight) - layers[t].weight.numel()) for t in targets}
+        in_fp8 = [
+            size - sum(saved.get(id(m), 0) for m in block.modules())
+            for size, block in zip(as_it_is, blocks, strict=True)
+        ]
+        self._blocks = {"as it is": as_it_is, "fp8": in_fp8}
+        outside = self.whole - sum(as_it_is)
+        inside = {id(m) for block in blocks for m in block.modules()}
+        self._outside = {
+            "as it is": outside,
+            "fp8": outside - sum(s for i, s in saved.items() if i not in inside),
+        }
+        count = tokens(module, latent_shape) * bytes_per_value
+        self.per_item = count * features(module, targets)
+        self._input = count * width(module, targets)  # of one block, for one item
+
+    def plan(self, memory: MemoryConfig) -> Estimate:
+        """At that level."""
+        blocks = self._blocks[memory.base_precision]
+        streamed = memory.level in STREAMED and blocks
+        weights = self._outside[memory.base_precision]
+        weights += 2 * max(blocks) if streamed else sum(blocks)
+        ema = 4 if self._config.optimizer.ema_decay else 0
+        name = self._config.optimizer.optimizer.lower()
+        return Estimate(
+            memory=memory,
+            weights=weights,
+            adapter=self._trained * (4 + ema),
+            gradients=self._trained * 4,
+            optimizer=self._trained * OPTIMIZER_BYTES.get(name, 8),
+            activations=self.activations(memory) * self._config.batch_size,
+        )
+
+    def activations(self, memory: MemoryConfig) -> int:
+        """For one item."""
+        count = len(self._blocks["as it is"])
+        if memory.level == "resident" or not count:
+            return self.per_item
+        inputs = min(2, count) if memory.offload_block_inputs else count
+        return self.per_item // count + inputs * self._input
+
+
+def _with_advice(plan: Estimate, sizes: _Sizes, config: TrainConfig, free: int | None) -> Estimate:
     if free is None or plan.total <= free:
         return plan
-    advice = _advice(plan, config, per_item, free)
-    return Estimate(weights=weights, adapter=kept, optimizer=memory, activations=activations, advice=advice)
+    return dataclasses.replace(plan, advice=_advice(plan, config, sizes.activations(plan.memory), free))
 
 
 def _advice(plan: Estimate, config: TrainConfig, per_item: int, free: int) -> str:
-    have = f"The device has {free / 2**30:.2f} GiB free"
+    have = f"The device has {_gib(free)} free"
     rest = free - (plan.total - plan.activations)
     fitting = rest // max(per_item, 1)
     if fitting >= 1:
@@ -98,7 +205,13 @@ def _advice(plan: Estimate, config: TrainConfig, per_item: int, free: int) -> st
             f"{have}; a resolution lower by about {1 - (rest / per_item) ** 0.5:.0%} would fit. Activation "
             "checkpointing is switched on by itself when the memory runs out."
         )
+    if plan.memory.level in STREAMED:
+        return f"{have}, which does not hold two blocks and the adapter; lower the rank or use an fp8 base."
     return f"{have}, which does not hold the weights and the adapter; lower the rank or use an fp8 model."
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
 
 
 def tokens(module: nn.Module, latent_shape: tuple[int, ...]) -> int:
@@ -113,3 +226,9 @@ def features(module: nn.Module, targets: list[str]) -> int:
     read the same input share it; what a block keeps beside (norms, attention) is about as much."""
     layers = dict(module.named_modules())
     return sum(layers[t].in_features + layers[t].out_features for t in targets)
+
+
+def width(module: nn.Module, targets: list[str]) -> int:
+    """Values per token between blocks: the narrowest side of the trained layers, as good as always the model's own."""
+    layers = dict(module.named_modules())
+    return min(min(layers[t].in_features, layers[t].out_features) for t in targets)

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from .cpu import kept_heap, prepare_thread
 from .events import Controls, Stopped
 
 T = TypeVar("T")
@@ -33,6 +34,7 @@ class Job(Generic[T]):
         self._thread = threading.Thread(target=self._run, name="lora-kiln-training", daemon=True)
 
     def start(self) -> None:
+        prepare_thread()
         self._thread.start()
 
     @property
@@ -59,7 +61,8 @@ class Job(Generic[T]):
                 if self.controls.stop_requested:
                     raise NotStarted
             try:
-                self._result = self._work(self.controls)
+                with kept_heap():
+                    self._result = self._work(self.controls)
             finally:
                 _device.release()
         except BaseException as error:  # handed to whoever asks for the result

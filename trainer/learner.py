@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +12,12 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from . import checkpoint
+from .adapter.flat import flatten
 from .adapter.fused import FrozenWeights
 from .adapter.inject import make_adapter
 from .config import TrainConfig
 from .denoiser import Denoiser
-from .optim import make_optimizer, make_schedule
+from .optim import make_optimizer, make_schedule, wants_shapes
 
 
 class Learner:
@@ -25,7 +25,7 @@ class Learner:
 
     Attributes:
         adapter: the layers in the twin.
-        parameters: its tensors, in a fixed order.
+        buffers: all its values, and their gradients, as one vector or two (see adapter/flat.py).
         ema_updates: steps that the running mean has seen.
     """
 
@@ -39,7 +39,11 @@ class Learner:
         """start: an adapter state dict to begin from instead of fresh values; layers it lacks stay fresh."""
         self._config = config
         self.adapter = make_adapter(denoiser.module, config.adapter, config.seed, weights, denoiser.device)
-        self.parameters = self.adapter.parameters()
+        # Output matrices apart, for LoRA+; the input matrices of q, k and v become neighbours, which fused.py uses
+        self._outputs = self.adapter.output_matrices()
+        known = {id(p) for p in self._outputs}
+        self._inputs = [p for p in self.adapter.parameters() if id(p) not in known]
+        self.buffers = [flatten(part) for part in (self._inputs, self._outputs) if part]
         self._schedule = make_schedule(config)
         self._start = {**self.adapter.state_dict(), **(start or {})}
         self.restart()
@@ -70,24 +74,32 @@ class Learner:
             self._optimizer.train()  # type: ignore[attr-defined]
         self._ema = None
         if options.ema_decay:
-            self._ema = EMAModel(self.parameters, decay=options.ema_decay)
+            self._ema = EMAModel(self.buffers, decay=options.ema_decay)
             self._ema.optimization_step = ema_updates
 
     def _groups(self) -> list[dict[str, Any]]:
-        rate, ratio = self._config.optimizer.learning_rate, self._config.optimizer.lora_plus_ratio
-        faster = self.adapter.output_matrices() if ratio != 1 else []
-        slower = [p for p in self.parameters if not any(p is q for q in faster)]
-        groups: list[dict[str, Any]] = [{"params": slower, "lr": rate}]
-        return [*groups, {"params": faster, "lr": rate * ratio}] if faster else groups
+        """By learning rate: one group, or input and output matrices."""
+        options = self._config.optimizer
+        parts = [self._inputs, self._outputs] if wants_shapes(options) else [[b] for b in self.buffers]
+        rates = [options.learning_rate, options.learning_rate * options.lora_plus_ratio]
+        return [{"params": part, "lr": rate} for part, rate in zip(parts, rates, strict=False) if part]
 
     @property
     def ema_updates(self) -> int:
         return 0 if self._ema is None else int(self._ema.optimization_step)
 
-    def clip_gradients(self) -> float:
-        """Scale the gradients down to max_grad_norm; returns their norm before that."""
-        limit = self._config.optimizer.max_grad_norm or math.inf
-        return float(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
+    def clip_gradients(self, factor: Tensor | None = None) -> Tensor:
+        """Multiply the gradients by `factor`, then scale them down to max_grad_norm; returns their norm in between.
+        Nothing waits for the device."""
+        norm = torch.nn.utils.get_total_norm([b.grad for b in self.buffers if b.grad is not None])
+        scale = torch.ones_like(norm) if factor is None else factor.to(norm)
+        norm = norm * scale
+        if limit := self._config.optimizer.max_grad_norm:
+            scale = scale * (limit / (norm + 1e-6)).clamp(max=1)
+        for buffer in self.buffers:
+            assert buffer.grad is not None
+            buffer.grad.mul_(scale)
+        return norm
 
     def rate_at(self, step: int, factor: float = 1.0) -> float:
         """The learning rate of the step after `step` steps (of the A matrices, where B's differs)."""
@@ -100,12 +112,13 @@ class Learner:
         self._optimizer.step()
         self.adapter.limit_norms()
         if self._ema is not None:
-            self._ema.step(self.parameters)
+            self._ema.step(self.buffers)
         self.forget_gradients()
 
     def forget_gradients(self) -> None:
-        for parameter in self.parameters:
-            parameter.grad = None
+        for buffer in self.buffers:
+            assert buffer.grad is not None
+            buffer.grad.zero_()
 
     @contextmanager
     def as_used(self) -> Iterator[None]:
@@ -114,19 +127,19 @@ class Learner:
         if self._ema is None and not self._averages:
             yield
             return
-        kept = [p.detach().clone() for p in self.parameters]
+        kept = [p.detach().clone() for p in self.buffers]
         if self._averages:
             self._optimizer.eval()  # type: ignore[attr-defined]
         else:
             assert self._ema is not None
-            self._ema.copy_to(self.parameters)
+            self._ema.copy_to(self.buffers)
         try:
             yield
         finally:
             if self._averages:
                 self._optimizer.train()  # type: ignore[attr-defined]
-            for parameter, value in zip(self.parameters, kept, strict=True):
-                parameter.data.copy_(value)  # going there and back again would round
+            for buffer, value in zip(self.buffers, kept, strict=True):
+                buffer.data.copy_(value)  # going there and back again would round
 
     def output(self) -> dict[str, Tensor]:
         """The adapter's state dict as it is to be used."""

@@ -21,10 +21,9 @@ import torch
 from torch import Tensor
 
 from . import checkpoint, guards, objective, validation
-from .activation import checkpoint_blocks
 from .adapter.fused import FrozenWeights, resident_weights
-from .config import TrainConfig
-from .dataset.batches import BatchOrder, ItemStore, Showing
+from .config import MemoryConfig, TrainConfig
+from .dataset.batches import BatchOrder, ItemStore
 from .dataset.encoded import EncodedDataset
 from .denoiser import Denoiser
 from .errors import KilnError
@@ -39,10 +38,12 @@ from .events import (
     Stopped,
     ValidationEvent,
 )
+from .feed import Feed
 from .guards import GuardState
 from .learner import Learner
+from .memory.placement import Placement
+from .memory.recompute import checkpoint_blocks
 from .parallel import Alone, add_up_gradients
-from .rng import generator
 from .samples import Sampler
 from .smoothing import SmoothedLoss
 from .validation import ValidationPoint
@@ -104,6 +105,8 @@ def train(
     start_from: dict[str, Tensor] | None = None,
     team: Alone | None = None,
     sampler: Sampler | None = None,
+    memory: MemoryConfig | None = None,
+    model_file: Path | None = None,
 ) -> TrainResult:
     """Train a LoRA.
 
@@ -120,6 +123,8 @@ def train(
         start_from: an adapter state dict to begin from instead of fresh values.
         team: the processes that train together.
         sampler: draws with the adapter as config.sample says; nothing that happens in it changes the result.
+        memory: config.memory with its level decided; without it auto is resident.
+        model_file: the safetensors file that the model's weights come from, unchanged; for streaming from it.
 
     Raises:
         KilnError: model, dataset and settings do not match, the checkpoint does not fit, the loss stays non-finite, or
@@ -134,14 +139,16 @@ def train(
     )
     store = ItemStore(items, config.seed)
     held_out = ItemStore([i for i in dataset.items if i.role == "validation"], config.seed)
+    feed = Feed(denoiser, config, order, store, team)
     accumulation = config.optimizer.gradient_accumulation
     started = time.monotonic()
 
     with ExitStack() as ending, ExitStack() as session:
         controls.take_device()
         ending.callback(controls.give_device)  # after the session is closed
-        session.enter_context(denoiser.session())
-        learner = Learner(denoiser, config, weights, start_from)
+        placement = Placement(denoiser, memory or config.memory, config.adapter, weights, model_file)
+        session.enter_context(placement.session())
+        learner = Learner(denoiser, config, placement.weights, start_from)
         progress = _Progress()
         if resume_from is not None:
             _check_resumable(resume_from, dataset, base_model, config, team.size)
@@ -223,7 +230,7 @@ def train(
                     f"No samples at step {progress.step} ({failure}); training goes on. Mend or disconnect Sample "
                     "Settings for the next run."
                 )
-            session.enter_context(denoiser.session())
+            session.enter_context(placement.session())
 
         def look_at_curves() -> None:
             advice = validation.advise(progress.losses, progress.points, config, progress.guard.skipped)
@@ -240,32 +247,29 @@ def train(
             if config.sample.at_start and not progress.step:
                 draw()
             while progress.step < config.steps and not stopped_early:
-                _boundary(controls, team, denoiser, session)
+                _boundary(controls, team, placement, session)
                 step = progress.step
                 step_started = time.monotonic()
 
                 # Gradients: the mean over all items of the step, however they are spread over batches and processes
-                batches = [order.batch(step * accumulation + micro) for micro in range(accumulation)]
+                def gradients(step: int = step) -> Tensor:
+                    return _gradients(denoiser, config, learner, feed, step, progress.guard)
 
-                def gradients(step: int = step, batches: list[list[Showing]] = batches) -> float:
-                    return _gradients(denoiser, config, learner, store, step, batches, progress.guard, team)
-
-                loss = guards.with_less_memory(
+                device_loss = guards.with_less_memory(
                     gradients,
                     progress.guard,
                     config.guards,
-                    largest_batch=max(map(len, batches)),
+                    largest_batch=max(map(len, feed.batches(step))),
                     clean_up=learner.forget_gradients,
                     say=say,
                 )
-                loss = add_up_gradients(team, learner.parameters, loss)
+                device_loss = add_up_gradients(team, learner.buffers, device_loss)
                 limit = guards.spike_limit(progress.losses, config.guards)
-                if loss > limit:
-                    progress.guard.clipped_spikes += 1
-                    for parameter in learner.parameters:
-                        if parameter.grad is not None:
-                            parameter.grad.mul_(limit / loss)
-                grad_norm = learner.clip_gradients()
+                device_norm = learner.clip_gradients((limit / device_loss).clamp(max=1))
+                if step + 1 < config.steps:
+                    feed.prepare(step + 1, progress.guard.parts)
+                loss, grad_norm = torch.stack([device_loss.float(), device_norm]).tolist()  # here we wait
+                progress.guard.clipped_spikes += loss > limit
 
                 # Step
                 rate = learner.rate_at(step, progress.guard.rate)
@@ -318,7 +322,7 @@ def train(
         except Stopped:
             stopped = True
             if not learner.adapter.has_base:  # told to stop while it had stepped aside
-                session.enter_context(denoiser.session())
+                session.enter_context(placement.session())
             save()
         except Exception:
             save()
@@ -386,75 +390,32 @@ def _check_resumable(
         )
 
 
-def _boundary(controls: Controls, team: Alone, denoiser: Denoiser, session: ExitStack) -> None:
+def _boundary(controls: Controls, team: Alone, placement: Placement, session: ExitStack) -> None:
     """Between steps: stop when told to, and give the device away while somebody else wants it."""
     if team.size > 1:  # all stop together, or those who go on would wait for the others for ever
         if team.any(controls.stop_requested):
             raise Stopped
         return
-    controls.at_boundary(session.close, lambda: session.enter_context(denoiser.session()))
+    controls.at_boundary(session.close, lambda: session.enter_context(placement.session()))
 
 
 def _gradients(
-    denoiser: Denoiser,
-    config: TrainConfig,
-    learner: Learner,
-    store: ItemStore,
-    step: int,
-    batches: list[list[Showing]],
-    guard: GuardState,
-    team: Alone,
-) -> float:
-    """Add one step's gradients of this process's share; returns its share of the loss."""
+    denoiser: Denoiser, config: TrainConfig, learner: Learner, feed: Feed, step: int, guard: GuardState
+) -> Tensor:
+    """Add one step's gradients of this process's share; returns its share of the loss, on the device."""
     if guard.activation_checkpointing:
         checkpoint_blocks(denoiser.module)
-    count = sum(map(len, batches))
-    total = 0.0
-    for micro, batch_showings in enumerate(batches):
-        for part in range(guard.parts):
-            showings = list(team.share(batch_showings))[part :: guard.parts]
-            if not showings:
-                continue
-            batch = store.load(showings)
-            question = _question(denoiser, config, batch.latents, showings)
-            place = step * config.optimizer.gradient_accumulation + micro
-            learner.adapter.set_step(config.seed, place + (part << 40) + (team.rank << 50))
-            answer = denoiser.forward(
-                question.noisy,
-                question.timestep,
-                {k: v.to(denoiser.device) for k, v in batch.conditioning.items()},
-            )
-            errors = objective.loss_per_item(answer, question.target, batch.mask, config.objective)
-            errors = errors * objective.level_weight(config.objective, denoiser, question)
-            factors = batch.weight.to(errors) * _role_weight(config, store, showings).to(errors)
-            loss = (errors * factors).sum() / count
-            if loss.requires_grad:  # not when dropout has switched every layer off
-                loss.backward()
-            total += loss.item()
+    total = torch.zeros((), device=denoiser.device)
+    for portion in feed.take(step, guard.parts):
+        learner.adapter.set_step(config.seed, portion.place)
+        question = portion.question
+        answer = denoiser.forward(question.noisy, question.timestep, portion.conditioning)
+        errors = objective.loss_per_item(answer, question.target, portion.mask, config.objective)
+        loss = (errors * portion.factor).sum()
+        if loss.requires_grad:  # not when dropout has switched every layer off
+            loss.backward()
+        total += loss.detach()
     return total
-
-
-def _role_weight(config: TrainConfig, store: ItemStore, showings: list[Showing]) -> Tensor:
-    """Factor of each item's role, (B,)."""
-    weight = config.objective.regularisation_weight
-    roles = [store.items[s.item].role for s in showings]
-    return torch.tensor([weight if role == "regularisation" else 1.0 for role in roles])
-
-
-def _question(
-    denoiser: Denoiser, config: TrainConfig, latents: Tensor, showings: list[Showing]
-) -> objective.Question:
-    """Draw noise and noise levels for one batch: CPU draws, so that every device sees the same numbers."""
-    latents = denoiser.prepare_latents(latents.to(denoiser.device, torch.float32))
-    noise, levels = [], []
-    for showing in showings:
-        draws = generator(config.seed, "noise", showing.epoch, showing.entry)
-        noise.append(torch.randn(latents.shape[1:], generator=draws))
-        levels.append(objective.draw_levels(config.objective, denoiser.prediction, 1, draws))
-        noise[-1] = objective.offset_noise(config.objective, noise[-1], draws)
-    return objective.ask(
-        denoiser, latents, torch.stack(noise).to(latents.device), torch.cat(levels).to(latents.device)
-    )
 
 
 def _roll_back(learner: Learner, progress: _Progress, run_folder: Path, team: Alone) -> None:

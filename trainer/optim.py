@@ -19,6 +19,14 @@ from .errors import KilnError
 
 _IN_PYTORCH_OPTIMIZER = {"lion": "Lion", "prodigy": "Prodigy", "schedule_free_adamw": "ScheduleFreeAdamW"}
 
+# Every value moves by its own gradient, or by sums over all of them: the shapes of the tensors make no difference
+_ELEMENTWISE = {"adamw", "adamw_8bit", *_IN_PYTORCH_OPTIMIZER}
+
+
+def wants_shapes(options: OptimizerConfig) -> bool:
+    """Whether the optimizer looks at matrices (Adafactor, and whatever we do not know) and not at single values."""
+    return options.optimizer.strip().lower() not in _ELEMENTWISE
+
 
 def make_optimizer(
     parameters: Sequence[nn.Parameter] | Sequence[dict[str, Any]], options: OptimizerConfig

@@ -76,18 +76,14 @@ class Team(Alone):
         return bytes(self.add_up(letters).tolist()).rstrip(b"\0").decode()
 
 
-def add_up_gradients(team: Alone, parameters: Sequence[nn.Parameter], loss: float) -> float:
+def add_up_gradients(team: Alone, buffers: Sequence[nn.Parameter], loss: Tensor) -> Tensor:
     """Put the sum over all processes into every gradient, in one message; returns the sum of the losses."""
     if team.size == 1:
         return loss
-    for parameter in parameters:
-        if parameter.grad is None:  # this process had no item
-            parameter.grad = torch.zeros_like(parameter)
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    own = torch.tensor([loss], dtype=gradients[0].dtype, device=gradients[0].device)
-    total = team.add_up(torch.cat([*(g.flatten() for g in gradients), own]))
+    gradients = [b.grad for b in buffers if b.grad is not None]
+    total = team.add_up(torch.cat([*gradients, loss.to(gradients[0]).reshape(1)]))
     place = 0
     for gradient in gradients:
-        gradient.copy_(total[place : place + gradient.numel()].view_as(gradient))
+        gradient.copy_(total[place : place + gradient.numel()])
         place += gradient.numel()
-    return float(total[-1])
+    return total[-1]

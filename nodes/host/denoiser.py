@@ -8,20 +8,25 @@ nodes never see an adapter.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import comfy.model_management
 import comfy.ops
 import torch
 from comfy.model_base import ModelType
+from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
+from ...trainer.adapter.inject import is_linear
 from ...trainer.config import Prediction
 from ...trainer.denoiser import Conditioning, Denoiser
 from ...trainer.errors import KilnError
 from ...trainer.events import Stopped
 from ...trainer.twin import Twin
+from .training_ops import attention, lean_norms, lean_rope
+
+NO_ROOM = 1 << 60  # bytes, more than any device has
 
 PREDICTIONS: dict[ModelType, Prediction] = {
     ModelType.FLOW: "flow",
@@ -76,14 +81,28 @@ class HostDenoiser(Denoiser):
         return self._twin.module
 
     @contextmanager
-    def session(self) -> Iterator[None]:
+    def session(self, whole: bool = True) -> Iterator[None]:
         """Load the model as the host does for sampling, with room for activations, and lend its weights to the twin."""
         room = 3 * self._patcher.memory_required(list(self._batch_shape))
+        if not whole and self.device.type != "cpu":
+            # Asked for more room than there is, the host keeps the weights of its layers on the offload device, with
+            # the patches of other nodes as functions that host_weights applies. It leaves a model alone that is on the
+            # device already, so everything goes off it first.
+            room = NO_ROOM
+            comfy.model_management.free_memory(NO_ROOM, self.device)
         comfy.model_management.load_models_gpu([self._patcher], memory_required=room)
         if self._twin is None:
             self._twin = Twin(self._base.diffusion_model)
-        with _training_mode(), self._twin.weights():
+        with _training_mode(), lean_rope(), self._twin.weights():
+            as_linear_layers(self._twin.module)
+            if self.device.type == "cpu":
+                lean_norms(self._twin.module)
             yield
+
+    def keeps_to_itself(self, owner: nn.Module, name: str) -> bool:
+        """Weights that host 0.33 streams itself ("aimdo") with patches on top: only its own way of bringing them in
+        applies those."""
+        return getattr(owner, f"{name}_lowvram_function", None) is not None
 
     def prepare_latents(self, latents: Tensor) -> Tensor:
         return self._base.process_latent_in(latents)
@@ -108,7 +127,11 @@ class HostDenoiser(Denoiser):
         context = values.pop("c_crossattn", None)
         concat = values.pop("c_concat", None)
         x = noisy.to(self.dtype) if concat is None else torch.cat([noisy.to(self.dtype), concat], dim=1)
-        options = {**self._patcher.model_options.get("transformer_options", {}), "sigmas": timestep}
+        options = {
+            **self._patcher.model_options.get("transformer_options", {}),
+            "sigmas": timestep,
+            "optimized_attention_override": attention,
+        }
         timestep = self._base.process_timestep(timestep.float(), x=noisy, **values)
         answer = self.module(
             x, timestep, context=context, control=None, transformer_options=options, **values
@@ -121,22 +144,43 @@ class HostDenoiser(Denoiser):
         return value
 
 
+def host_weights(layer: nn.Module, like: Tensor) -> AbstractContextManager[tuple[Tensor, Tensor | None]]:
+    """FrozenWeights of the host's linear layers: resident, offloaded, of another type, with patches to apply, fp8,
+    scaled fp8 or quantised."""
+    own_cast = getattr(layer, "cast_bias_weight", None)
+    if own_cast is not None:  # ComfyUI-GGUF's layers dequantise and patch their weight themselves
+        return nullcontext(own_cast(like))
+    changed = layer.comfy_cast_weights or layer.weight_function or layer.bias_function
+    weight = layer.weight
+    if not changed and weight.dtype == like.dtype and type(weight) is nn.Parameter:
+        return nullcontext((weight, layer.bias))  # type: ignore[arg-type]
+    return _brought_in(layer, like)
+
+
 @contextmanager
-def host_weights(layer: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """FrozenWeights of the host's linear layers: resident, offloaded, of another type, with patches to apply, or
-    scaled fp8. The host's own routine brings them in; they are handed back as soon as they have been used."""
-    if (
-        not (layer.comfy_cast_weights or layer.weight_function or layer.bias_function)
-        and layer.weight.dtype == like.dtype
-    ):
-        yield layer.weight, layer.bias  # type: ignore[misc]
-        return
+def _brought_in(layer: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """By the host's own routine; handed back as soon as they have been used."""
     weight, bias, stream = comfy.ops.cast_bias_weight(layer, like, offloadable=True)
     try:
         scale = getattr(layer, "scale_weight", None)  # scaled fp8 on host 0.3.75; 0.33 dequantises by itself
-        yield (weight if scale is None else weight * scale.to(weight)), bias
+        inputs = getattr(layer, "pre_quant_scale", None)  # host 0.33: what the inputs are to be multiplied by
+        for factor in (scale, inputs):
+            weight = weight if factor is None else weight * factor.to(weight)
+        yield (weight.dequantize() if isinstance(weight, QuantizedTensor) else weight), bias
     finally:
         comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
+
+
+def as_linear_layers(module: nn.Module) -> None:
+    """Make the quantised linear layers of a twin known as such: the host's (comfy.ops.mixed_precision_ops) are no
+    nn.Linear, which peft asks for. Their behaviour stays theirs."""
+    classes: dict[type, type] = {}
+    for layer in module.modules():
+        kind = type(layer)
+        if is_linear(layer) and not isinstance(layer, nn.Linear):
+            if kind not in classes:
+                classes[kind] = type(kind.__name__, (kind, nn.Linear), {})
+            layer.__class__ = classes[kind]
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_management
+import folder_paths
 import torch
 
 from ...trainer import runfile
@@ -86,10 +87,10 @@ def train_run(
     on_chosen(folder.name, denoiser.device, read_state(resumed).step if resumed else 0)
     start = start_state(model, start_from, config.adapter) if start_from and resumed is None else None
 
-    plan = plan_memory(model, denoiser, config, largest)
+    file = model_file(model, source or {})
+    plan = plan_memory(model, denoiser, config, largest, file)
     emitter(listeners)(MessageEvent(text=plan.sentence()))
-    if plan.advice:
-        log.warning("%s", plan.sentence())
+    log.log(logging.WARNING if plan.advice else logging.INFO, "%s", plan.sentence())
 
     with ExitStack() as ending:
         history: History | None = None
@@ -121,6 +122,8 @@ def train_run(
                 start_from=start,
                 team=team,
                 sampler=HostSampler(model, tools, config, folder, graph or {}) if tools else None,
+                memory=plan.memory,
+                model_file=file,
             )
         except BaseException as error:
             if history is not None:
@@ -161,8 +164,11 @@ def train_run(
     return run
 
 
-def plan_memory(model: Any, denoiser: Any, config: TrainConfig, latent_shape: tuple[int, ...]) -> Estimate:
-    """What the run will need of the device, against what it has free when the host makes room."""
+def plan_memory(
+    model: Any, denoiser: Any, config: TrainConfig, latent_shape: tuple[int, ...], file: Path | None = None
+) -> Estimate:
+    """What the run will need of the device, and at which memory level, against what it has free when the host makes
+    room. file: see model_file."""
     from ...trainer.adapter.inject import choose_targets, layer_shape
 
     module = model.model.diffusion_model
@@ -172,8 +178,10 @@ def plan_memory(model: Any, denoiser: Any, config: TrainConfig, latent_shape: tu
         layer_shape(t, config.adapter).rank * (layers[t].in_features + layers[t].out_features)
         for t in targets
     )
-    free = None
-    if denoiser.device.type != "cpu":
+    cpu = torch.device("cpu")
+    in_ram = sum(p.numel() * p.element_size() for p in module.parameters() if p.device == cpu)
+    free = free_ram = comfy.model_management.get_free_memory(cpu) + in_ram
+    if denoiser.device != cpu:
         held = comfy.model_management.loaded_models()
         free = comfy.model_management.get_free_memory(denoiser.device)
         free += sum(m.loaded_size() for m in held if m.load_device == denoiser.device)
@@ -185,7 +193,26 @@ def plan_memory(model: Any, denoiser: Any, config: TrainConfig, latent_shape: tu
         bytes_per_value=denoiser.dtype.itemsize,
         trained=trained,
         free=free,
+        streams=denoiser.device != cpu,
+        from_file=file is not None,
+        free_ram=free_ram,
     )
+
+
+def model_file(model: Any, source: dict[str, str]) -> Path | None:
+    """The safetensors file that the model's weights are read from, or None where nodes in between have changed them.
+
+    Args:
+        model: the MODEL.
+        source: see model_source.
+    """
+    folder = {"UNETLoader": "diffusion_models", "CheckpointLoaderSimple": "checkpoints"}.get(
+        source.get("loader", "")
+    )
+    if folder is None or model.patches:
+        return None
+    path = folder_paths.get_full_path(folder, source["file"])
+    return Path(path) if path and path.endswith((".safetensors", ".sft")) else None
 
 
 def model_source(prompt: dict[str, Any], node_id: str) -> dict[str, str]:

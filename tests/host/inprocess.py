@@ -26,10 +26,10 @@ def load_file(name: str, path: Path, package: Path | None = None) -> ModuleType:
     return module
 
 
-def start() -> None:
-    """Make `comfy`, `folder_paths` and the host's `nodes` importable, and the pack as `lora_kiln`; CPU only."""
+def start(cpu: bool = True) -> None:
+    """Make `comfy`, `folder_paths` and the host's `nodes` importable, and the pack as `lora_kiln`."""
     sys.path.insert(0, os.getcwd())
-    sys.argv = [sys.argv[0], "--cpu"]
+    sys.argv = [sys.argv[0], *(["--cpu"] if cpu else [])]
     load_file("launch_host", REPO / "scripts" / "launch_host.py").prepare(Path.cwd())
     import comfy.options
     import utils.install_util  # noqa: F401 - as main.py does, before the host's nodes.py puts comfy/ on the path

@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainer.adapter.fused import FusedLoraLinear, resident_weights
+from trainer.adapter.dropout import dropout_mask
+from trainer.adapter.flat import flatten
+from trainer.adapter.fused import FusedLoraLinear, _LoraLinears, resident_weights, share_inputs
 
 
 class Net(nn.Module):
@@ -71,19 +73,19 @@ def test_half_precision_activations_with_fp32_adapters() -> None:
         assert torch.nn.functional.cosine_similarity(g.float().flatten(), e.flatten(), dim=0) > 0.999
 
 
-def test_gradients_are_exact_in_double_also_with_dropout() -> None:
+@pytest.mark.parametrize(("dropout", "rank_dropout"), [(0.0, 0.0), (0.4, 0.0), (0.0, 0.5), (0.4, 0.5)])
+def test_gradients_are_exact_in_double_also_with_dropout(dropout: float, rank_dropout: float) -> None:
     _, fused = make_pair(torch.float64)
     layer = fused.first
     layer.lora_A["default"].double(), layer.lora_B["default"].double()
-    layer.drop_rate, layer.drop_seed = 0.4, 123
-    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    layer.input_dropout, layer.rank_dropout, layer.draws_of = dropout, rank_dropout, (123, 0)
 
     def f(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        from trainer.adapter.fused import _LoraLinear
-
-        return _LoraLinear.apply(x, a, b, layer, 123)
+        draws = layer.shared._draws(x)
+        return _LoraLinears.apply(x, layer.shared, draws, a, b)[0]
 
     x = torch.randn(3, 12, dtype=torch.float64, requires_grad=True)
+    a, b = (m.detach().clone().requires_grad_() for m in layer.matrices)
     assert torch.autograd.gradcheck(f, (x, a, b))
 
 
@@ -94,13 +96,120 @@ def test_dropout_has_its_rate_and_keeps_the_mean() -> None:
     with torch.no_grad():
         without = layer(x)
         base = layer.base_layer(x)
-        layer.drop_rate = 0.25
-        layer.drop_seed = 1
+        layer.input_dropout = 0.25
+        layer.set_step(0, 1)
         with_drop = layer(x)
-        layer.drop_seed = 2
+        layer.set_step(0, 2)
         other = layer(x)
+        layer.set_step(0, 1)
+        torch.testing.assert_close(layer(x), with_drop, rtol=0, atol=0)
+        layer.rest()
+        torch.testing.assert_close(layer(x), without, rtol=0, atol=0)
     assert not torch.equal(with_drop, other)
     torch.testing.assert_close((with_drop - base).mean(0), (without - base).mean(0), rtol=0.1, atol=0.05)
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.5])
+def test_masks(rate: float) -> None:
+    like = torch.empty(999, 101)
+    mask = dropout_mask(like, rate, 7)
+    assert mask.shape == like.shape and mask.dtype == like.dtype
+    assert float((mask == 0).float().mean()) == pytest.approx(rate, abs=0.005)
+    assert mask.unique().tolist() == pytest.approx([0.0, 1 / (1 - rate)], rel=1e-4)
+    assert torch.equal(mask, dropout_mask(like, rate, 7))
+    assert not torch.equal(mask, dropout_mask(like, rate, 8))
+
+
+class Attention(nn.Module):
+    """q, k and v of one tensor, or k and v of another, as Wan's attentions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(8, 12), nn.Linear(8, 12), nn.Linear(8, 8, bias=False)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        weights = (self.q(x) @ self.k(context).transpose(1, 2)).softmax(-1)
+        return weights @ self.v(context)
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.self_attn, self.cross_attn = Attention(), Attention()
+
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        return self.self_attn(x, x) + self.cross_attn(x, text)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_layers_that_share_an_input_equal_peft(flat: bool) -> None:
+    torch.manual_seed(0)
+    plain = Block()
+    names = [f"{a}.{part}" for a in ("self_attn", "cross_attn") for part in "qkv"]
+    config = peft.LoraConfig(
+        r=4, lora_alpha=6, target_modules=names, init_lora_weights=False, rank_pattern={"self_attn.k": 2}
+    )
+    peft.inject_adapter_in_model(config, plain)
+    fused = copy.deepcopy(plain)
+    layers = {
+        n: FusedLoraLinear.fuse(fused.get_submodule(n), resident_weights, i) for i, n in enumerate(names)
+    }
+    share_inputs(layers)
+    assert [len(layers[n].shared.layers) for n in names] == [3, 3, 3, 1, 2, 2]
+    if flat:
+        for side in (0, 1):
+            flatten([layer.matrices[side] for layer in layers.values()])
+        group = layers["self_attn.q"].shared
+        stacked = group.stacked_a([m for layer in group.layers for m in layer.matrices])
+        assert stacked.data_ptr() == layers["self_attn.q"].matrices[0].data_ptr(), "a view, no copy"
+
+    def results(net: nn.Module) -> list[Tensor]:
+        x, text = torch.ones(1, 5, 8).cumsum(1).requires_grad_(), torch.linspace(-1, 1, 24).view(1, 3, 8)
+        y = net(x, text)
+        y.square().sum().backward()
+        assert x.grad is not None
+        return [
+            y,
+            x.grad,
+            *(p.grad.clone() for p in net.parameters() if p.requires_grad and p.grad is not None),
+        ]
+
+    expected, got = results(plain), results(fused)
+    assert len(expected) == len(got) == 14
+    for e, g in zip(expected, got, strict=True):
+        torch.testing.assert_close(g, e, rtol=1e-5, atol=1e-5)
+
+
+def test_a_wrong_guess_about_sharing_changes_nothing() -> None:
+    torch.manual_seed(0)
+    plain = Attention()
+    peft.inject_adapter_in_model(
+        peft.LoraConfig(r=4, target_modules=["q", "k", "v"], init_lora_weights=False), plain
+    )
+    fused = copy.deepcopy(plain)
+    share_inputs(
+        {
+            f"self_attn.{n}": FusedLoraLinear.fuse(getattr(fused, n), resident_weights, i)
+            for i, n in enumerate("qkv")
+        }
+    )
+    x, context = torch.randn(1, 5, 8), torch.randn(1, 3, 8)  # k and v read another tensor than q
+    for net in (plain, fused):
+        net(x, context).square().sum().backward()
+    for e, g in zip(plain.parameters(), fused.parameters(), strict=True):
+        torch.testing.assert_close(g.grad, e.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_autocast_decides_the_type() -> None:
+    _, fused = make_pair()
+    x = torch.randn(4, 12)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = fused.first(x)
+        y.float().sum().backward()
+    assert y.dtype == torch.bfloat16
+    exact = make_pair()[1].first(x)
+    torch.testing.assert_close(y.float(), exact, rtol=0.05, atol=0.05)
+    assert fused.first.matrices[0].grad is not None and fused.first.matrices[0].grad.dtype == torch.float32
 
 
 def test_frozen_weight_is_never_saved_and_input_once() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.adapter.inject import choose_targets, make_adapter
-from trainer.config import PRESETS, AdapterConfig, TrainConfig
+from trainer.config import PRESETS, AdapterConfig, MemoryConfig, TrainConfig
 from trainer.errors import KilnError
 from trainer.estimate import Estimate, estimate, features, tokens
 from trainer.import_settings import as_settings, import_settings, widget_values
@@ -149,16 +149,24 @@ def test_activations_are_of_the_right_size(dim: int, depth: int, count: int) -> 
     assert 0.6 < planned / kept < 1.7, planned / kept
 
 
-def plan(free: int | None, batch_size: int = 4) -> Estimate:
-    network = Network(64, 2)
+def plan(
+    free: int | None,
+    batch_size: int = 4,
+    level: str = "resident",
+    depth: int = 2,
+    side: int = 32,
+    **known: Any,
+) -> Estimate:
+    network = Network(64, depth)
     return estimate(
         network,
         choose_targets(network, ""),
-        TrainConfig(batch_size=batch_size),
-        (16, 1, 32, 32),
+        TrainConfig(batch_size=batch_size, memory=MemoryConfig(level=level)),
+        (16, 1, side, side),
         bytes_per_value=4,
         trained=1000,
         free=free,
+        **known,
     )
 
 
@@ -166,7 +174,11 @@ def test_estimate_and_what_would_fit() -> None:
     assert tokens(Network(8, 1), (16, 3, 32, 32)) == 3 * 16 * 16
     whole = plan(None)
     weights: Any = sum(p.numel() * 4 for p in Network(64, 2).parameters())
-    assert whole.weights == weights and whole.adapter == whole.optimizer == 8000
+    assert whole.weights == weights and (whole.adapter, whole.gradients, whole.optimizer) == (
+        4000,
+        4000,
+        8000,
+    )
     assert plan(whole.total).advice == "" and plan(whole.total).total == whole.total
     single = plan(None, 1).total
     assert "batch_size 1 with gradient_accumulation 4 would fit" in plan(single).sentence()
@@ -178,3 +190,44 @@ def test_what_is_drawn_is_left_to_its_node() -> None:
     found = import_settings("validation: {every: 50}\nsample: {prompts: a cat, cfg: 4}")
     assert found.themes == {"validation": {"every": 50}}
     assert "prompts: not used, set it on the Sample Settings node" in found.report
+
+
+def test_auto_takes_the_first_level_that_fits() -> None:
+    """From all the memory there is down to none: each rung is taken where the one before no longer fits."""
+    deep: dict[str, Any] = {"depth": 6, "side": 8}  # weights count for more than activations
+    needs = {}
+    for level in ("resident", "checkpoint activations", "stream blocks"):
+        needs[level] = plan(None, level=level, **deep).total
+        assert plan(int(needs[level] / 0.89), level="auto", **deep).memory.level == level
+    assert needs["resident"] > needs["checkpoint activations"] > needs["stream blocks"]
+    chosen = plan(int(needs["stream blocks"] / 0.89), level="auto", **deep)
+    assert "at memory level stream blocks, chosen for the" in chosen.sentence()
+    assert "(resident needs" in chosen.sentence() and not chosen.advice
+    assert plan(None, level="auto", **deep).memory.level == "resident"
+    least = plan(1000, level="auto", **deep)
+    assert least.memory == MemoryConfig(level="stream blocks", offload_block_inputs=True)
+    assert "does not hold two blocks" in least.advice
+    assert plan(1000, level="auto", **deep, streams=False).memory.level == "checkpoint activations"
+    short = {"from_file": True, "free_ram": 1000}
+    assert plan(1000, level="auto", **deep, **short).memory.level == "stream from file"
+    assert plan(1000, level="auto", **deep, from_file=True, free_ram=10**9).memory.level == "stream blocks"
+
+
+def test_plans_by_part() -> None:
+    """Two blocks of two: streaming has nothing to gain but the rest; fp8 takes the matrices at a quarter of fp32."""
+    network = Network(64, 2)
+    matrices = sum(m.weight.numel() for m in network.modules() if isinstance(m, nn.Linear))
+
+    def weights(memory: MemoryConfig) -> int:
+        return estimate(
+            network,
+            choose_targets(network, ""),
+            TrainConfig(memory=memory),
+            (16, 1, 32, 32),
+            bytes_per_value=4,
+            trained=1000,
+        ).weights
+
+    whole = sum(p.numel() * 4 for p in network.parameters())
+    assert weights(MemoryConfig(level="stream blocks")) == whole == weights(MemoryConfig(level="resident"))
+    assert weights(MemoryConfig(level="resident", base_precision="fp8")) == whole - 3 * matrices

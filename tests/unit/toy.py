@@ -65,10 +65,13 @@ class ToyDenoiser:
         return self.twin.module
 
     @contextmanager
-    def session(self) -> Iterator[None]:
+    def session(self, whole: bool = True) -> Iterator[None]:
         self.sessions += 1
         with self.twin.weights():
             yield
+
+    def keeps_to_itself(self, owner: nn.Module, name: str) -> bool:
+        return False
 
     def prepare_latents(self, latents: Tensor) -> Tensor:
         return latents

@@ -1,20 +1,24 @@
-"""The LoRA linear as one autograd function, under peft's own layer class.
+"""LoRA linears as one autograd function, under peft's own layer class.
 
     y = x W^T + b + s (x A^T) B^T            x (N, in), W (out, in), A (r, in), B (out, r), s = alpha / r
 
 Plain peft runs five recorded operations here: it saves the input twice, keeps a full-size LoRA result and adds it.
-One function adds the LoRA into y in place, saves x once (shared when q, k and v read the same x), and never saves
-W: forward and backward each ask `FrozenWeights` for it, so it may be resident, cast from another type, dequantised
-or brought in from elsewhere, and it may be an inference tensor.
+One function adds the LoRA into y in place, saves x once, and never saves W: forward and backward each ask
+`FrozenWeights` for it, so it may be resident, cast from another type, dequantised or brought in from elsewhere, and it
+may be an inference tensor.
 
     dB = s dy^T (x A^T)      dA = s (dy B)^T x      dx = dy W + s (dy B) A
 
-Dropout zeroes inputs of the LoRA branch as peft does; its mask comes from a seed and is drawn again in backward
-instead of being kept.
+Layers that read the same x (q, k and v of an attention) are one function together (`SharedInput`): their A matrices
+lie next to each other in memory (see flat.py) and are multiplied as one, and their three dx are added up by the
+multiplications themselves.
+
+Dropout zeroes inputs of the LoRA branch as peft does; layers that share an input share the mask.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -23,7 +27,8 @@ from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..rng import derive_seed
+from ..rng import derive_seed, generator
+from .dropout import dropout_mask
 
 
 class FrozenWeights(Protocol):
@@ -42,54 +47,80 @@ def resident_weights(layer: nn.Module, like: Tensor) -> AbstractContextManager[t
     return nullcontext((layer.weight.to(like), None if layer.bias is None else layer.bias.to(like)))
 
 
-class _LoraLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, layer: FusedLoraLinear, drop_seed: int) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1])
-        with layer.weights(layer.base_layer, x) as (weight, bias):
-            y = F.linear(flat, weight, bias)
-        dropped = _drop(flat, layer.drop_rate, drop_seed)
-        hidden = dropped @ a.to(x.dtype).t()  # (N, r)
-        y.addmm_(hidden, b.to(x.dtype).t(), alpha=layer.scale)
-        ctx.save_for_backward(x, a, b, hidden)
-        ctx.layer, ctx.drop_seed = layer, drop_seed
-        return y.view(*x.shape[:-1], y.shape[-1])
+class _LoraLinears(torch.autograd.Function):
+    """x (..., in), then A and B of each layer -> y (..., out) of each layer."""
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
-        x, a, b, hidden = ctx.saved_tensors
-        layer: FusedLoraLinear = ctx.layer
+    def forward(
+        ctx: Any, x: Tensor, shared: SharedInput, draws: _Draws, *matrices: Tensor
+    ) -> tuple[Tensor, ...]:
         flat = x.reshape(-1, x.shape[-1])
-        grad = grads[0].reshape(-1, grads[0].shape[-1])
-        mask = _mask(flat, layer.drop_rate, ctx.drop_seed)
-        dropped = flat if mask is None else flat * mask
-        grad_hidden = (grad @ b.to(x.dtype)).mul_(layer.scale)  # (N, r)
-        grad_a = grad_hidden.t() @ dropped
-        grad_b = (grad.t() @ hidden).mul_(layer.scale)
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            with layer.weights(layer.base_layer, x) as (weight, _):
-                grad_x = grad @ weight
-            if mask is None:
-                grad_x.addmm_(grad_hidden, a.to(x.dtype))
-            else:
-                grad_x.addcmul_(grad_hidden @ a.to(x.dtype), mask)
-            grad_x = grad_x.view_as(x)
-        return grad_x, grad_a.to(a.dtype), grad_b.to(b.dtype), None, None
+        hidden = draws.drop(flat) @ shared.stacked_a(matrices).to(x.dtype).t()  # (N, sum of r)
+        hidden = draws.scale(hidden)
+        answers = []
+        for layer, b, part in zip(shared.layers, matrices[1::2], shared.split(hidden), strict=True):
+            with layer.weights(layer.base_layer, x) as (weight, bias):
+                y = F.linear(flat, weight, bias)
+            answers.append(y.addmm_(part, b.to(x.dtype).t()).view(*x.shape[:-1], -1))
+        ctx.save_for_backward(x, hidden, *matrices)
+        ctx.shared, ctx.draws = shared, draws
+        ctx.set_materialize_grads(False)
+        return tuple(answers)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, hidden, *matrices = ctx.saved_tensors
+        shared: SharedInput = ctx.shared
+        draws: _Draws = ctx.draws
+        flat = x.reshape(-1, x.shape[-1])
+        hidden_grad = torch.empty_like(hidden)
+        x_grad: Tensor | None = None
+        b_grads: list[Tensor | None] = []
+        layers = zip(
+            shared.layers, matrices[1::2], grads, shared.split(hidden), shared.split(hidden_grad), strict=True
+        )
+        for layer, b, wide_grad, part, part_grad in layers:
+            if wide_grad is None:  # nobody used this layer's answer
+                part_grad.zero_()
+                b_grads.append(None)
+                continue
+            grad = wide_grad.reshape(-1, wide_grad.shape[-1])
+            torch.mm(grad, b.to(x.dtype), out=part_grad)
+            b_grads.append((grad.t() @ part).to(b.dtype))
+            if ctx.needs_input_grad[0]:
+                with layer.weights(layer.base_layer, x) as (weight, _):
+                    x_grad = grad @ weight if x_grad is None else x_grad.addmm_(grad, weight)
+        hidden_grad = draws.scale(hidden_grad)
+        a = shared.stacked_a(matrices)
+        a_grad = (hidden_grad.t() @ draws.drop(flat)).to(a.dtype)  # (sum of r, in)
+        if x_grad is not None:
+            x_grad = draws.add_undropped(x_grad, hidden_grad, a.to(x.dtype)).view_as(x)
+        both = zip(a_grad.split(shared.ranks), b_grads, strict=True)
+        return (x_grad, None, None, *(g for pair in both for g in pair))
 
 
-def _mask(like: Tensor, rate: float, seed: int) -> Tensor | None:
-    """Dropout mask scaled to keep the mean, a pure function of the seed; None without dropout."""
-    if rate == 0.0:
-        return None
-    generator = torch.Generator(device=like.device).manual_seed(seed)
-    keep = torch.empty_like(like).bernoulli_(1 - rate, generator=generator)
-    return keep.div_(1 - rate)
+class _Draws:
+    """The scale of one call, and what it draws at random; seeds are kept, not masks."""
 
+    def __init__(self, scale: float | Tensor, rate: float = 0.0, seed: int = 0) -> None:
+        self._scale = scale  # for all ranks, or (sum of r,)
+        self._rate, self._seed = rate, seed
 
-def _drop(x: Tensor, rate: float, seed: int) -> Tensor:
-    mask = _mask(x, rate, seed)
-    return x if mask is None else x * mask
+    def drop(self, flat: Tensor) -> Tensor:
+        """x as the LoRA branch sees it."""
+        return flat * dropout_mask(flat, self._rate, self._seed) if self._rate else flat
+
+    def scale(self, hidden: Tensor) -> Tensor:
+        """In place: times alpha / r, and ranks that are left out times 0."""
+        if isinstance(self._scale, Tensor):
+            return hidden.mul_(self._scale.to(hidden))
+        return hidden if self._scale == 1 else hidden.mul_(self._scale)
+
+    def add_undropped(self, x_grad: Tensor, hidden_grad: Tensor, a: Tensor) -> Tensor:
+        """The LoRA branch's share of dx, added in place."""
+        if not self._rate:
+            return x_grad.addmm_(hidden_grad, a)
+        return x_grad.addcmul_(hidden_grad @ a, dropout_mask(x_grad, self._rate, self._seed))
 
 
 class FusedLoraLinear(PeftLinear):
@@ -97,11 +128,16 @@ class FusedLoraLinear(PeftLinear):
 
     weights: FrozenWeights
     scale: float
-    drop_rate: float  # 0 when not training
-    drop_seed: int  # changes at every step
+    index: int
+    input_dropout: float
+    rank_dropout: float
+    draws_of: tuple[int, int] | None  # seed and micro-step while training
+    shared: SharedInput
 
     @staticmethod
-    def fuse(layer: PeftLinear, weights: FrozenWeights, index: int) -> FusedLoraLinear:
+    def fuse(
+        layer: PeftLinear, weights: FrozenWeights, index: int, rank_dropout: float = 0.0
+    ) -> FusedLoraLinear:
         """Turn a plain peft LoRA linear with one adapter into a fused one, in place: same parameters, same state
         dict, whatever peft version made it. `index` is the layer's place in the model, for its dropout draws."""
         name = layer.active_adapters[0]
@@ -109,21 +145,128 @@ class FusedLoraLinear(PeftLinear):
         fused: FusedLoraLinear = layer
         fused.weights = weights
         fused.scale = layer.scaling[name]
-        fused.peft_dropout = getattr(layer.lora_dropout[name], "p", 0.0)
-        fused.index = index
-        fused.drop_rate, fused.drop_seed = 0.0, 0
+        fused.input_dropout = getattr(layer.lora_dropout[name], "p", 0.0)
+        fused.index, fused.rank_dropout = index, rank_dropout
+        fused.draws_of = None
+        fused.__dict__["shared"] = SharedInput([fused])  # not a submodule
         return fused
 
-    peft_dropout: float
-    index: int
+    @property
+    def matrices(self) -> tuple[nn.Parameter, nn.Parameter]:
+        """A (r, in) and B (out, r)."""
+        name = self.active_adapters[0]
+        return self.lora_A[name].weight, self.lora_B[name].weight
 
     def set_step(self, seed: int, micro_step: int) -> None:
-        """Choose this micro-step's dropout mask; called before each training forward."""
-        self.drop_rate = self.peft_dropout
-        if self.drop_rate:
-            self.drop_seed = derive_seed(seed, "dropout", micro_step, self.index)
+        """Choose this micro-step's dropout; called before each training forward."""
+        self.draws_of = (seed, micro_step)
+
+    def rest(self) -> None:
+        """No dropout, for validation and sampling."""
+        self.draws_of = None
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """x (..., in) -> (..., out)."""
-        name = self.active_adapters[0]
-        return _LoraLinear.apply(x, self.lora_A[name].weight, self.lora_B[name].weight, self, self.drop_seed)
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        return self.shared.answer(self, x)
+
+
+class SharedInput:
+    """Layers that are called one after the other with the same tensor: the first call computes for all.
+
+    A follower that gets another tensor after all computes for itself, so a wrong guess about a model costs time and
+    nothing else.
+    """
+
+    def __init__(self, layers: Sequence[FusedLoraLinear]) -> None:
+        self.layers = tuple(layers)
+        self._matrices = [m for layer in layers for m in layer.matrices]
+        self.ranks = [len(a) for a in self._matrices[0::2]]
+        self._stacked: Tensor | None = None
+        scales = [layer.scale for layer in layers for _ in range(len(layer.matrices[0]))]
+        self._scale = scales[0] if len(set(scales)) == 1 else torch.tensor(scales)
+        self._at_rest = _Draws(self._scale)
+        self._x: Tensor | None = None
+        self._waiting: dict[FusedLoraLinear, Tensor] = {}
+
+    def answer(self, layer: FusedLoraLinear, x: Tensor) -> Tensor:
+        """What `layer` makes of x."""
+        if layer is self.layers[0]:
+            answers = self._compute(x)
+            self._waiting = dict(zip(self.layers[1:], answers[1:], strict=True))
+            self._x = x if self._waiting else None
+            return answers[0]
+        if x is not self._x or layer not in self._waiting:
+            return SharedInput([layer]).answer(layer, x)
+        answer = self._waiting.pop(layer)
+        if not self._waiting:
+            self._x = None
+        return answer
+
+    def _compute(self, x: Tensor) -> tuple[Tensor, ...]:
+        answers: tuple[Tensor, ...] = _LoraLinears.apply(x, self, self._draws(x), *self._matrices)
+        return answers
+
+    def _draws(self, x: Tensor) -> _Draws:
+        first = self.layers[0]
+        if first.draws_of is None or not (first.input_dropout or first.rank_dropout):
+            return self._at_rest
+        seed, micro_step = first.draws_of
+        scale = self._scale
+        if first.rank_dropout:
+            draws = [
+                torch.rand(rank, generator=generator(seed, "rank dropout", micro_step, layer.index))
+                for layer, rank in zip(self.layers, self.ranks, strict=True)
+            ]
+            scale = (torch.cat(draws) >= first.rank_dropout) * scale / (1 - first.rank_dropout)
+        return _Draws(scale, first.input_dropout, derive_seed(seed, "dropout", micro_step, first.index))
+
+    def split(self, hidden: Tensor) -> Sequence[Tensor]:
+        """(N, sum of r) -> each layer's (N, r)."""
+        return hidden.split(self.ranks, dim=1)
+
+    def stacked_a(self, matrices: Sequence[Tensor]) -> Tensor:
+        """The A matrices as one, (sum of r, in): a view where they lie next to each other."""
+        first = matrices[0]
+        if len(matrices) == 2:
+            return first
+        if self._stacked is None or self._stacked.data_ptr() != first.data_ptr():
+            self._stacked = self._as_neighbours([m.detach() for m in matrices[0::2]])
+        return torch.cat(list(matrices[0::2])) if self._stacked is None else self._stacked
+
+    def _as_neighbours(self, parts: list[Tensor]) -> Tensor | None:
+        """All parts as one view, or None."""
+        first, end = parts[0], parts[0].data_ptr()
+        for part in parts:
+            if not part.is_contiguous() or part.data_ptr() != end:
+                return None
+            end += part.nbytes
+        if end > first.untyped_storage().data_ptr() + first.untyped_storage().nbytes():
+            return None  # neighbours by chance, in storages of their own
+        return first.as_strided((sum(self.ranks), first.shape[1]), (first.shape[1], 1))
+
+
+# Attention modules by the last part of their name, and which of their layers read the same tensor
+_SHARING = {
+    "self_attn": [("q", "k", "v")],
+    "cross_attn": [("k", "v"), ("k_img", "v_img")],
+    "attn1": [("to_q", "to_k", "to_v")],
+    "attn2": [("to_k", "to_v")],
+}
+
+
+def share_inputs(layers: dict[str, FusedLoraLinear]) -> None:
+    """Tie together the layers of known attention modules that read the same tensor, where each has a LoRA.
+
+    Args:
+        layers: by full name, in model order.
+    """
+    for parent in {name.rpartition(".")[0] for name in layers}:
+        for names in _SHARING.get(parent.rpartition(".")[2], []):
+            found = [layers.get(f"{parent}.{name}") for name in names]
+            together = [layer for layer in found if layer is not None]
+            if len(together) == len(names) and len({layer.in_features for layer in together}) == 1:
+                shared = SharedInput(together)
+                for layer in together:
+                    layer.__dict__["shared"] = shared

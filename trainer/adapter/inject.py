@@ -12,17 +12,18 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import peft
 import torch
 from peft.tuners.lora.layer import Linear as PeftLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ..config import AdapterConfig
 from ..errors import KilnError
 from ..rng import generator
-from .fused import FrozenWeights, FusedLoraLinear, _LoraLinear, resident_weights
+from .fused import FrozenWeights, FusedLoraLinear, resident_weights, share_inputs
 
 # diffusers' names for the layers of a Wan block -> the model's own
 DIFFUSERS_ENDINGS = {
@@ -41,7 +42,19 @@ _REGEX_SIGNS = re.compile(r"[*()\[\]|\\^$+?{}]")
 
 def linear_names(module: nn.Module) -> list[str]:
     """Full names of all linear layers, in model order."""
-    return [name for name, m in module.named_modules() if isinstance(m, nn.Linear)]
+    return [name for name, m in module.named_modules() if is_linear(m)]
+
+
+def is_linear(module: nn.Module) -> bool:
+    """nn.Linear, or a quantised layer that has the same attributes and another base class."""
+    if isinstance(module, nn.Linear):
+        return True
+    if isinstance(module, BaseTunerLayer) or not all(
+        hasattr(module, n) for n in ("in_features", "out_features")
+    ):
+        return False
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.ndim == 2
 
 
 def choose_targets(module: nn.Module, wanted: str, unwanted: str = "") -> list[str]:
@@ -203,27 +216,6 @@ def make_adapter(
     return PeftAdapter(module, config, seed, weights, device)
 
 
-class RankDroppedLinear(FusedLoraLinear):
-    """A fused layer that leaves some of its ranks out of each training step."""
-
-    rank_dropout: float
-    drop_of: tuple[int, int] | None = None  # seed and micro-step while training
-
-    def set_step(self, seed: int, micro_step: int) -> None:
-        super().set_step(seed, micro_step)
-        self.drop_of = (seed, micro_step)
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """x (..., in) -> (..., out)."""
-        name = self.active_adapters[0]
-        a = self.lora_A[name].weight
-        if self.drop_of is not None:
-            draws = generator(self.drop_of[0], "rank dropout", self.drop_of[1], self.index)
-            kept = (torch.rand(len(a), 1, generator=draws) >= self.rank_dropout).to(a)
-            a = a * kept / (1 - self.rank_dropout)
-        return _LoraLinear.apply(x, a, self.lora_B[name].weight, self, self.drop_seed)
-
-
 class _WithoutStart:
     """FrozenWeights of a layer whose update starts at its own largest directions: those are taken off, W - s B0 A0."""
 
@@ -264,15 +256,13 @@ class LoraAdapter(Adapter):
         for index, name in enumerate(targets):
             layer = found[name]
             assert isinstance(layer, PeftLinear), f"peft made {type(layer).__name__} of {name}"
-            fused = FusedLoraLinear.fuse(layer, weights, index)
-            if config.rank_dropout:
-                fused.__class__ = RankDroppedLinear
-                fused.rank_dropout = config.rank_dropout
-            a, b = fused.lora_A["default"].weight, fused.lora_B["default"].weight
+            fused = FusedLoraLinear.fuse(layer, weights, index, config.rank_dropout)
+            a, b = fused.matrices
             # Drawn on the CPU, whatever the device, so that a seed means the same start everywhere
             a.data, b.data = (torch.empty(p.shape, dtype=torch.float32, device=device) for p in (a, b))
             self._initialise(fused, a, b, generator(seed, "init", index))
             self.layers[name] = fused
+        share_inputs(self.layers)
 
     def _initialise(
         self, layer: FusedLoraLinear, a: nn.Parameter, b: nn.Parameter, draws: torch.Generator
@@ -318,9 +308,7 @@ class LoraAdapter(Adapter):
 
     def rest(self) -> None:
         for layer in self.layers.values():
-            layer.drop_rate = 0.0
-            if isinstance(layer, RankDroppedLinear):
-                layer.drop_of = None
+            layer.rest()
 
     def parameters(self) -> list[nn.Parameter]:
         """A and B of every layer, in model order."""
@@ -342,7 +330,7 @@ class LoraAdapter(Adapter):
             b.mul_(factor)
 
     def _pairs(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
-        return [(m.lora_A["default"].weight, m.lora_B["default"].weight) for m in self.layers.values()]
+        return [layer.matrices for layer in self.layers.values()]
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}

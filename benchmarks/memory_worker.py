@@ -1,0 +1,156 @@
+"""One case of memory_plan.py: `python memory_worker.py TASK.json MEMORY.json STEPS`, in the host's folder.
+
+Prints what was planned, what was counted, the peak and the median seconds of a step. The counting runs after the peak
+has been read, in a session of its own, so that it does not disturb it.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from host_process import Memory, Task, enter_host, load_model, make_latent, make_text, say
+
+task, memory_options, steps = Task(**json.loads(sys.argv[1])), json.loads(sys.argv[2]), int(sys.argv[3])
+sys.stdout = sys.stderr  # the host prints; our parent reads the true stdout
+enter_host(task.device)
+
+import torch
+from lora_kiln.nodes.host.denoiser import HostDenoiser, host_weights  # type: ignore[import-not-found]
+from lora_kiln.nodes.host.engine import plan_memory  # type: ignore[import-not-found]
+from lora_kiln.trainer import loop, objective  # type: ignore[import-not-found]
+from lora_kiln.trainer.config import (  # type: ignore[import-not-found]
+    AdapterConfig,
+    MemoryConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+from lora_kiln.trainer.dataset.from_graph import encoded_from_latents  # type: ignore[import-not-found]
+from lora_kiln.trainer.events import Controls, StepEvent  # type: ignore[import-not-found]
+from lora_kiln.trainer.job import Job  # type: ignore[import-not-found]
+from lora_kiln.trainer.learner import Learner  # type: ignore[import-not-found]
+from lora_kiln.trainer.memory.ledger import size_of  # type: ignore[import-not-found]
+from lora_kiln.trainer.memory.placement import Placement  # type: ignore[import-not-found]
+from torch import Tensor
+
+CONFIG = TrainConfig(
+    steps=steps,
+    checkpoint_every=0,
+    adapter=AdapterConfig(rank=task.rank, alpha=task.rank, dropout=0.0),
+    optimizer=OptimizerConfig(learning_rate=1e-4, schedule="constant"),
+    memory=MemoryConfig(**memory_options),
+)
+
+
+def train(model: Any, folder: Path) -> tuple[int, list[float]]:
+    """Peak above the loaded model, and the seconds of every step, of a run as the node makes it."""
+    dataset = encoded_from_latents(
+        [{"samples": make_latent(task)}], [[[make_text(task), {}]]], folder / "items"
+    )
+    seconds: list[float] = []
+
+    def listen(event: Any) -> None:
+        if isinstance(event, StepEvent):
+            seconds.append(event.seconds)
+
+    memory = Memory(task.device)
+
+    def work(controls: Controls) -> None:
+        loop.train(
+            HostDenoiser(model, tuple(make_latent(task).shape)),
+            dataset,
+            CONFIG,
+            run_folder=folder / "run",
+            weights=host_weights,
+            emit=listen,
+            model_file=Path(task.model),
+        )
+
+    job = Job(work)
+    job.start()
+    job.wait()
+    job.result()
+    return memory.peak(), seconds
+
+
+def keeping(found: dict[int, int], own: set[int]) -> Any:
+    """Inside, `found` gets the bytes of every storage that autograd keeps, by address; weights are none of them."""
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    return torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t)
+
+
+def count(model: Any) -> dict[str, int]:
+    """Bytes by part, of one step taken apart."""
+    denoiser = HostDenoiser(model, tuple(make_latent(task).shape))
+    placement = Placement(denoiser, CONFIG.memory, CONFIG.adapter, host_weights, Path(task.model))
+    with placement.session():
+        learner = Learner(denoiser, CONFIG, placement.weights)
+        latents = denoiser.prepare_latents(make_latent(task).to(denoiser.device))
+        question = objective.ask(
+            denoiser, latents, torch.randn_like(latents), torch.tensor([0.7], device=latents.device)
+        )
+        own = {p.untyped_storage().data_ptr() for p in denoiser.module.parameters()}
+        if placement.ring is not None:
+            own |= {s._memory.untyped_storage().data_ptr() for s in placement.ring._slots}
+        kept: dict[int, int] = {}  # for the whole pass
+        once: dict[int, int] = {}  # by one block that is computed again
+        last = placement.recomputed[-1] if placement.recomputed else None
+        if last is not None:
+            inner = last._forward
+
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                if not once:
+                    with keeping(once, own):
+                        inner(*args, **kwargs)
+                return inner(*args, **kwargs)
+
+            last._forward = forward
+        with keeping(kept, own):
+            answer = denoiser.forward(
+                question.noisy, question.timestep, {"cross_attn": make_text(task).to(denoiser.device)}
+            )
+        objective.loss_per_item(answer, question.target).mean().backward()
+        gradients = sum(size_of(p.grad) for p in learner.parameters if p.grad is not None)
+        learner.move(0)
+        states = [t for s in learner._optimizer.state.values() for t in s.values() if isinstance(t, Tensor)]
+        whole = sum(size_of(p) for p in model.model.diffusion_model.parameters())
+        return {
+            "weights": placement.ledger.peak or whole,
+            "adapter": sum(size_of(p) for p in learner.parameters),
+            "gradients": gradients,
+            "optimizer": sum(map(size_of, states)),
+            "activations": sum(kept.values()) + sum(v for k, v in once.items() if k not in kept),
+        }
+
+
+def main() -> None:
+    model = load_model(task)
+    denoiser = HostDenoiser(model, tuple(make_latent(task).shape))
+    plan = plan_memory(model, denoiser, CONFIG, tuple(make_latent(task).shape[1:]), Path(task.model))
+    del denoiser
+    with tempfile.TemporaryDirectory() as folder:
+        peak, seconds = train(model, Path(folder))
+    measured = count(model)
+    say(
+        {
+            "planned": {name: getattr(plan, name) for name in measured},
+            "measured": measured,
+            "peak_bytes": peak,
+            "seconds": statistics.median(seconds[1:] or seconds),
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()

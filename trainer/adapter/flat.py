@@ -1,0 +1,37 @@
+"""Many small tensors in one long vector: one kernel clips, steps, averages or sends them all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+
+def flatten(parameters: Sequence[nn.Parameter]) -> nn.Parameter:
+    """Move values and gradients of the parameters into one vector, in their order.
+
+    Each parameter keeps its shape and becomes a view of it, as does its gradient, which is zero from now on and must
+    be cleared by filling the vector's, never by None. Neighbours of equal width stay neighbours, so that the matrices
+    of several layers can be read as one.
+
+    Args:
+        parameters: at least one, all of one type on one device.
+
+    Returns:
+        (sum of sizes,), with its gradient.
+    """
+    first = parameters[0]
+    flat = nn.Parameter(
+        torch.empty(sum(p.numel() for p in parameters), dtype=first.dtype, device=first.device)
+    )
+    flat.grad = torch.zeros_like(flat)
+    place = 0
+    for parameter in parameters:
+        part = slice(place, place + parameter.numel())
+        view = flat.data[part].view(parameter.shape)
+        view.copy_(parameter.data)
+        parameter.data = view
+        parameter.grad = flat.grad[part].view(parameter.shape)
+        place += parameter.numel()
+    return flat

@@ -1,0 +1,196 @@
+"""Puts the frozen model where its memory level says, for as long as a session lasts.
+
+    resident                the denoiser's session loads the model as it likes
+    checkpoint activations  the same, and blocks are recomputed (recompute.py)
+    stream blocks           only what is not in blocks is on the device; two blocks at a time pass through (ring.py)
+    stream from file        the same, and the blocks are read from the mapped file (mapped.py)
+
+With an fp8 base the trained layers' weights are held in 8 bits (fp8.py), on the device or in the CPU memory that is
+streamed. Everything happens in the twin: the model keeps its own weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..adapter.fused import FrozenWeights
+from ..adapter.inject import choose_targets
+from ..config import AdapterConfig, MemoryConfig
+from ..denoiser import Denoiser
+from ..errors import KilnError
+from .blocks import find_blocks
+from .fp8 import hold_in_fp8, release_fp8, with_fp8
+from .ledger import Ledger, size_of
+from .mapped import map_weights
+from .recompute import RecomputedForward, checkpoint_blocks
+from .ring import BlockRing, StoredWeight
+
+STREAMED = ("stream blocks", "stream from file")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A parameter or buffer of the twin. `name` is its full name in the model."""
+
+    name: str
+    owner: nn.Module
+    key: str
+
+
+class Placement:
+    """One run's frozen weights.
+
+    Attributes:
+        weights: what layers under an adapter ask for their weight.
+        ledger: bytes of weights that this placement holds on the device; empty where the denoiser loads the model.
+        recomputed: the blocks' wrappers, at the levels that have them.
+        ring: the streamed blocks, in a session.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        config: MemoryConfig,
+        adapter: AdapterConfig,
+        weights: FrozenWeights,
+        file: Path | None = None,
+    ) -> None:
+        """config: the level must be decided, auto counts as resident. file: the model's one file, where there is one.
+
+        Raises:
+            KilnError: the level needs a file and there is none.
+        """
+        if config.level == "stream from file" and file is None:
+            raise KilnError(
+                "The model cannot be streamed from its file: it does not come straight from one safetensors file; "
+                "choose the level stream blocks."
+            )
+        self._denoiser, self._config, self._adapter, self._file = denoiser, config, adapter, file
+        self._own_weights = weights
+        self._fp8 = config.base_precision == "fp8"
+        self._streams = config.level in STREAMED
+        self.weights = with_fp8(weights) if self._fp8 else weights
+        self.ledger = Ledger()
+        self.recomputed: list[RecomputedForward] = []
+        self.ring: BlockRing | None = None
+        self._found: _Found | None = None
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """The denoiser's session with the weights in their places."""
+        with ExitStack() as ending:
+            whole = not (self._streams or self._fp8)
+            ending.enter_context(self._denoiser.session() if whole else self._denoiser.session(whole=False))
+            module = self._denoiser.module
+            if self._config.level not in ("resident", "auto"):
+                self.recomputed = checkpoint_blocks(module, self._config.offload_block_inputs)
+            if not whole:
+                if self._found is None:
+                    self._found = _Found(module, self._adapter, self._denoiser)
+                ending.callback(self.ledger.release, "outside blocks", "blocks")
+                if self._fp8:
+                    self._hold_in_fp8(ending)
+                self._move(self._found.outside, "outside blocks")
+                if self._streams:
+                    self.ring = self._make_ring()
+                    ending.callback(self._close_ring)
+                    for index, wrapper in enumerate(self.recomputed):
+                        wrapper.before = _binder(self.ring, index)
+                        ending.callback(setattr, wrapper, "before", None)
+                else:
+                    self._move([p for block in self._found.blocks for p in block], "blocks")
+            yield
+
+    def _hold_in_fp8(self, ending: ExitStack) -> None:
+        assert self._found is not None
+        device = torch.device("cpu") if self._streams else self._denoiser.device
+        like = torch.empty(0, dtype=self._denoiser.dtype, device=self._denoiser.device)
+        for layer in self._found.targets:
+            weight = layer._parameters["weight"]
+            assert weight is not None
+            if size_of(weight) <= weight.numel():  # in 8 bits or less already
+                continue
+            hold_in_fp8(layer, self._own_weights, like, device)
+            ending.callback(release_fp8, layer)
+
+    def _move(self, places: list[_Place], what: str) -> None:
+        """Onto the device, as copies where they are elsewhere; other kinds of tensors move when their layer asks."""
+        for place in places:
+            owner = place.owner
+            table: dict[str, Any] = owner._parameters if place.key in owner._parameters else owner._buffers
+            tensor = table[place.key]
+            if tensor is None or not _is_plain(tensor):
+                continue
+            moved = tensor.to(self._denoiser.device)
+            if moved is not tensor:
+                table[place.key] = nn.Parameter(moved, False) if isinstance(tensor, nn.Parameter) else moved
+            self.ledger.hold(what, size_of(moved))
+
+    def _make_ring(self) -> BlockRing:
+        assert self._found is not None
+        blocks = []
+        for places in self._found.blocks:
+            stored = {p.name: p.owner._parameters.get(p.key) for p in places}
+            plain = {n: t for n, t in stored.items() if t is not None and _is_plain(t)}
+            tensors: dict[str, Tensor] = {**plain}
+            if self._file is not None and self._config.level == "stream from file":
+                tensors = map_weights(self._file, plain)
+            blocks.append(
+                [
+                    StoredWeight(p.owner, p.key, tensors[p.name], plain[p.name].dtype)
+                    for p in places
+                    if p.name in plain
+                ]
+            )
+        if not any(blocks):
+            raise KilnError(
+                "The model cannot be streamed: it has no blocks with weights of an ordinary kind; choose the level "
+                "checkpoint activations."
+            )
+        return BlockRing(blocks, self._denoiser.device, self.ledger)
+
+    def _close_ring(self) -> None:
+        if self.ring is not None:
+            self.ring.close()
+            self.ring = None
+
+
+class _Found:
+    """The twin's tensors, looked up before any adapter is in it: names and owners stay valid after that."""
+
+    def __init__(self, module: nn.Module, adapter: AdapterConfig, denoiser: Denoiser) -> None:
+        names = {id(m): name for name, m in module.named_modules()}
+
+        def places(owners: list[nn.Module], buffers: bool) -> list[_Place]:
+            return [
+                _Place(f"{names[id(m)]}.{key}".lstrip("."), m, key)
+                for m in owners
+                for key in [*m._parameters, *(m._buffers if buffers else ())]
+                if not denoiser.keeps_to_itself(m, key)
+            ]
+
+        blocks = find_blocks(module)
+        inside = {id(m) for block in blocks for m in block.modules()}
+        self.blocks = [places(list(block.modules()), False) for block in blocks]
+        self.outside = places([m for m in module.modules() if id(m) not in inside], True)
+        self.outside += [
+            _Place(f"{names[id(m)]}.{key}", m, key) for b in blocks for m in b.modules() for key in m._buffers
+        ]
+        wanted = choose_targets(module, adapter.target_modules, adapter.exclude_modules)
+        self.targets = [module.get_submodule(name) for name in wanted]
+
+
+def _binder(ring: BlockRing, index: int) -> Callable[[], None]:
+    return lambda: ring.bind(index)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Bytes that may be copied as they are; a tensor subclass (a quantised weight) knows itself how it moves."""
+    return type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta

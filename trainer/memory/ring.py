@@ -1,0 +1,178 @@
+"""Streaming of frozen blocks: two slots on the device, one for the block in use and one for the block after it.
+
+    forward   0 1 2 ... n-1        when block i begins, block i+1 starts on its way into the other slot
+    backward  n-1 ... 2 1 0        when block i is computed again, block i-1 does
+
+The last two blocks of forward are the first two of backward, and the other way round: they are not fetched again.
+Copies run on a thread, and on CUDA on a stream of their own: from pinned memory at once, from other memory (or a mapped
+file) through a pinned buffer. The CPU takes the same way with plain copies, so that what tests see there is what runs
+on a GPU.
+
+A block whose weights are not in a slot has its ordinary, stored ones, which the layers bring to the device themselves:
+an unforeseen order costs time and is never wrong. What autograd keeps of a slot's memory must not outlive the slot's
+turn, therefore streamed blocks are always recomputed (see recompute.py): what they keep then lives only while their own
+backward runs.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .ledger import Ledger
+
+ALIGNMENT = 256  # bytes: what CUDA's allocator and vector instructions like
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """One frozen tensor of a block and the module that reads it under that name."""
+
+    owner: nn.Module
+    name: str
+    stored: (
+        Tensor  # where it rests; CPU memory, a mapped file (then maybe of another type), or the device itself
+    )
+    dtype: torch.dtype
+
+    @property
+    def size(self) -> int:
+        """Bytes in a slot."""
+        return self.stored.numel() * self.dtype.itemsize
+
+
+class BlockRing:
+    """Holds the memory of two blocks, whatever their number."""
+
+    def __init__(self, blocks: list[list[StoredWeight]], device: torch.device, ledger: Ledger) -> None:
+        self._blocks = blocks
+        self._resting = [
+            [w.owner._parameters[w.name] for w in block] for block in blocks
+        ]  # put back when a block's turn is over
+        size = max(sum(map(_room, block)) for block in blocks)
+        self._slots = [_Slot(size, device) for _ in range(min(2, len(blocks)))]
+        self._ledger = ledger
+        ledger.hold("slots", size * len(self._slots))
+        self._bound: int | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="lora-kiln-stream")
+
+    def bind(self, index: int) -> None:
+        """Give block `index` its weights in a slot, and send for the block that is likely to be next."""
+        if index == self._bound:
+            return
+        forward = self._bound is None or index > self._bound or index == 0
+        slot = self._send_for(index)
+        slot.wait()
+        self._unbind()
+        block = self._blocks[index]
+        for weight, value in zip(block, slot.views(block), strict=True):
+            weight.owner._parameters[weight.name] = nn.Parameter(value, requires_grad=False)
+        self._bound = index
+        following = index + 1 if forward else index - 1
+        if following == len(self._blocks) and not torch.is_grad_enabled():
+            following = 0  # no backward comes: the next pass begins at the front
+        if 0 <= following < len(self._blocks):
+            self._send_for(following)
+
+    def _send_for(self, index: int) -> _Slot:
+        """The slot that holds the block or is about to."""
+        for slot in self._slots:
+            if slot.holds == index:
+                return slot
+        in_use = self._bound
+        slot = next(s for s in self._slots if in_use is None or s.holds != in_use)
+        slot.begin(index, self._blocks[index], self._thread)
+        return slot
+
+    def _unbind(self) -> None:
+        if self._bound is None:
+            return
+        for weight, resting in zip(self._blocks[self._bound], self._resting[self._bound], strict=True):
+            weight.owner._parameters[weight.name] = resting
+        self._bound = None
+
+    def close(self) -> None:
+        """The stored weights are everyone's again and the slots' memory is free."""
+        self._thread.shutdown(wait=True)
+        self._unbind()
+        for slot in self._slots:
+            slot.finish()
+        self._slots.clear()
+        self._ledger.release("slots")
+
+
+class _Slot:
+    """One block's worth of device memory."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.holds: int | None = None
+        self._memory = torch.empty(size, dtype=torch.uint8, device=device)
+        self._coming: Future[None] | None = None
+        self._on_cuda = device.type == "cuda"
+        if self._on_cuda:
+            self._stream = torch.cuda.Stream(device)
+            self._arrived = torch.cuda.Event()
+            self._staging: Tensor | None = None  # pinned; only where a weight is stored in memory that is not
+
+    def views(self, block: list[StoredWeight]) -> list[Tensor]:
+        """The slot's memory as this block's tensors."""
+        return _views(self._memory, block)
+
+    def begin(self, index: int, block: list[StoredWeight], thread: ThreadPoolExecutor) -> None:
+        """Start copying the block in. Whatever still reads the slot was queued before this call."""
+        self.holds = index
+        if self._on_cuda:
+            self._stream.wait_stream(torch.cuda.current_stream(self._memory.device))
+        self._coming = thread.submit(self._copy, block)
+
+    @torch.no_grad()
+    def _copy(self, block: list[StoredWeight]) -> None:
+        views = self.views(block)
+        if not self._on_cuda:
+            for weight, view in zip(block, views, strict=True):
+                view.copy_(weight.stored)
+            return
+        direct = [w.stored.is_cuda or w.stored.is_pinned() for w in block]
+        with torch.cuda.stream(self._stream):
+            if not all(direct):
+                self._arrived.synchronize()  # the copy before this one has left the pinned buffer
+                if self._staging is None:
+                    self._staging = torch.empty(len(self._memory), dtype=torch.uint8, pin_memory=True)
+            staged = views if self._staging is None else _views(self._staging, block)
+            for weight, view, stage, at_once in zip(block, views, staged, direct, strict=True):
+                if at_once:
+                    view.copy_(weight.stored, non_blocking=True)
+                else:
+                    stage.copy_(weight.stored)
+                    view.copy_(stage, non_blocking=True)
+            self._arrived.record(self._stream)
+
+    def wait(self) -> None:
+        """Until the block is there, as far as the current stream is concerned."""
+        if self._coming is not None:
+            self._coming.result()
+            self._coming = None
+        if self._on_cuda:
+            torch.cuda.current_stream(self._memory.device).wait_event(self._arrived)
+
+    def finish(self) -> None:
+        """No copy runs any more, so the memory may go."""
+        if self._on_cuda:
+            self._stream.synchronize()
+        self.holds = self._coming = None
+
+
+def _room(weight: StoredWeight) -> int:
+    return -(-weight.size // ALIGNMENT) * ALIGNMENT
+
+
+def _views(memory: Tensor, block: list[StoredWeight]) -> list[Tensor]:
+    found, start = [], 0
+    for weight in block:
+        part = memory[start : start + weight.size]
+        found.append(part.view(weight.dtype).view(weight.stored.shape))
+        start += _room(weight)
+    return found
