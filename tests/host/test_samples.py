@@ -127,7 +127,7 @@ def test_a_video_has_a_still_and_a_moving_picture_and_the_routes_serve_them(
     for path in (
         "1-0.png",
         "0-7.png",
-        "0-0.jpg",
+        "0-0.gif",
         "..%2Fresult-0.png",
         "-1-0.png",
         "0-0.png%2F..%2F..%2Frun.toml",

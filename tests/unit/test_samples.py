@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from trainer.config import SampleConfig, TrainConfig, ValidationConfig
+from trainer.config import MemoryConfig, SampleConfig, TrainConfig, ValidationConfig
 from trainer.errors import KilnError
 from trainer.events import Controls, Event, MessageEvent, SampleEvent, StepEvent, Stopped
 from trainer.history import History, Recorder
@@ -60,9 +60,10 @@ def sampled(config: TrainConfig, every: int = 2, at_start: bool = True) -> Train
     return dataclasses.replace(config, sample=SampleConfig(every=every, at_start=at_start))
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_the_lora_is_the_same_with_and_without(tmp_path: Path, ema: float) -> None:
+@pytest.mark.parametrize(("ema", "level"), [(0.0, "resident"), (0.9, "resident"), (0.0, "stream blocks")])
+def test_the_lora_is_the_same_with_and_without(tmp_path: Path, ema: float, level: str) -> None:
     config = make_config(steps=7, dropout=0.3, ema_decay=ema)
+    config = dataclasses.replace(config, memory=MemoryConfig(level=level))
     plain, _ = run(tmp_path / "a", sampled(config), painter=None)
     drawn, painter = run(tmp_path / "b", sampled(config))
     assert drawn.losses == plain.losses
