@@ -4,8 +4,22 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import captions, compare, dataset, encoding, history, lora, merge, prompt, quality, settings, training
+from . import (
+    captions,
+    compare,
+    dataset,
+    encoding,
+    history,
+    lora,
+    merge,
+    prompt,
+    quality,
+    sampling,
+    settings,
+    training,
+)
 from .history_routes import add_history_routes
+from .host.background import save_on_exit
 from .routes import add_routes
 
 
@@ -13,6 +27,7 @@ class LoraKilnExtension(ComfyExtension):
     """What the host loads."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        save_on_exit()
         add_routes()  # here and not in on_load, which host 0.3.75 never calls
         add_history_routes()
         return [
@@ -31,6 +46,7 @@ class LoraKilnExtension(ComfyExtension):
             settings.KilnObjectiveSettings,
             settings.KilnValidationSettings,
             settings.KilnGuardSettings,
+            sampling.KilnSampleSettings,
             settings.KilnMemorySettings,
             settings.KilnImportSettings,
             lora.KilnApplyLora,

@@ -1,8 +1,8 @@
 """HTTP for the canvas: the state of runs, the few things a run can be told, and the memory that a run would need.
 
 Read-only apart from POST /lora_kiln/runs/<id>/<command>; past runs are in history_routes.py. An id is looked up among
-the runs of this process; nothing that a client sends is ever used as a path. The host's own origin check lies before
-every route.
+the runs; nothing that a client sends is ever used as a path: a sample is asked for by a run's id and two numbers, all
+checked. The host's own origin check lies before every route.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from typing import Any
 from aiohttp import web
 
 from ..trainer.errors import KilnError
+from ..trainer.samples import thumbnail
 from .host.foresight import foresee
-from .host.monitor import RunMonitor, all_runs, find_run, route_table
+from .host.monitor import RunMonitor, all_runs, find_run, remembered_run, route_table
+from .host.paths import sample_file
 
-COMMANDS = ("stop", "pause", "resume", "save")
+COMMANDS = ("stop", "pause", "resume", "save", "sample")
 
 
 def add_routes() -> None:
@@ -29,12 +31,20 @@ def add_routes() -> None:
 
     @routes.get("/lora_kiln/runs/{run}")
     async def run(request: web.Request) -> web.Response:
-        found = find_run(request.match_info["run"])
-        return (
-            web.json_response(found.whole())
-            if found
-            else _refuse(404, "There is no such run in this session.")
-        )
+        wanted = request.match_info["run"]
+        found = find_run(wanted) or await asyncio.to_thread(remembered_run, wanted)
+        return web.json_response(found.whole()) if found else _refuse(404, "There is no such run.")
+
+    @routes.get(r"/lora_kiln/runs/{run}/samples/{step:\d{1,8}}-{place:\d{1,3}}.{kind:png|jpg|webp}")
+    async def sample(request: web.Request) -> web.StreamResponse:
+        asked = request.match_info
+        still = sample_file(asked["run"], int(asked["step"]), int(asked["place"]))
+        if still and asked["kind"] == "jpg":
+            return web.Response(body=await asyncio.to_thread(thumbnail, still), content_type="image/jpeg")
+        found = still and still.with_suffix(f".{asked['kind']}")
+        if found is None or not found.is_file():
+            return _refuse(404, "There is no such sample.")
+        return web.FileResponse(found, headers={"Cache-Control": "no-cache"})  # drawn anew after a roll-back
 
     @routes.post("/lora_kiln/runs/{run}/{command}")
     async def command(request: web.Request) -> web.Response:
@@ -45,6 +55,10 @@ def add_routes() -> None:
             return _refuse(404, f"A run can be told {', '.join(COMMANDS)}; not {name[:40]!r}.")
         if found.controls is None:
             return _refuse(409, "This run has ended.")
+        if name == "sample" and not found.draws:
+            return _refuse(
+                409, "This run draws no samples; connect Sample Settings to the training node's settings."
+            )
         tell(found, name)
         return web.json_response({"run": found.run_id, "command": name})
 
@@ -91,6 +105,8 @@ def tell(run: RunMonitor, command: str) -> None:
     elif command == "resume":
         controls.resume()
         run.say("running")
+    elif command == "sample":
+        controls.request_sample()
     else:
         controls.request_save()
 

@@ -21,7 +21,8 @@ lr_scheduler: cosine_with_warmup
 lr_warmup_steps: 100
 """
 
-Settings = dict[str, dict[str, Any]]  # KILN_SETTINGS: {"optimizer": {"weight_decay": 0.01}}
+# KILN_SETTINGS: {"optimizer": {"weight_decay": 0.01}}; "sample_tools" is not a theme but a SampleTools
+Settings = dict[str, Any]
 
 
 def widget(name: str, field: dataclasses.Field[Any], optional: bool = False) -> io.Input:
@@ -33,13 +34,13 @@ def widget(name: str, field: dataclasses.Field[Any], optional: bool = False) -> 
     if isinstance(default, bool):
         return io.Boolean.Input(name, **common)
     if isinstance(default, str):
-        return io.String.Input(name, **common)
+        return io.String.Input(name, multiline=info["multiline"], **common)
     kind = io.Int if isinstance(default, int) else io.Float
     options = {"min": info["minimum"], "max": info["maximum"], "step": info["step"]}
     return kind.Input(name, **common, **{k: v for k, v in options.items() if v is not None})
 
 
-class _SettingsNode(io.ComfyNode):
+class SettingsNode(io.ComfyNode):
     """Base of the settings nodes: one theme each, chained through `settings`."""
 
     THEME: str
@@ -76,7 +77,7 @@ class _SettingsNode(io.ComfyNode):
         return io.NodeOutput({**(settings or {}), cls.THEME: values})
 
 
-class KilnAdapterSettings(_SettingsNode):
+class KilnAdapterSettings(SettingsNode):
     THEME, TITLE, CONFIG, ON_TRAINER = "adapter", "Adapter Settings", config.AdapterConfig, ("rank", "alpha")
     LATER = (
         *("exclude_modules", "kind", "rank_stabilised", "init", "rank_pattern", "rank_dropout"),
@@ -84,7 +85,7 @@ class KilnAdapterSettings(_SettingsNode):
     )
 
 
-class KilnOptimizerSettings(_SettingsNode):
+class KilnOptimizerSettings(SettingsNode):
     THEME, TITLE, CONFIG, ON_TRAINER = (
         "optimizer",
         "Optimizer Settings",
@@ -97,7 +98,7 @@ class KilnOptimizerSettings(_SettingsNode):
     )
 
 
-class KilnObjectiveSettings(_SettingsNode):
+class KilnObjectiveSettings(SettingsNode):
     THEME, TITLE, CONFIG = "objective", "Objective Settings", config.ObjectiveConfig
     LATER = (
         *("logit_mean", "logit_std", "mode_scale", "loss", "huber_delta", "weighting", "min_snr_gamma"),
@@ -105,15 +106,15 @@ class KilnObjectiveSettings(_SettingsNode):
     )
 
 
-class KilnValidationSettings(_SettingsNode):
+class KilnValidationSettings(SettingsNode):
     THEME, TITLE, CONFIG = "validation", "Validation Settings", config.ValidationConfig
 
 
-class KilnGuardSettings(_SettingsNode):
+class KilnGuardSettings(SettingsNode):
     THEME, TITLE, CONFIG = "guards", "Guard Settings", config.GuardConfig
 
 
-class KilnMemorySettings(_SettingsNode):
+class KilnMemorySettings(SettingsNode):
     THEME, TITLE, CONFIG = "memory", "Memory Settings", config.MemoryConfig
 
 

@@ -13,11 +13,13 @@ from ..trainer.dataset.encoded import EncodedDataset
 from ..trainer.run import LATEST, NEW_RUN, Run, resume_labels
 from . import types
 from .host import paths
+from .host.blocked import blocked
 from .host.lora import apply_lora
-from .host.run import train_on_host
+from .host.run import Order, outcomes_so_far, train_behind, train_on_host
 from .settings import Settings, widget
 
 NO_LORA = "none"
+WAIT, BEHIND = "wait", "continue in background"
 
 _TRAIN = config.field_info(config.TrainConfig)
 _ADAPTER = config.field_info(config.AdapterConfig)
@@ -87,6 +89,15 @@ class KilnTrainLora(io.ComfyNode):
                     tooltip="Also write TensorBoard files under ComfyUI/user/__lora_kiln/tensorboard; needs "
                     "the package tensorboard.",
                 ),
+                io.Combo.Input(
+                    "when_queued",
+                    options=[WAIT, BEHIND],
+                    default=WAIT,
+                    optional=True,
+                    tooltip="wait: the nodes behind run with the LoRA when it is done. continue in background: the "
+                    "prompt ends at once without them and further prompts run; while one needs the device, training "
+                    "steps aside. Queue the same graph again when it is done: then the nodes behind get the LoRA.",
+                ),
             ],
             outputs=[
                 types.LoraModel.Output(display_name="lora", tooltip="The trained LoRA: save it or apply it."),
@@ -106,6 +117,11 @@ class KilnTrainLora(io.ComfyNode):
         return True
 
     @classmethod
+    def fingerprint_inputs(cls, when_queued: str = WAIT, **_: Any) -> int:
+        """What the node gives in the background changes without a change of its inputs."""
+        return outcomes_so_far() if when_queued == BEHIND else 0
+
+    @classmethod
     async def execute(
         cls,
         model: Any,
@@ -123,6 +139,7 @@ class KilnTrainLora(io.ComfyNode):
         checkpoint_every: int = config.TrainConfig.checkpoint_every,
         keep_checkpoints: int = config.TrainConfig.keep_checkpoints,
         tensorboard: bool = False,
+        when_queued: str = WAIT,
     ) -> io.NodeOutput:
         extra = settings or {}
         chosen = config.TrainConfig(
@@ -138,19 +155,27 @@ class KilnTrainLora(io.ComfyNode):
             objective=config.ObjectiveConfig(**extra.get("objective", {})),
             validation=config.ValidationConfig(**extra.get("validation", {})),
             guards=config.GuardConfig(**extra.get("guards", {})),
+            sample=config.SampleConfig(**extra.get("sample", {})),
             memory=config.MemoryConfig(**extra.get("memory", {})),
         )
         graph = {"prompt": cls.hidden.prompt, "workflow": (cls.hidden.extra_pnginfo or {}).get("workflow")}
-        run = await train_on_host(
-            model,
-            encoded,
-            chosen,
+        order = Order(
+            model=model,
+            encoded=encoded,
+            config=chosen,
             resume=resume,
             node_id=cls.hidden.unique_id,
             graph=graph,
             start_from="" if start_from == NO_LORA else start_from,
             tensorboard=tensorboard,
+            tools=extra.get("sample_tools"),
         )
+        if when_queued == BEHIND:
+            run, sentence = train_behind(order)
+            if run is None:
+                return io.NodeOutput(*(blocked() for _ in range(4)), ui={"text": (sentence,)})
+        else:
+            run = await train_on_host(order)
         trained, _ = apply_lora(model, None, run.lora, 1.0)
         shown = {"text": (run.sentence(), *run.advice), "summary": (run.summary(),)}
         losses = [x for x in run.losses if math.isfinite(x)]  # the host's plot knows no skipped steps

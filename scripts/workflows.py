@@ -310,30 +310,39 @@ def wan(info: Info) -> Graph:
     graph.add("adapter", "KilnAdapterSettings", (420, 0), (320, 130))
     graph.add("optimizer", "KilnOptimizerSettings", (420, 180), (320, 270), settings=("adapter", 0))
     graph.add(
+        "samples",
+        "KilnSampleSettings",
+        (420, 880),
+        (320, 520),
+        clip=("clip", 0),
+        vae=("vae", 0),
+        settings=("optimizer", 0),
+        prompts=WAN_PROMPT,
+        negative_prompt=WAN_NEGATIVE,
+    )
+    graph.add(
         "train",
         "KilnTrainLora",
         (800, 0),
-        (380, 640),
+        (380, 800),  # with a row of samples
         model=("model", 0),
         encoded=("encoded", 0),
-        settings=("optimizer", 0),
+        settings=("samples", 0),
         preset="standard",
     )
     graph.add(
-        "lora", "KilnSaveLora", (800, 690), (380, 150), lora=("train", 0), filename_prefix="kiln/wan21_lora"
+        "lora", "KilnSaveLora", (800, 850), (380, 150), lora=("train", 0), filename_prefix="kiln/wan21_lora"
     )
-    graph.add("plot", "KilnLossPlot", (800, 890), (380, 290), run=("train", 3))
+    graph.add("plot", "KilnLossPlot", (800, 1050), (380, 290), run=("train", 3))
     graph.add(
         "positive",
         "CLIPTextEncode",
         (1240, 0),
         (360, 150),
         clip=("clip", 0),
-        text="k1ln, cyberpunk girl standing in a neon street, futurist style, neon light and fog",
+        text=WAN_PROMPT,
     )
-    graph.add(
-        "negative", "CLIPTextEncode", (1240, 200), (360, 110), clip=("clip", 0), text="blurry, low quality"
-    )
+    graph.add("negative", "CLIPTextEncode", (1240, 200), (360, 110), clip=("clip", 0), text=WAN_NEGATIVE)
     graph.add(
         "empty",
         "EmptyHunyuanLatentVideo",
@@ -448,6 +457,8 @@ def compare(info: Info) -> Graph:
 
 
 WAN_LORA = "kiln/wan21_lora_00001_.safetensors"  # what the training workflow saves first
+WAN_PROMPT = "k1ln, cyberpunk girl standing in a neon street, futurist style, neon light and fog"
+WAN_NEGATIVE = "blurry, low quality"
 WAN_FILES = {
     "model": "wan2.1_t2v_1.3B_fp16.safetensors",
     "clip": "umt5_xxl_fp8_e4m3fn_scaled.safetensors",
@@ -478,7 +489,7 @@ WAN_NOTE = """## Train a Wan 2.1 LoRA on stills
 
 1. Put 20-100 images with captions (photo.png and photo.txt) into **ComfyUI/input/my_dataset**.
 2. Choose a trigger word that means nothing yet, and describe what all images share in the template's values.
-3. Press **Run**. The node shows loss and time left; interrupting saves a checkpoint, and *resume: latest* goes on.
+3. Press **Run**. The node shows loss, samples and time left; interrupting saves a checkpoint, *resume: latest* goes on.
 
 Start with the preset *quick trial* (500 steps). Use the LoRA at 0.5-0.9. Model files: wan2.1_t2v_1.3B_fp16,
 umt5_xxl_fp8_e4m3fn_scaled and wan_2.1_vae, as ComfyUI's own Wan templates use them."""

@@ -66,7 +66,18 @@ class AdviceEvent:
     advice: tuple[str, ...]
 
 
-Event = StepEvent | CheckpointEvent | MessageEvent | ValidationEvent | AdviceEvent
+@dataclass(frozen=True, kw_only=True)
+class SampleEvent:
+    """A picture was drawn with the adapter as it is at this step; 0 is the model without it."""
+
+    step: int
+    place: int  # among the pictures of one step, 0..: the same prompt and seed have the same place
+    prompt: str
+    path: Path  # a PNG; of a video the middle frame
+    animated: bool = False  # a moving WEBP of the same name lies beside it
+
+
+Event = StepEvent | CheckpointEvent | MessageEvent | ValidationEvent | AdviceEvent | SampleEvent
 Listener = Callable[[Event], None]
 
 
@@ -97,9 +108,11 @@ class Controls:
         self._stop = threading.Event()
         self._changed = threading.Condition()
         self._wanted = False  # somebody else wants the device
+        self._borrowers = 0  # threads that wait for it at this moment
         self._on_device = False  # the run has its model loaded and may be inside a step
         self._paused = False
         self._save = threading.Event()
+        self._sample = threading.Event()
         self.finish_requested = False  # stopped on purpose: what was learned goes on to the next node
 
     def stop(self) -> None:
@@ -133,20 +146,42 @@ class Controls:
         self._save.clear()
         return asked
 
+    def request_sample(self) -> None:
+        """Ask for samples after the current step."""
+        self._sample.set()
+
+    def take_sample_request(self) -> bool:
+        """Whether samples were asked for since the last call."""
+        asked = self._sample.is_set()
+        self._sample.clear()
+        return asked
+
     @property
     def stop_requested(self) -> bool:
         return self._stop.is_set()
+
+    @property
+    def paused(self) -> bool:
+        """Whether the run is told to stand aside until `resume`; the step in work may still end."""
+        return self._paused
+
+    @property
+    def aside(self) -> bool:
+        """Whether the run waits for somebody else to return the device."""
+        return self._wanted and not self._on_device
 
     def borrow_device(self) -> None:
         """Block until the run is off the device: at a step boundary, not started yet, or over."""
         with self._changed:
             self._wanted = True
+            self._borrowers += 1
             self._changed.wait_for(lambda: not self._on_device)
+            self._borrowers -= 1
 
     def return_device(self) -> None:
-        """The run may go on. Harmless when nobody had borrowed."""
+        """The run may go on, unless somebody is just waiting to borrow. Harmless when nobody had borrowed."""
         with self._changed:
-            self._wanted = False
+            self._wanted = self._borrowers > 0
             self._changed.notify_all()
 
     def take_device(self) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from .dataset.encoded import EncodedDataset
 from .errors import KilnError
-from .events import AdviceEvent, Event, StepEvent, ValidationEvent
+from .events import AdviceEvent, Event, SampleEvent, StepEvent, ValidationEvent
 
 # One script per version of the schema; a file of an older version gets those it lacks, in order, in one transaction.
 MIGRATIONS = (
@@ -157,12 +157,13 @@ class History:
             )
 
     def add_sample(self, run_id: str, step: int, prompt: str, path: Path) -> None:
-        """A picture that was drawn with the LoRA at that step."""
+        """A picture that was drawn with the LoRA at that step; drawn again, it replaces what was there."""
         with self._transaction() as db:
+            db.execute("DELETE FROM samples WHERE run = ? AND path = ?", (run_id, str(path)))
             db.execute("INSERT INTO samples VALUES (?, ?, ?, ?)", (run_id, step, prompt, str(path)))
 
     def samples(self, run_id: str) -> list[tuple[int, str, Path]]:
-        """(step, prompt, path), oldest first."""
+        """(step, prompt, path), by step and in the order in which they were drawn."""
         with self._lock:
             found = self._db.execute(
                 "SELECT step, prompt, path FROM samples WHERE run = ? ORDER BY step, rowid", (run_id,)
@@ -325,6 +326,8 @@ class Recorder:
             self.flush()
         elif isinstance(event, AdviceEvent):
             self._history.set_advice(self._run_id, event.advice)
+        elif isinstance(event, SampleEvent):
+            self._history.add_sample(self._run_id, event.step, event.prompt, event.path)
 
     def flush(self) -> None:
         """Write what is waiting."""

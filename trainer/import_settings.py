@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from .config import THEMES, TrainConfig, field_info
+from .config import THEMES, SampleConfig, TrainConfig, field_info
 from .errors import KilnError
 
 # Other names -> ours
@@ -42,6 +42,8 @@ NOT_NEEDED = {
     "pretrained_model_name_or_path": "the model is the one that is connected",
     "output_dir": "set the name on the Save LoRA node",
 }
+# Samples need the graph's text encoder and VAE, which only their node has; "every" and the like are other themes' here
+IMPORTED = {theme: each for theme, each in THEMES.items() if each is not SampleConfig}
 
 
 @dataclass
@@ -88,6 +90,8 @@ def import_settings(text: str) -> Imported:
             theme, converted = places[name], _convert(name, value)
             (top if theme == "" else result.themes.setdefault(theme, {}))[name] = converted
             result.report.append(f"{key}: used as {name} = {converted}")
+        elif key in field_info(SampleConfig):
+            result.report.append(f"{key}: not used, set it on the Sample Settings node")
         else:
             known = sorted({*places, *ALIASES, *NOT_NEEDED, "bias", "prompt_template"})
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
@@ -99,7 +103,7 @@ def import_settings(text: str) -> Imported:
 def _places() -> dict[str, str]:
     """Every setting's name -> its theme; "" for the run's own."""
     places = dict.fromkeys(field_info(TrainConfig), "")
-    for theme, each in THEMES.items():
+    for theme, each in IMPORTED.items():
         places |= dict.fromkeys(field_info(each), theme)
     return places
 
@@ -113,7 +117,7 @@ def _flat(values: dict[Any, Any]) -> list[tuple[str, Any]]:
 
 def _convert(name: str, value: Any) -> Any:
     """As our field wants it: YAML 1.1 reads 1e-4 as a text, and lists of names are one text here."""
-    fields = {n: f for each in (TrainConfig, *THEMES.values()) for n, f in field_info(each).items()}
+    fields = {n: f for each in (TrainConfig, *IMPORTED.values()) for n, f in field_info(each).items()}
     default: Any = fields[name].default
     if isinstance(value, list):
         value = " ".join(map(str, value))

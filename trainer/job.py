@@ -7,11 +7,17 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from .cpu import kept_heap, prepare_thread
-from .events import Controls
+from .events import Controls, Stopped
 
 T = TypeVar("T")
 
+POLL_SECONDS = 0.1
+
 _device = threading.Lock()  # runs of one process take turns: two would fight for the device's memory
+
+
+class NotStarted(Stopped):
+    """The run was told to stop before its turn came."""
 
 
 class Job(Generic[T]):
@@ -39,21 +45,32 @@ class Job(Generic[T]):
     def done(self) -> bool:
         return not self._thread.is_alive()
 
-    def wait(self) -> None:
-        """Block until the run has ended, however it ends."""
-        self._thread.join()
+    def wait(self, seconds: float | None = None) -> None:
+        """Block until the run has ended, however it ends, or for so long."""
+        self._thread.join(seconds)
 
     def result(self) -> T:
-        """What work returned; raises what it raised. Only after it is done."""
+        """What work returned; raises what it raised, or NotStarted. Only after it is done."""
         if self._error is not None:
             raise self._error
         return self._result  # type: ignore[return-value]
 
     def _run(self) -> None:
         try:
-            with _device, kept_heap():
-                self._result = self._work(self.controls)
+            while not _device.acquire(timeout=POLL_SECONDS):
+                if self.controls.stop_requested:
+                    raise NotStarted
+            try:
+                with kept_heap():
+                    self._result = self._work(self.controls)
+            finally:
+                _device.release()
         except BaseException as error:  # handed to whoever asks for the result
             self._error = error
         finally:
             self.controls.give_device()
+
+
+def others_run() -> bool:
+    """Whether a run is active now, so that another would wait for it."""
+    return _device.locked()

@@ -33,6 +33,7 @@ from .events import (
     Controls,
     Listener,
     MessageEvent,
+    SampleEvent,
     StepEvent,
     Stopped,
     ValidationEvent,
@@ -43,6 +44,7 @@ from .learner import Learner
 from .memory.placement import Placement
 from .memory.recompute import checkpoint_blocks
 from .parallel import Alone, add_up_gradients
+from .samples import Sampler
 from .smoothing import SmoothedLoss
 from .validation import ValidationPoint
 
@@ -102,6 +104,7 @@ def train(
     resume_from: Path | None = None,
     start_from: dict[str, Tensor] | None = None,
     team: Alone | None = None,
+    sampler: Sampler | None = None,
     memory: MemoryConfig | None = None,
     model_file: Path | None = None,
 ) -> TrainResult:
@@ -119,6 +122,7 @@ def train(
         resume_from: a checkpoint folder of a run of the same model and dataset.
         start_from: an adapter state dict to begin from instead of fresh values.
         team: the processes that train together.
+        sampler: draws with the adapter as config.sample says; nothing that happens in it changes the result.
         memory: config.memory with its level decided; without it auto is resident.
         model_file: the safetensors file that the model's weights come from, unchanged; for streaming from it.
 
@@ -199,6 +203,38 @@ def train(
             if best is point:
                 save()
 
+        def draw() -> None:
+            """Leave the device, let the sampler draw with what is learned so far, come back."""
+            if sampler is None or not team.is_main:
+                return
+            emit(MessageEvent(text=f"drawing samples at step {progress.step} ..."))
+            learned = learner.output() if progress.step else None
+            session.close()
+            failure = ""
+            try:
+                for drawn in sampler.draw(learned, progress.step):
+                    emit(
+                        SampleEvent(
+                            step=progress.step,
+                            place=drawn.place,
+                            prompt=drawn.prompt,
+                            path=drawn.path,
+                            animated=drawn.animated,
+                        )
+                    )
+            except Stopped:
+                raise
+            except Exception as error:
+                log.exception("sampling failed")
+                failure = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+            if failure:  # here the error, and the memory that its frames held, are gone
+                guards.free_memory()
+                say(
+                    f"No samples at step {progress.step} ({failure}); training goes on. Mend or disconnect Sample "
+                    "Settings for the next run."
+                )
+            session.enter_context(placement.session())
+
         def look_at_curves() -> None:
             advice = validation.advise(progress.losses, progress.points, config, progress.guard.skipped)
             if advice != progress.advice:
@@ -211,6 +247,8 @@ def train(
             if measures and not progress.points:
                 measure()  # before training: what the model does without the LoRA
             stopped_early = validation.is_over(progress.points, patience)
+            if config.sample.at_start and not progress.step:
+                draw()
             while progress.step < config.steps and not stopped_early:
                 _boundary(controls, team, placement, session)
                 step = progress.step
@@ -284,7 +322,11 @@ def train(
                 due = config.checkpoint_every and progress.step % config.checkpoint_every == 0
                 if controls.take_save_request() or (due and not last):
                     save()
+                due = config.sample.every and progress.step % config.sample.every == 0
+                if (controls.take_sample_request() or due) and not last:
+                    draw()
             save()
+            draw()
         except Stopped:
             stopped = True
             if not learner.adapter.has_base:  # told to stop while it had stepped aside

@@ -105,4 +105,4 @@ def _literal(value: Any) -> str:
     """TOML's spelling: JSON's, as long as a float shows that it is one."""
     if isinstance(value, float):
         return repr(value)
-    return json.dumps(value)
+    return json.dumps(value, ensure_ascii=False)  # JSON would write an emoji as two escapes: no TOML

@@ -9,8 +9,9 @@ import importlib.util
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from .events import AdviceEvent, Event, StepEvent, ValidationEvent
+from .events import AdviceEvent, Event, SampleEvent, StepEvent, ValidationEvent
 
 
 def missing_sentence() -> str | None:
@@ -46,10 +47,10 @@ class TensorBoardListener:
                 add(f"validation_bands/{place}", value, event.step)
         elif isinstance(event, AdviceEvent):
             self._writer.add_text("advice", "\n\n".join(event.advice) or "none", event.step)
-
-    def add_sample(self, name: str, picture: np.ndarray, step: int) -> None:
-        """picture: (H, W, 3) in 0..1."""
-        self._writer.add_image(f"samples/{name}", picture, step, dataformats="HWC")
+        elif isinstance(event, SampleEvent):
+            picture = np.asarray(Image.open(event.path).convert("RGB"))  # (H, W, 3), uint8
+            name = f"samples/{event.place}: {event.prompt[:60]}"
+            self._writer.add_image(name, picture, event.step, dataformats="HWC")
 
     def close(self) -> None:
         self._writer.close()

@@ -17,6 +17,8 @@ import { api } from "../../scripts/api.js";
  * @property {Point[]} points
  * @property {[step: number, loss: number][]} validation all measurements so far
  * @property {number} first index of points[0] among all the points of the run
+ * @property {boolean} draws it can be asked for samples
+ * @property {import("./samples.mjs").Sample[]|null} samples all so far; null when none are new
  */
 
 const EVENT = "lora_kiln.run";
@@ -53,9 +55,18 @@ export async function fetchRun(run) {
 }
 
 /**
+ * @param {string} run
+ * @param {import("./samples.mjs").Sample} sample
+ * @param {"png"|"jpg"|"webp"} kind the picture, a small copy of it, or the moving one
+ */
+export function sampleUrl(run, sample, kind) {
+  return api.apiURL(`/lora_kiln/runs/${encodeURIComponent(run)}/samples/${sample.step}-${sample.place}.${kind}`);
+}
+
+/**
  * Tell a run something.
  * @param {string} run
- * @param {"stop"|"pause"|"resume"|"save"} command
+ * @param {"stop"|"pause"|"resume"|"save"|"sample"} command
  * @returns {Promise<string>} the server's sentence when it refused, else ""
  */
 export async function command(run, command) {

@@ -5,6 +5,7 @@
 // Points missed while the page was away are fetched; see `attach`.
 import { command, fetchRun, fetchRuns, onReconnected, onRun } from "./api.mjs";
 import { Chart } from "./chart.mjs";
+import { Filmstrip } from "./filmstrip.mjs";
 import { clock } from "./series.mjs";
 import { t } from "./texts.mjs";
 
@@ -49,10 +50,11 @@ export class Panel {
     this.advice = element("div", "min-height:1.3em;max-height:2.6em;overflow:hidden;color:var(--descrip-text)");
     this.advice.setAttribute("aria-live", "polite");
     const bar = element("div", "display:flex;gap:4px;flex-wrap:wrap");
-    bar.append(...["pause", "resume", "save", "stop", "log"].map((name) => this.button(name)));
+    bar.append(...["pause", "resume", "save", "sample", "stop", "log"].map((name) => this.button(name)));
     this.root = element("div", "display:flex;flex-direction:column;gap:4px;padding:4px;font-size:11px;overflow:hidden");
     this.root.className = "kiln-panel";
-    this.root.append(this.chart.canvas, this.figures, this.advice, bar);
+    this.film = new Filmstrip();
+    this.root.append(this.chart.canvas, this.film.root, this.figures, this.advice, bar);
     // The graph must not start dragging the node when the panel is used
     this.root.addEventListener("pointerdown", (event) => event.stopPropagation());
     new ResizeObserver(() => this.chart.redraw()).observe(this.chart.canvas);
@@ -60,8 +62,8 @@ export class Panel {
     node.addDOMWidget("kiln_panel", "kiln_panel", this.root, {
       serialize: false,
       hideOnZoom: false,
-      getMinHeight: () => HEIGHT,
-      getMaxHeight: () => HEIGHT * 3,
+      getMinHeight: () => HEIGHT + this.film.height,
+      getMaxHeight: () => HEIGHT * 3 + this.film.height,
     }).serialize = false;
   }
 
@@ -104,6 +106,7 @@ export class Panel {
   async show(state) {
     if (this.state?.run !== state.run) {
       this.chart.clear();
+      this.film.show(state.run, []);
       this.node.properties.kiln_run = state.run;
     }
     this.state = state;
@@ -116,19 +119,29 @@ export class Panel {
     this.refresh();
   }
 
-  /** Fetch a run whole. @param {string} run */
+  /** Fetch a run whole. @param {string} run @returns {Promise<boolean>} whether the server knows it */
   async attach(run) {
     const state = await fetchRun(run);
-    if (!state) return;
+    if (!state) return false;
     this.chart.clear();
     this.node.properties.kiln_run = run;
     this.state = state;
     this.chart.add(state.points);
     this.refresh();
+    return true;
+  }
+
+  /** @param {import("./api.mjs").RunState} state */
+  showSamples(state) {
+    if (!state.samples) return;
+    this.film.show(state.run, state.samples);
+    const needed = this.node.computeSize()[1];
+    if (this.node.size[1] < needed) this.node.setSize([this.node.size[0], needed]); // the chart keeps its room
   }
 
   refresh() {
     const state = this.state;
+    if (state) this.showSamples(state);
     this.chart.validation = state?.validation ?? [];
     const active = !!state && ACTIVE.has(state.status);
     this.buttons.pause.style.display = state?.status === "paused" ? "none" : "";
@@ -137,6 +150,10 @@ export class Panel {
       this.buttons[name].disabled = !active;
       this.buttons[name].style.opacity = active ? "1" : "0.5";
     }
+    const draws = active && state.draws;
+    this.buttons.sample.disabled = !draws;
+    this.buttons.sample.style.opacity = draws ? "1" : "0.5";
+    this.buttons.sample.title = t(state && !state.draws ? "sampleNeeds" : "sampleHelp");
     if (!state) return;
     const left = (state.total - state.step) * state.seconds;
     const perSecond = `${(1 / state.seconds).toFixed(1)} ${t("perSecond")}`;
@@ -169,10 +186,11 @@ export async function reattach(app) {
   for (const node of all) {
     const panel = node.kilnPanel;
     if (!panel) continue;
-    const own = runs.find((run) => run.run === node.properties.kiln_run);
+    const own = node.properties.kiln_run; // maybe of an earlier server process, or of another machine
     const latest = runs.filter((run) => findNode(app, run.node) === node).at(-1);
-    const found = latest && ACTIVE.has(latest.status) ? latest : (own ?? latest);
-    if (found) await panel.attach(found.run);
+    const active = latest && ACTIVE.has(latest.status);
+    if (!active && own && (await panel.attach(own))) continue;
+    if (latest) await panel.attach(latest.run);
   }
 }
 

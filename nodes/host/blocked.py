@@ -7,6 +7,6 @@ from typing import Any
 from comfy_execution.graph_utils import ExecutionBlocker
 
 
-def blocked(why: str) -> Any:
-    """In place of a value: nodes that need it do not run, and the user reads why."""
+def blocked(why: str | None = None) -> Any:
+    """In place of a value: nodes that need it do not run, and the user reads why; without a reason, silently."""
     return ExecutionBlocker(why)

@@ -25,6 +25,7 @@ from ...trainer.parallel import Alone
 from ...trainer.tensorboard import TensorBoardListener, missing_sentence
 from . import paths
 from .fingerprint import model_fingerprint
+from .sampling import HostSampler, SampleTools
 from .start import start_state
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ def train_run(
     graph: dict[str, Any] | None = None,
     tensorboard: bool = False,
     team: Alone | None = None,
-    on_chosen: Callable[[str, torch.device], None] = lambda run_id, device: None,
+    tools: SampleTools | None = None,
+    on_chosen: Callable[[str, torch.device, int], None] = lambda run_id, device, step: None,
 ) -> Any:
     """One run from start to end on the calling thread: the node's worker and headless.py both come here.
 
@@ -55,10 +57,12 @@ def train_run(
     Args: as train_on_host, and
         source: how the model was loaded, for run.toml.
         team: the processes that train together.
-        on_chosen: told the run's id and device as soon as they are known.
+        tools: what samples are drawn with; none are drawn without.
+        on_chosen: told the run's id, its device and the step at which it goes on as soon as they are known.
     """
     # peft and diffusers take seconds to import: not at the host's start
     from ...trainer.adapter.export import to_file
+    from ...trainer.checkpoint import read_state
     from ...trainer.loop import train
     from ...trainer.run import LORA, Run, choose_checkpoint, run_folder_for, save_result
     from .denoiser import HostDenoiser, host_weights
@@ -80,7 +84,7 @@ def train_run(
     chosen = Path(team.from_main(choose))
     resumed = chosen if chosen.name.startswith("step-") else None
     folder = chosen if resumed is None else chosen.parent
-    on_chosen(folder.name, denoiser.device)
+    on_chosen(folder.name, denoiser.device, read_state(resumed).step if resumed else 0)
     start = start_state(model, start_from, config.adapter) if start_from and resumed is None else None
 
     file = model_file(model, source or {})
@@ -117,6 +121,7 @@ def train_run(
                 resume_from=resumed,
                 start_from=start,
                 team=team,
+                sampler=HostSampler(model, tools, config, folder, graph or {}) if tools else None,
                 memory=plan.memory,
                 model_file=file,
             )

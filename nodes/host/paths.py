@@ -6,6 +6,7 @@ folder, and those listed as `kiln_datasets` in extra_model_paths.yaml.
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from pathlib import Path
@@ -13,7 +14,9 @@ from pathlib import Path
 import folder_paths
 
 from ...trainer.errors import KilnError
+from ...trainer.samples import sample_path
 
+RUN_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{4}")  # see new_run_folder
 DATASET_KEY = "kiln_datasets"
 
 
@@ -107,6 +110,19 @@ def new_lora_path(filename_prefix: str) -> Path:
             f"filename_prefix {filename_prefix!r} leaves the folder for LoRAs; use a plain name."
         ) from error
     return Path(folder) / f"{name}_{counter:05}_.safetensors"
+
+
+def background_lora_path(run_id: str) -> Path:
+    """Where the LoRA of a run in the background is put for loading."""
+    return Path(folder_paths.get_output_directory()) / "loras" / f"{run_id}.safetensors"
+
+
+def sample_file(run_id: str, step: int, place: int) -> Path | None:
+    """A picture drawn during a run; None when there is none, or no run has such an id."""
+    if not RUN_ID.fullmatch(run_id):
+        return None
+    path = sample_path(runs_folder() / run_id, step, place)
+    return path if path.is_file() else None
 
 
 def lora_names() -> list[str]:

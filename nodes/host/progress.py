@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy_api.latest import ComfyAPISync
@@ -25,7 +26,10 @@ class NodeProgress:
         if value < total and now - self._last < INTERVAL_SECONDS:
             return
         self._last = now
-        self._api.execution.set_progress(value, max(total, 1), node_id=self._node_id)
+        with suppress(
+            RuntimeError
+        ):  # the host is closing: its executor takes nothing any more, and nobody looks
+            self._api.execution.set_progress(value, max(total, 1), node_id=self._node_id)
         if text:
             self.say(text)
 

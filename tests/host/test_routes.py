@@ -91,7 +91,9 @@ def test_unknown_runs_are_refused(client: HostClient, path: str, sentence: str) 
 def test_unknown_commands_are_refused(client: HostClient, run_graph: RunGraph) -> None:
     run_graph({**loaders(), **dataset(), **training(seed=203), **saved()})
     run = newest(client)["run"]
-    with pytest.raises(HostError, match=r"status 404.*can be told stop, pause, resume, save; not 'delete'"):
+    with pytest.raises(
+        HostError, match=r"status 404.*can be told stop, pause, resume, save, sample; not 'delete'"
+    ):
         tell(client, run, "delete")
     with pytest.raises(HostError, match=r"status 405|status 404"):
         client.get_json(f"/lora_kiln/runs/{run}/stop")

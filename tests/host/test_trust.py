@@ -168,6 +168,32 @@ def test_full_disk_loses_nothing(host: RunningHost, run_graph: RunGraph, client:
     assert run_graph(trained(steps=2, seed=261))["train"]["text"][0].startswith("done: 2 steps")
 
 
+def test_an_error_in_a_sampler_beside_it_loses_nothing(
+    host: RunningHost, client: HostClient, run_graph: RunGraph
+) -> None:
+    """Of the same prompt: the error is the sampler's own, the run keeps its steps, the model is as it was."""
+    before = sampled_files(host, run_graph({**loaders(), **sampling("before", ["model", 0])}), "before")
+    options = {"steps": 100_000, "seed": 265, "checkpoint_every": 0}
+    graph = {
+        **trained(**options),
+        "broken": node("ProbeBrokenModel", model=["model", 0]),
+        **sampling("beside", ["broken", 0]),
+    }
+    failure = failure_of(client.wait(client.queue_prompt(graph), timeout=120))
+    assert failure is not None and "beside sampler (KSampler)" in failure
+    assert "this model is broken on purpose" in failure
+    run = client.get_json("/lora_kiln/runs")["runs"][-1]
+    (checkpoint,) = (host.base / "user" / "__lora_kiln" / "runs" / run["run"]).glob("step-*")
+    steps = json.loads((checkpoint / "state.json").read_text("utf-8"))["step"]
+    assert steps >= 3
+    after = sampled_files(host, run_graph({**loaders(), **sampling("after", ["model", 0])}), "after")
+    assert after == before
+    rest = run_graph(trained(**{**options, "steps": steps + 2}, resume="latest"))
+    assert (
+        rest["train"]["summary"][0] | {"run": run["run"], "steps": steps + 2} == rest["train"]["summary"][0]
+    )
+
+
 def headless(host: RunningHost, run_file: Path, launch: list[str]) -> Path:
     command = [*launch, str(REPO / "headless.py"), "train", str(run_file), "--base-directory", str(host.base)]
     done = subprocess.run(

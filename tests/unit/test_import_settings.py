@@ -186,6 +186,12 @@ def test_estimate_and_what_would_fit() -> None:
     assert "does not hold the weights" in plan(1000).advice
 
 
+def test_what_is_drawn_is_left_to_its_node() -> None:
+    found = import_settings("validation: {every: 50}\nsample: {prompts: a cat, cfg: 4}")
+    assert found.themes == {"validation": {"every": 50}}
+    assert "prompts: not used, set it on the Sample Settings node" in found.report
+
+
 def test_auto_takes_the_first_level_that_fits() -> None:
     """From all the memory there is down to none: each rung is taken where the one before no longer fits."""
     deep: dict[str, Any] = {"depth": 6, "side": 8}  # weights count for more than activations

@@ -16,7 +16,7 @@ from trainer.checkpoint import RunState, find_checkpoints, read_state, restore_o
 from trainer.config import AdapterConfig, TrainConfig
 from trainer.errors import KilnError
 from trainer.events import Controls, MessageEvent, Stopped, emitter
-from trainer.job import Job
+from trainer.job import Job, NotStarted, others_run
 from trainer.plot import loss_plot, nice_ticks
 from trainer.rng import derive_seed, generator
 from trainer.run import Run, choose_checkpoint, resume_labels, run_folder_for
@@ -155,6 +155,40 @@ def test_job_runs_outside_inference_mode() -> None:
         job.start()
         job.wait()
     assert job.result() is False
+
+
+def test_a_job_that_waits_for_its_turn_can_be_stopped() -> None:
+    leave = threading.Event()
+    first, second = Job(lambda controls: leave.wait(60)), Job(lambda controls: pytest.fail("it ran"))
+    first.start()
+    while not others_run():
+        pass
+    second.start()
+    second.controls.stop()
+    second.wait(60)
+    with pytest.raises(NotStarted):
+        second.result()
+    leave.set()
+    first.wait(60)
+    assert first.result() and not others_run()
+
+
+def test_returning_the_device_does_not_pass_over_somebody_who_waits_for_it() -> None:
+    """Two threads that know nothing of each other: one returns what it had while another is just asking."""
+    controls, got = Controls(), []
+    controls.take_device()
+    asking = threading.Thread(target=lambda: got.append(controls.borrow_device()))
+    asking.start()
+    while not controls._borrowers:
+        pass
+    controls.return_device()
+    boundary = threading.Thread(target=lambda: controls.at_boundary(lambda: None, lambda: got.append(None)))
+    boundary.start()  # the run comes to its boundary: it must step aside
+    asking.join(60)
+    assert len(got) == 1 and controls.aside
+    controls.return_device()
+    boundary.join(60)
+    assert len(got) == 2 and not controls.aside
 
 
 def test_boundary_raises_when_stopped() -> None:

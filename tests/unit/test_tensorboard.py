@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from trainer.console import ConsoleListener, clock
@@ -25,7 +24,6 @@ def test_event_files(tmp_path: Path) -> None:
         listener(step(number, 1.0 / number))
     listener(ValidationEvent(step=5, loss=0.25, bands=(0.2, 0.3), best_step=5))
     listener(AdviceEvent(step=5, advice=("Overfitting: much.",)))
-    listener.add_sample("a red circle", np.ones((8, 8, 3), np.float32), 5)
     listener.close()
     read = EventAccumulator(str(tmp_path)).Reload()
     assert [(s.step, s.value) for s in read.Scalars("loss/train")][:2] == [(1, 1.0), (2, 0.5)]
@@ -34,7 +32,6 @@ def test_event_files(tmp_path: Path) -> None:
     assert {"optimizer/learning_rate", "optimizer/gradient_norm", "validation_bands/1"} <= set(
         tags["scalars"]
     )
-    assert tags["images"] == ["samples/a red circle"]
 
 
 def test_without_the_package_the_sentence_names_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -139,6 +141,59 @@ class ProbeHoldOut(io.ComfyNode):
         return io.NodeOutput(dataclasses.replace(encoded, items=tuple(items)))
 
 
+class ProbeBrokenVae(io.ComfyNode):
+    """A VAE that cannot decode."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ProbeBrokenVae",
+            category="probe",
+            inputs=[io.Vae.Input("vae")],
+            outputs=[io.Vae.Output()],
+        )
+
+    @classmethod
+    def execute(cls, vae: Any) -> io.NodeOutput:
+        def decode(*args: Any, **kwargs: Any) -> Any:
+            raise RuntimeError("this VAE is broken on purpose")
+
+        broken = copy.copy(vae)
+        broken.decode = decode
+        return io.NodeOutput(broken)
+
+
+class ProbeBrokenModel(io.ComfyNode):
+    """A MODEL that fails inside the sampler; handed on once a run is training and has done some steps."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ProbeBrokenModel",
+            category="probe",
+            inputs=[io.Model.Input("model")],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> float:
+        return float("nan")
+
+    @classmethod
+    def execute(cls, model: Any) -> io.NodeOutput:
+        def fail(*args: Any) -> Any:
+            raise RuntimeError("this model is broken on purpose")
+
+        runs = pack_module("nodes.host.monitor").all_runs
+        deadline = time.monotonic() + 60
+        while not any(r.status == "running" and r.state()["step"] >= 3 for r in runs()):
+            assert time.monotonic() < deadline, "no run trains"
+            time.sleep(0.02)
+        broken = model.clone()
+        broken.set_model_unet_function_wrapper(fail)
+        return io.NodeOutput(broken)
+
+
 class ProbeExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [ProbeModel, ProbeEncoded, ProbeHoldOut, ProbeDisk]
+        return [ProbeModel, ProbeEncoded, ProbeHoldOut, ProbeDisk, ProbeBrokenVae, ProbeBrokenModel]

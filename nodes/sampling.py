@@ -1,0 +1,44 @@
+"""The settings node of the samples that a run draws."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..trainer import config
+from .host.sampling import SAMPLERS, SCHEDULERS, sample_tools
+from .settings import Settings, SettingsNode
+
+_FIELDS = config.field_info(config.SampleConfig)
+
+
+class KilnSampleSettings(SettingsNode):
+    """Plain settings go into the run's config; what cannot be written down goes beside them."""
+
+    THEME, TITLE, CONFIG = "sample", "Sample Settings", config.SampleConfig
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        schema = super().define_schema()
+        for name, options in (("sampler_name", SAMPLERS), ("scheduler", SCHEDULERS)):
+            place = next(i for i, known in enumerate(schema.inputs) if known.id == name)
+            doc = _FIELDS[name].metadata["doc"]
+            schema.inputs[place] = io.Combo.Input(
+                name, options=options, default=_FIELDS[name].default, tooltip=doc
+            )
+        schema.inputs[:0] = [
+            io.Clip.Input("clip", tooltip="Encodes the prompts; the same text encoder as for the dataset."),
+            io.Vae.Input("vae", tooltip="Decodes the samples; the same as for the dataset."),
+        ]
+        return schema
+
+    @classmethod
+    def execute(
+        cls, settings: Settings | None = None, *, clip: Any = None, vae: Any = None, **values: Any
+    ) -> io.NodeOutput:
+        chosen = config.SampleConfig(**values)
+        tools = sample_tools(clip, vae, chosen)
+        plain = dataclasses.asdict(chosen)
+        return io.NodeOutput({**(settings or {}), cls.THEME: plain, "sample_tools": tools})
