@@ -84,7 +84,7 @@ class _Normalise(torch.autograd.Function):
         y, inverse = torch.ops.aten._fused_rms_norm(x, [x.shape[-1]], weight, eps)
         ctx.save_for_backward(x, inverse)
         ctx.weight = weight
-        return y  # type: ignore[no-any-return]
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
@@ -98,7 +98,7 @@ def lean_norms(module: nn.Module) -> None:
     """On a CPU, where torch makes RMSNorm's gradient from ten small operations: one function. The module is a twin."""
     for norm in module.modules():
         if isinstance(norm, comfy.rmsnorm.RMSNorm) and not isinstance(norm, _LeanNorm):
-            norm.__class__ = _lean_class(type(norm))
+            norm.__class__ = _lean_class(type(norm))  # type: ignore[arg-type]
 
 
 @functools.cache

@@ -257,7 +257,7 @@ class SharedInput:
 
 
 # Attention modules by the last part of their name, and which of their layers read the same tensor
-_SHARING = {
+_SHARING: dict[str, list[tuple[str, ...]]] = {
     "self_attn": [("q", "k", "v")],
     "cross_attn": [("k", "v"), ("k_img", "v_img")],
     "attn1": [("to_q", "to_k", "to_v")],

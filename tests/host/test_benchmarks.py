@@ -1,0 +1,28 @@
+"""The step benchmark runs, with a small model and few steps; its figures are not looked at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.host_process import Task
+from benchmarks.step_time import adapter_bound, measure, summary, table
+from benchmarks.wan_shape import WanShape, write_wan
+
+
+def test_contestants_take_turns_and_are_compared(tmp_path: Path) -> None:
+    shape, model = WanShape(256, 512, 2), tmp_path / "wan.safetensors"
+    write_wan(model, shape)
+    task = Task(str(model), height=16, width=16, text=8, rank=4)
+    figures = measure(task, ["floor", "ours", "host_weight"], rounds=2, steps=2, warm_up=1)
+    assert {name: len(f.seconds) for name, f in figures.items()} == {"floor": 4, "ours": 4, "host_weight": 4}
+    assert figures["ours"].peak_bytes > 0
+    found = summary(task, shape, figures, "some host")
+    for name in ("ratio_to_floor", "speedup_vs_host_best", "memory_vs_host_best"):
+        assert found[name] > 0
+    assert "| LoRA Kiln |" in table(found)
+
+
+def test_the_bound_counts_the_adapters() -> None:
+    shape = WanShape(768, 3072, 6)
+    low, high = (adapter_bound(shape, 256, 128, rank) - 1 for rank in (16, 64))
+    assert 0.04 < low < 0.05 and abs(high - 4 * low) < 1e-9
