@@ -124,7 +124,8 @@ class Line {
     }
     const gib = (/** @type {number} */ bytes) => (bytes / 2 ** 30).toFixed(bytes < 2 ** 30 ? 2 : 1);
     const parts = Object.entries(found.parts).map(([name, bytes]) => `${t(`part_${name}`)} ${gib(bytes)}`);
-    this.say(`${t("memoryNeeds", gib(found.total))} (${parts.join(", ")}). ${found.advice}`, found.sentence);
+    const needs = t("memoryNeeds", gib(found.total), now.resolution, now.max_frames);
+    this.say(`${needs}: ${parts.join(", ")}. ${found.advice}`, found.sentence);
   }
 
   /** @param {string} text @param {string} title */

@@ -77,6 +77,10 @@ export function useSettings(node, run) {
     if (target) for (const [name, value] of Object.entries(values)) set(target, name, value);
     else left.push(...needed);
   }
+  // Settings that come with objects of the graph, such as the text encoder of samples, need their node by hand
+  for (const [theme, values] of Object.entries(run.changed)) {
+    if (typeof values === "object" && !(theme in SETTINGS_NODES)) left.push(theme);
+  }
   node.setDirtyCanvas?.(true, true);
   const sentences = [t("settingsUsed", run.id)];
   if (linked.length) sentences.push(t("settingsLinked", linked.join(", ")));
