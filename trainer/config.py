@@ -394,6 +394,10 @@ class GuardConfig:
         check_ranges(self)
 
 
+STREAMED = ("stream blocks", "stream from file")
+"""Memory levels at which blocks pass through the device."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class MemoryConfig:
     """Where the frozen model is while the LoRA is trained. All levels learn the same."""
@@ -425,7 +429,7 @@ class MemoryConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        if self.compile_blocks and self.level.startswith("stream"):
+        if self.compile_blocks and self.level in STREAMED:
             raise KilnError(
                 f"compile_blocks does not go with the level {self.level}; choose resident or checkpoint activations."
             )

@@ -18,10 +18,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from .config import MemoryConfig, TrainConfig
+from .config import STREAMED, MemoryConfig, TrainConfig
 from .memory.blocks import find_blocks
 from .memory.ledger import size_of
-from .memory.placement import STREAMED
 
 # Bytes that an optimizer remembers per trained parameter
 OPTIMIZER_BYTES = {

@@ -50,7 +50,8 @@ def foresee(
     """
     _check_types(config, TrainConfig().to_dict())
     settings = TrainConfig.from_dict(config)
-    shapes, in_file = read_shapes(_listed(loader, file))
+    path = _listed(loader, file)
+    shapes, in_file = read_shapes(path)
     device = comfy.model_management.get_torch_device()
     dtype, compute = _precision(WEIGHT_DTYPES.get(weight_dtype, in_file), shapes, device, weight_dtype)
     channels, shrink = _latent(shapes)
@@ -60,7 +61,7 @@ def foresee(
     is_video = isinstance(network.patch_size, tuple) and len(network.patch_size) == 3
     latent = (channels, frames, side, side) if is_video else (channels, side, side)
     model = SimpleNamespace(model=SimpleNamespace(diffusion_model=network), patches={})
-    plan = plan_memory(model, SimpleNamespace(device=device, dtype=compute), settings, latent)
+    plan = plan_memory(model, SimpleNamespace(device=device, dtype=compute), settings, latent, path)
     parts = {name: size for name, size in asdict(plan).items() if isinstance(size, int)}
     return {"sentence": plan.sentence(), "advice": plan.advice, "total": plan.total, "parts": parts}
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..adapter.fused import FrozenWeights
 from ..adapter.inject import choose_targets
-from ..config import AdapterConfig, MemoryConfig
+from ..config import STREAMED, AdapterConfig, MemoryConfig
 from ..denoiser import Denoiser
 from ..errors import KilnError
 from .blocks import find_blocks
@@ -32,8 +32,6 @@ from .ledger import Ledger, size_of
 from .mapped import map_weights
 from .recompute import RecomputedForward, checkpoint_blocks
 from .ring import BlockRing, StoredWeight
-
-STREAMED = ("stream blocks", "stream from file")
 
 
 @dataclass(frozen=True)
