@@ -233,16 +233,16 @@ def tiny(info: Info) -> Graph:
         "train",
         "KilnTrainLora",
         (760, 0),
-        (360, 620),
+        (360, 800),
         model=("model", 0),
         encoded=("encoded", 0),
         settings=("optimizer", 0),
         **TINY_TRAINING,
     )
     graph.add(
-        "lora", "KilnSaveLora", (760, 670), (360, 150), lora=("train", 0), filename_prefix="kiln/tiny_concept"
+        "lora", "KilnSaveLora", (760, 850), (360, 150), lora=("train", 0), filename_prefix="kiln/tiny_concept"
     )
-    graph.add("plot", "KilnLossPlot", (760, 870), (360, 260), run=("train", 3))
+    graph.add("plot", "KilnLossPlot", (760, 1050), (360, 260), run=("train", 3))
     graph.add("positive", "CLIPTextEncode", (1180, 0), (320, 110), clip=("clip", 0), text=TINY_PROMPT)
     graph.add("negative", "CLIPTextEncode", (1180, 160), (320, 90), clip=("clip", 0), text="")
     graph.add(

@@ -36,7 +36,9 @@ def test_it_is_the_plan_of_the_run(client: HostClient, events: EventStream, run_
     event = events.wait_for(lambda e: e.type == "lora_kiln.run" and "needs about" in e.data["text"])
     client.post_json(f"/lora_kiln/runs/{event.data['run']}/stop", {})
     found = ask(client, config={"batch_size": 256, "adapter": {"rank": 128, "alpha": 4.0}})
-    assert event.data["text"].split(". ")[0].startswith(found["sentence"].split(". ")[0])
+    # Up to the memory that is free, which changes from moment to moment
+    foreseen, planned = (text.split(", chosen")[0] for text in (found["sentence"], event.data["text"]))
+    assert "at memory level" in foreseen and planned == foreseen
     assert found["parts"]["activations"] > 2**28
 
 
