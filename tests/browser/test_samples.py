@@ -48,11 +48,12 @@ def connect_samples(canvas: Canvas, seed: int) -> None:
 
 
 def look_from_afar(canvas: Canvas) -> None:
-    """The whole node into view: Nodes 2.0 draws it taller."""
+    """The whole node into view, with nothing below it: Nodes 2.0 draws it taller, and the strip makes it grow."""
     canvas.page.evaluate(
         """() => {
             const nodes = window.app.graph.nodes ?? window.app.graph._nodes;
             const node = nodes.find(n => n.type === 'KilnTrainLora');
+            for (const other of nodes) if (other.pos[1] > node.pos[1] + 400) other.pos[1] += 600;
             const view = window.app.canvas.ds;
             view.scale = 0.6;
             view.offset[0] = 500 - node.pos[0];
