@@ -61,9 +61,8 @@ def test_filter_sort_and_pages(client: HostClient, runs: list[str]) -> None:
     page = client.get_json(f"{BASE}?offset=1&limit=1")
     assert [r["id"] for r in page["runs"]] == [runs[0]] and page["total"] >= 2
     losses = [r["loss"] for r in listed(client, "?order=loss")]
-    known = [
-        loss for loss in losses if loss is not None
-    ]  # other tests' runs may have ended before their first step
+    # Other tests' runs may have ended before their first step
+    known = [loss for loss in losses if loss is not None]
     assert losses == sorted(known) + [None] * (len(losses) - len(known))
 
 
