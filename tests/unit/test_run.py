@@ -80,6 +80,14 @@ def test_latest_is_of_this_dataset_and_model(tmp_path: Path) -> None:
     assert choose_checkpoint(tmp_path, "new run", "d", "m", AdapterConfig()) is None
 
 
+def test_latest_is_what_was_written_last_whatever_its_name(tmp_path: Path) -> None:
+    """Runs of one second have names in no order."""
+    for name in ("20260101-120000-cc", "20260101-120000-aa", "20260101-120000-bb"):
+        save(tmp_path / name, 5)
+        found = choose_checkpoint(tmp_path, "latest", "d", "m", AdapterConfig())
+        assert found is not None and found.parent.name == name
+
+
 def test_a_run_or_a_step_can_be_chosen(tmp_path: Path) -> None:
     for step in (5, 9):
         save(tmp_path / "20260101-a", step)
