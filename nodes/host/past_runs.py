@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
-from PIL import Image
 
 from ...trainer import leavings
 from ...trainer.config import TrainConfig
@@ -19,6 +17,7 @@ from ...trainer.errors import KilnError
 from ...trainer.history import ORDERS as ORDERS
 from ...trainer.history import History, Record
 from ...trainer.run import LORA
+from ...trainer.samples import thumbnail as small_picture
 from ...trainer.smoothing import smooth
 from . import paths
 from .monitor import find_run
@@ -69,12 +68,7 @@ def thumbnail(run_id: str, place: int) -> bytes | None:
     roots = (paths.kiln_directory(), folder_paths.get_output_directory(), folder_paths.get_temp_directory())
     if path is None or not path.is_file() or not any(Path(r).resolve() in path.parents for r in roots):
         return None
-    written = io.BytesIO()
-    with Image.open(path) as opened:
-        picture = opened.convert("RGB")
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    picture.save(written, "JPEG", quality=85)
-    return written.getvalue()
+    return small_picture(path, THUMBNAIL)
 
 
 def rate(run_id: str, rating: int | None, notes: str | None) -> dict[str, Any]:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from scripts.host_files import REPO, get_host
+from .in_host import run_in_host
 
 KEYS = {
     "lora": ["alpha", "lora_A.weight", "lora_B.weight"],
@@ -27,20 +23,7 @@ KEYS = {
 
 @pytest.fixture(scope="module")
 def figures() -> dict[str, Any]:
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(Path(__file__).parent / "adapters.py"),
-            str(REPO / "tests" / "tiny_wan" / "models" / "tiny_wan.safetensors"),
-        ],
-        cwd=get_host(),
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return run_in_host("adapters.py")
 
 
 @pytest.mark.parametrize("kind", KEYS)

@@ -3,10 +3,6 @@ the node on a live server."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,31 +11,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from scripts.host import RunningHost
-from scripts.host_files import REPO, get_host
 from trainer.config import OptimizerConfig, field_info
 
 from .conftest import GraphFailed, RunGraph
 from .graphs import Prompt, dataset, loaders, node, saved, training
+from .in_host import run_in_host
 
 LEVELS = ("resident", "checkpoint activations", "stream blocks", "stream from file")
-
-
-def run_in_host(script: str) -> dict[str, Any]:
-    """What a script of this folder prints about the tiny Wan."""
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(Path(__file__).parent / script),
-            str(REPO / "tests" / "tiny_wan" / "models" / "tiny_wan.safetensors"),
-        ],
-        cwd=get_host(),
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 @pytest.fixture(scope="module")
