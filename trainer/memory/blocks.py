@@ -1,12 +1,48 @@
-"""The blocks of a network: members of its ModuleLists, the outermost where they are nested, in model order."""
+"""The blocks of a network: the units that are recomputed, streamed and compiled, in model order.
+
+A block is a member of a list (ModuleList, Sequential, ModuleDict) that is made of several layers. Members that are
+lists themselves are opened, since a network may walk through such a list without calling it, as UNets do; and so is a
+member that is little more than a chain of blocks of its own, such as the deep attention stages of SDXL: the smaller the
+blocks, the less memory two of them take. What is in no block (single layers, the embedding of text and time) is small.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import nn
+
+LISTS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
+CHAIN_SHARE = 0.9  # of a member's weights, from which on it counts as a chain; experts side by side hold less
 
 
 def find_blocks(module: nn.Module) -> list[nn.Module]:
     """Each block once. Empty where a network has none: then nothing can be recomputed or streamed block by block."""
-    members = [child for m in module.modules() if isinstance(m, nn.ModuleList) for child in m]
-    inner = {id(m) for block in members for m in block.modules() if m is not block}
-    return list({id(b): b for b in members if id(b) not in inner}.values())
+    return list({id(b): b for b in _blocks_in(module)}.values())
+
+
+def _blocks_in(module: nn.Module) -> Iterator[nn.Module]:
+    in_list = isinstance(module, LISTS)
+    for child in module.children():
+        if in_list and _is_made_of_layers(child) and not _is_chain(child):
+            yield child
+        else:
+            yield from _blocks_in(child)
+
+
+def _is_made_of_layers(module: nn.Module) -> bool:
+    return not isinstance(module, LISTS) and any(_size(child) for child in module.children())
+
+
+def _is_chain(module: nn.Module) -> bool:
+    """Whether nearly all weights are in one list of two members or more that are made of layers."""
+    for inner in module.modules():
+        if isinstance(inner, nn.ModuleList):
+            members = [m for m in inner if _is_made_of_layers(m)]
+            if len(members) > 1 and sum(map(_size, members)) >= CHAIN_SHARE * _size(module):
+                return True
+    return False
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
