@@ -37,7 +37,7 @@ def _is_made_of_layers(module: nn.Module) -> bool:
 def _is_chain(module: nn.Module) -> bool:
     """Whether nearly all weights are in one list of two members or more that are made of layers."""
     for inner in module.modules():
-        if isinstance(inner, nn.ModuleList):
+        if isinstance(inner, LISTS):
             members = [m for m in inner if _is_made_of_layers(m)]
             if len(members) > 1 and sum(map(_size, members)) >= CHAIN_SHARE * _size(module):
                 return True

@@ -124,8 +124,8 @@ class Placement:
         if 2 * unused <= len(self.recomputed):
             return ""
         return (
-            f"The memory level {self._config.level} has little effect on this model: it makes no use of {unused} of its "
-            f"{len(self.recomputed)} blocks as such."
+            f"The memory level {self._config.level} has little effect on this model: {unused} of its "
+            f"{len(self.recomputed)} blocks are never called."
         )
 
     def _hold_in_fp8(self, ending: ExitStack) -> None:
