@@ -42,9 +42,7 @@ class Activations:
             inside.update(map(id, members))
             self._blocks.append(sum(_kept(m, id(m) in trained) * places[id(m)] for m in members))
             self._inputs.append(_width(members, trained, narrowest) * places[id(block)])
-        self._outside = sum(
-            _kept(m, id(m) in trained) * places[id(m)] for m in module.modules() if id(m) not in inside
-        )
+        self._outside = sum(_kept(m, True) * places[i] for i, m in trained.items() if i not in inside)
         self.whole = sum(self._blocks) + self._outside
 
     def recomputed(self, offload_inputs: bool) -> int:

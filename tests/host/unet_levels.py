@@ -1,4 +1,4 @@
-"""One training step on tiny UNets of the host's own class, shaped as SD 1.5 and SDXL, at every memory level; prints JSON.
+"""One step on tiny UNets of the host's own class, shaped as SD 1.5 and SDXL, at every memory level; prints JSON.
 
 Run by test_unet_levels.py in the host's folder. Errors are relative, of loss and gradients, against the whole model;
 "kept" is what autograd keeps of the forward, "peak" what the placement holds of weights, both in bytes.

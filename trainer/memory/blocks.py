@@ -18,7 +18,10 @@ CHAIN_SHARE = 0.9  # of a member's weights, from which on it counts as a chain; 
 
 def find_blocks(module: nn.Module) -> list[nn.Module]:
     """Each block once. Empty where a network has none: then nothing can be recomputed or streamed block by block."""
-    return list({id(b): b for b in _blocks_in(module)}.values())
+    found = list(_blocks_in(module))
+    # A block that the network also has under another name is come across a second time, and then walked into
+    inner = {id(m) for block in found for m in block.modules() if m is not block}
+    return list({id(b): b for b in found if id(b) not in inner}.values())
 
 
 def _blocks_in(module: nn.Module) -> Iterator[nn.Module]:
@@ -38,7 +41,7 @@ def _is_chain(module: nn.Module) -> bool:
     """Whether nearly all weights are in one list of two members or more that are made of layers."""
     for inner in module.modules():
         if isinstance(inner, LISTS):
-            members = [m for m in inner if _is_made_of_layers(m)]
+            members = [m for m in inner.children() if _is_made_of_layers(m)]
             if len(members) > 1 and sum(map(_size, members)) >= CHAIN_SHARE * _size(module):
                 return True
     return False
