@@ -33,7 +33,7 @@ class Activations:
         trained = {id(layers[t]): layers[t] for t in targets}
         blocks = find_blocks(module)
         places = _places(module, blocks, tokens(module, latent_shape))
-        narrowest = min(min(t.in_features, t.out_features) for t in trained.values())
+        narrowest = min(map(_narrow_side, trained.values()))
         self._blocks: list[int] = []
         self._inputs: list[int] = []
         inside: set[int] = set()
@@ -64,7 +64,9 @@ def _places(module: nn.Module, blocks: list[nn.Module], at_entrance: int) -> dic
     """The number of places at each module, by its id, following the model's order."""
     changes = [id(block) for block in _changes(blocks)]
     down, up = set(changes[: len(changes) // 2]), set(changes[len(changes) // 2 :])
-    level, found, below = 0, {}, set()
+    level = 0
+    found: dict[int, int] = {}
+    below: set[int] = set()
     for each in module.modules():
         if below and id(each) not in below:  # the block that makes it smaller has been left
             level, below = level + 1, set()
@@ -102,8 +104,12 @@ def _width(members: list[nn.Module], trained: dict[int, nn.Module], otherwise: i
     first = next((m for m in members if _is_convolution(m)), None)
     if first is not None:
         return _shape(first)[1]
-    sides = [min(m.in_features, m.out_features) for m in members if id(m) in trained]  # type: ignore[type-var]
-    return int(min(sides, default=otherwise))  # type: ignore[arg-type]
+    sides = [_narrow_side(m) for m in members if id(m) in trained]
+    return min(sides, default=otherwise)
+
+
+def _narrow_side(linear: nn.Module) -> int:
+    return min(int(linear.in_features), int(linear.out_features))  # type: ignore[arg-type]
 
 
 def _is_convolution(layer: nn.Module) -> bool:
