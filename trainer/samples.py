@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +21,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from .errors import KilnError
+from .safefile import replacing
 
 FOLDER = "samples"  # in a run's folder
 EXIF_TAGS = {"prompt": 0x0110, "workflow": 0x010F}  # where the host's frontend looks in a WEBP
@@ -104,15 +101,5 @@ def thumbnail(path: Path, side: int = 160) -> bytes:
 
 
 def _write(path: Path, picture: Image.Image, **options: Any) -> None:
-    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            picture.save(file, format=path.suffix[1:].upper(), **options)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise KilnError(f"Cannot write {path} ({error}); check free space and write permission.") from error
+    with replacing(path) as temporary:
+        picture.save(temporary, format=path.suffix[1:].upper(), **options)
