@@ -14,7 +14,7 @@ import logging
 import math
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -141,6 +141,12 @@ def train(
     held_out = ItemStore([i for i in dataset.items if i.role == "validation"], config.seed)
     feed = Feed(denoiser, config, order, store, team)
     accumulation = config.optimizer.gradient_accumulation
+    guarding = config.guards
+    if config.optimizer.update_in_backward:
+        if team.size > 1:
+            raise KilnError("update_in_backward is for one process; switch it off to train with several.")
+        # A step that ended half-way cannot be done again: some matrices have moved
+        guarding = replace(guarding, retry_out_of_memory=False)
     started = time.monotonic()
 
     with ExitStack() as ending, ExitStack() as session:
@@ -255,19 +261,21 @@ def train(
                 step_started = time.monotonic()
 
                 # Gradients: the mean over all items of the step, however they are spread over batches and processes
-                def gradients(step: int = step) -> Tensor:
-                    return _gradients(denoiser, config, learner, feed, step, progress.guard)
+                limit = guards.spike_limit(progress.losses, config.guards)
+                learner.set_rate(step, progress.guard.rate)
+
+                def gradients(step: int = step, limit: float = limit) -> Tensor:
+                    return _gradients(denoiser, config, learner, feed, step, progress.guard, limit)
 
                 device_loss = guards.with_less_memory(
                     gradients,
                     progress.guard,
-                    config.guards,
+                    guarding,
                     largest_batch=max(map(len, feed.batches(step))),
                     clean_up=learner.forget_gradients,
                     say=say,
                 )
                 device_loss = add_up_gradients(team, learner.buffers, device_loss)
-                limit = guards.spike_limit(progress.losses, config.guards)
                 device_norm = learner.clip_gradients((limit / device_loss).clamp(max=1))
                 if step + 1 < config.steps:
                     feed.prepare(step + 1, progress.guard.parts)
@@ -277,7 +285,7 @@ def train(
                 # Step
                 rate = learner.rate_at(step, progress.guard.rate)
                 if math.isfinite(loss) and math.isfinite(grad_norm):
-                    learner.move(step, progress.guard.rate)
+                    learner.move()
                     progress.guard.bad_in_a_row = 0
                     progress.losses.append(loss)
                 else:
@@ -385,6 +393,11 @@ def _check_resumable(
             )
     for what, before, after in (
         ("kind of adapter", state.config["adapter"].get("kind", "lora"), config.adapter.kind),
+        (
+            "update_in_backward",
+            str(state.config["optimizer"].get("update_in_backward", False)),
+            str(config.optimizer.update_in_backward),
+        ),
         ("number of processes", str(state.processes), str(processes)),
     ):
         if before != after:
@@ -408,9 +421,18 @@ def _boundary(controls: Controls, team: Alone, placement: Placement, session: Ex
 
 
 def _gradients(
-    denoiser: Denoiser, config: TrainConfig, learner: Learner, feed: Feed, step: int, guard: GuardState
+    denoiser: Denoiser,
+    config: TrainConfig,
+    learner: Learner,
+    feed: Feed,
+    step: int,
+    guard: GuardState,
+    limit: float,
 ) -> Tensor:
-    """Add one step's gradients of this process's share; returns its share of the loss, on the device."""
+    """Add one step's gradients of this process's share; returns its share of the loss, on the device.
+
+    limit: the loss above which the step counts as a spike.
+    """
     if guard.activation_checkpointing:
         checkpoint_blocks(denoiser.module)
     total = torch.zeros((), device=denoiser.device)
@@ -421,7 +443,7 @@ def _gradients(
         errors = objective.loss_per_item(answer, question.target, portion.mask, config.objective)
         loss = (errors * portion.factor).sum()
         if loss.requires_grad:  # not when dropout has switched every layer off
-            loss.backward()
+            learner.backward(loss, limit)
         total += loss.detach()
     return total
 
