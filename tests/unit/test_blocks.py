@@ -212,6 +212,26 @@ def test_blocks_of_other_networks() -> None:
     assert names_of(nn.Sequential(nn.Linear(2, 2), nn.ModuleList([nn.Linear(2, 2)]))) == []
 
 
+class Mixer(nn.Module):
+    """Nearly nothing but a list of two layers: with adapters these look like a chain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Sequential(nn.Linear(8, 64), nn.GELU(), nn.Linear(64, 8))
+
+
+@pytest.mark.parametrize("kind", ["lora", "loha", "oft"])
+def test_adapters_change_no_blocks(kind: str) -> None:
+    """They are looked for anew when a run comes back to the device."""
+    network = LittleUNet()
+    network.mixers = nn.ModuleList(Mixer() for _ in range(2))
+    before = names_of(network)
+    assert before[-1] == "mixers.1"
+    adapter = dataclasses.replace(ADAPTER, kind=kind, rank=8, target_modules=".*")
+    make_adapter(network, adapter, 0)
+    assert names_of(network) == before
+
+
 @contextmanager
 def counting(kept: dict[int, int]) -> Iterator[None]:
     def keep(tensor: Tensor) -> Tensor:

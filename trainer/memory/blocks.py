@@ -4,6 +4,8 @@ A block is a member of a list (ModuleList, Sequential, ModuleDict) that is made 
 lists themselves are opened, since a network may walk through such a list without calling it, as UNets do; and so is a
 member that is little more than a chain of blocks of its own, such as the deep attention stages of SDXL: the smaller the
 blocks, the less memory two of them take. What is in no block (single layers, the embedding of text and time) is small.
+
+An adapter changes nothing about it: a layer that has one (peft's, around a base_layer) counts as the layer that it was.
 """
 
 from __future__ import annotations
@@ -29,12 +31,12 @@ def _blocks_in(module: nn.Module) -> Iterator[nn.Module]:
     for child in module.children():
         if in_list and _is_made_of_layers(child) and not _is_chain(child):
             yield child
-        else:
+        elif not _has_adapter(child):
             yield from _blocks_in(child)
 
 
 def _is_made_of_layers(module: nn.Module) -> bool:
-    return not isinstance(module, LISTS) and any(_size(child) for child in module.children())
+    return not isinstance(module, LISTS) and not _has_adapter(module) and any(map(_size, module.children()))
 
 
 def _is_chain(module: nn.Module) -> bool:
@@ -47,5 +49,13 @@ def _is_chain(module: nn.Module) -> bool:
     return False
 
 
+def _has_adapter(module: nn.Module) -> bool:
+    return "base_layer" in module._modules
+
+
 def _size(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+    """Its weights, without those of adapters."""
+    if _has_adapter(module):
+        return _size(module._modules["base_layer"])  # type: ignore[arg-type]
+    own = sum(p.numel() for p in module._parameters.values() if p is not None)
+    return own + sum(map(_size, module.children()))
