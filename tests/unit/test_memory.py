@@ -227,7 +227,6 @@ def test_blocks_out_of_order_are_right_all_the_same(tmp_path: Path) -> None:
 def test_the_model_keeps_its_own_weights(tmp_path: Path) -> None:
     for memory in (
         MemoryConfig(level="stream blocks"),
-        MemoryConfig(level="stream from file"),
         MemoryConfig(level="resident", base_precision="fp8"),
     ):
         denoiser, placement = place(memory, tmp_path)
