@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..cpu import trim_heap
 from ..errors import KilnError
 from ..tensorfile import DTYPES, TensorFile
+from .ledger import size_of
 
 # What model files put before the network's own names
 PREFIXES = ("", "model.diffusion_model.", "diffusion_model.")
@@ -42,7 +43,11 @@ def map_weights(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
         KilnError: the file cannot be read, lacks a tensor, or holds other values (the model was changed after loading).
     """
     cure = "choose stream blocks, or connect the model as its loader gives it."
-    found = _map(path, wanted, writable=False)
+    try:
+        found = _map(path, wanted, writable=False)
+    except (OSError, KilnError) as error:
+        why = str(error).rstrip(".")
+        raise KilnError(f"The file {path.name} cannot be streamed ({why}); {cure}") from error
     for name, own in wanted.items():
         if name not in found:
             raise KilnError(f"The file {path.name} cannot be streamed: it holds no {name}; {cure}")
@@ -80,11 +85,8 @@ def release_copies(module: nn.Module, path: Path) -> Released:
     """Let a network's parameters be the file's tensors, so that the memory of its own copies is free again.
 
     Only where a parameter lies in ordinary CPU memory and is bit for bit what the file holds: the whole of every such
-    tensor is read once for this. All others stay what they are. The network's values never change, and it may be used
-    and changed afterwards as before.
-
-    Raises:
-        KilnError: the file cannot be read.
+    tensor is read once for this. All others stay what they are, be it that the file cannot be read at all. The
+    network's values never change, and it may be used and changed afterwards as before.
     """
     done = Released(path.name)
     places: dict[nn.Parameter, list[tuple[str, nn.Module, str]]] = {}  # a parameter may be in several
@@ -93,11 +95,17 @@ def release_copies(module: nn.Module, path: Path) -> Released:
             if parameter is not None and _in_ram(parameter):
                 places.setdefault(parameter, []).append((f"{name}.{key}".lstrip("."), owner, key))
     with torch.inference_mode(False):
-        mapped = _map(path, [name for each in places.values() for name, *_ in each], writable=True)
+        try:
+            mapped = _map(path, [name for each in places.values() for name, *_ in each], writable=True)
+        except (OSError, KilnError) as error:
+            # For one, a system that reserves memory for such a mapping, or counts it against a limit
+            why = str(error).rstrip(".")
+            done.kept[f"{path.name} cannot be mapped ({why})"] = sum(map(size_of, places))
+            return done
         while places:  # one by one, so that each copy is gone before the next is compared
             parameter, found = places.popitem()
             theirs = next((mapped[name] for name, *_ in found if name in mapped), None)
-            size = parameter.numel() * parameter.element_size()
+            size = size_of(parameter)
             reason = _why_kept(parameter, theirs, path)
             if reason or theirs is None:
                 done.kept[reason] = done.kept.get(reason, 0) + size
@@ -120,37 +128,26 @@ def is_mapped(tensor: Tensor) -> bool:
 
 def _map(path: Path, wanted: Iterable[str], writable: bool) -> dict[str, Tensor]:
     """Those of the file's tensors that are wanted. Each has a storage of its own; the mapping lasts as long as one."""
-    try:
-        with TensorFile(path) as file:
-            entries = file.entries
-            wanted = list(wanted)
-            prefix = next((p for p in PREFIXES if any(p + name in entries for name in wanted)), "")
-            memory = _memory(path, writable)
-            found = {}
-            for name in wanted:
-                entry = entries.get(prefix + name)
-                if entry is None or entry.dtype not in DTYPES:
-                    continue
-                dtype = DTYPES[entry.dtype]
-                if entry.start == entry.end:
-                    found[name] = torch.empty(entry.shape, dtype=dtype)
-                    continue
-                with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", message="The given buffer is not writable")
-                    flat = torch.frombuffer(
-                        memory,
-                        dtype=dtype,
-                        count=(entry.end - entry.start) // dtype.itemsize,
-                        offset=file.data_start + entry.start,
-                    )
-                setattr(flat.untyped_storage(), _MARK, True)
-                found[name] = flat.view(entry.shape)
-            return found
-    except (OSError, KilnError) as error:
-        raise KilnError(
-            f"The file {path.name} cannot be streamed ({str(error).rstrip('.')}); choose stream blocks, or connect the "
-            "model as its loader gives it."
-        ) from error
+    found = {}
+    wanted = list(wanted)
+    with TensorFile(path) as file:
+        prefix = next((p for p in PREFIXES if any(p + name in file.entries for name in wanted)), "")
+        memory = _memory(path, writable)
+        for name in wanted:
+            entry = file.entries.get(prefix + name)
+            if entry is None or entry.dtype not in DTYPES:
+                continue
+            dtype = DTYPES[entry.dtype]
+            if entry.start == entry.end:
+                found[name] = torch.empty(entry.shape, dtype=dtype)
+                continue
+            count, offset = (entry.end - entry.start) // dtype.itemsize, file.data_start + entry.start
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="The given buffer is not writable")
+                flat = torch.frombuffer(memory, dtype=dtype, count=count, offset=offset)
+            setattr(flat.untyped_storage(), _MARK, True)
+            found[name] = flat.view(entry.shape)
+    return found
 
 
 def _memory(path: Path, writable: bool) -> mmap.mmap:

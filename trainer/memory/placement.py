@@ -31,7 +31,7 @@ from .blocks import find_blocks
 from .compiled import compile_blocks
 from .fp8 import hold_in_fp8, release_fp8, with_fp8
 from .ledger import Ledger, size_of
-from .mapped import map_weights
+from .mapped import is_mapped, map_weights
 from .recompute import RecomputedForward, checkpoint_blocks
 from .ring import BlockRing, StoredWeight
 
@@ -139,7 +139,8 @@ class Placement:
             tensor = table[place.key]
             if tensor is None or not _is_plain(tensor):
                 continue
-            moved = tensor.to(self._denoiser.device)
+            # A file's pages may lie anywhere, and how a CPU adds up depends on that
+            moved = tensor.to(self._denoiser.device, copy=is_mapped(tensor))
             if moved is not tensor:
                 table[place.key] = nn.Parameter(moved, False) if isinstance(tensor, nn.Parameter) else moved
             self.ledger.hold(what, size_of(moved))
