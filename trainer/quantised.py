@@ -95,12 +95,11 @@ def to_fp8(values: Tensor, dtype: torch.dtype, name: str, block: int = 0) -> Ten
         part = bits[first : first + _POOL]
         part.add_(_draws(len(part), below, zlib.crc32(name.encode()), block, first))
     # Left are 12 bits: the sign, four bits of fp32's exponent that are 0, and the code without its sign (of e5m2 11
-    # and three). Signs move down beside the code.
+    # and three). The sign moves down beside the code.
     spare = 4 if dtype == torch.float8_e4m3fn else 3
-    half = _held("half", count, torch.int16).copy_(bits.bitwise_right_shift_(below))
-    sign = torch.bitwise_right_shift(half, spare, out=_held("sign", count, torch.int16)).bitwise_and_(-0x80)
-    code = half.bitwise_and_(0x7F).bitwise_or_(sign).to(torch.int8)
-    return code.view(dtype).view(values.shape)
+    code = _held("code", count, torch.int16).copy_(bits.bitwise_right_shift_(below))
+    sign = torch.bitwise_right_shift(code, spare, out=_held("sign", count, torch.int16)).bitwise_and_(0x80)
+    return code.bitwise_or_(sign).to(torch.int8).view(dtype).view(values.shape)
 
 
 def new_scale(largest: float, scale: float, dtype: torch.dtype) -> float:
@@ -115,19 +114,18 @@ def largest_value(dtype: torch.dtype) -> float:
 
 
 def _draws(count: int, bits: int, *place: int) -> Tensor:
-    """Integers of so many random bits, int32 (count,): a stretch of the pool, turned by one more draw.
+    """Integers of so many random bits, int32 (count,): a stretch of the pool, exclusive or one more draw.
 
     torch's generator takes ten times as long as all the rest of the rounding together.
     """
     seed = derive_seed(0, "fp8", *place)
     first, turn = seed % (_POOL + 1 - count), seed >> 32 & ((1 << bits) - 1)
-    found = torch.add(_pool()[first : first + count], turn, out=_held("draws", count, torch.int32))
-    return found.bitwise_and_((1 << bits) - 1)
+    return torch.bitwise_xor(_pool(bits)[first : first + count], turn, out=_held("draws", count, torch.int32))
 
 
 @functools.cache
-def _pool() -> Tensor:
-    return torch.randint(0, 1 << 24, (_POOL,), dtype=torch.int32, generator=generator(0, "fp8 pool"))
+def _pool(bits: int) -> Tensor:
+    return torch.randint(0, 1 << bits, (_POOL,), dtype=torch.int32, generator=generator(0, "fp8 pool"))
 
 
 def _held(name: str, count: int, dtype: torch.dtype) -> Tensor:

@@ -248,13 +248,20 @@ class _Change:
         width = math.prod(entry.shape[1:]) * DTYPES[entry.dtype].itemsize
         step = max(1, BLOCK // max(1, width) if self.plain else rows)
         self.spans = [(first, min(first + step, rows)) for first in range(0, rows, step)]
+        self._known_finite = False
 
     def __call__(self, span: tuple[int, int], unit: float = 1.0) -> Tensor:
-        """Rows of the changed weight, in multiples of `unit`."""
+        """Rows of the changed weight, in multiples of `unit`.
+
+        Raises:
+            KilnError: the base is fp8 and holds values that are no numbers.
+        """
         rows = self._source.read_rows(self._name, *span, reuse=True)
         scale = self.scale / unit if self.plain else self.scale
         value = self._reused(rows.shape)
         if rows.dtype in FP8_TYPES:
+            if not self._known_finite:
+                self._finite(largest_by_row(rows))
             from_fp8(rows, value, scale)
         else:
             value.copy_(rows)
@@ -276,9 +283,9 @@ class _Change:
             KilnError: the base holds values that are no numbers.
         """
         bound = torch.cat(list(workers.map(self._largest_in_base, self.spans))).mul_(self.scale)
+        self._known_finite = True
         if not self.plain:
-            whole = workers.map(lambda span: float(self(span).abs().max()), self.spans)
-            return max(whole) if math.isfinite(limit) else 0.0
+            return max(workers.map(lambda span: float(self(span).abs().max()), self.spans))
         for parts, strength in self._adapters:
             a, b = parts["lora_A.weight"].float().flatten(1), parts["lora_B.weight"].float().flatten(1)
             bound += abs(strength * scale_of(parts)) * float(a.norm(dim=0).max()) * b.norm(dim=1)
@@ -288,12 +295,14 @@ class _Change:
         return max((0.0, *workers.map(lambda span: float(self(span).abs().max()), spans)))
 
     def _largest_in_base(self, span: tuple[int, int]) -> Tensor:
-        found = largest_by_row(self._source.read_rows(self._name, *span, reuse=True))
-        if not found.isfinite().all():
+        return self._finite(largest_by_row(self._source.read_rows(self._name, *span, reuse=True)))
+
+    def _finite(self, largest: Tensor) -> Tensor:
+        if not largest.isfinite().all():
             raise KilnError(
                 f"{self._name} of {self._source.path.name} holds values that are no numbers; get the file again."
             )
-        return found
+        return largest
 
     def _reused(self, shape: torch.Size) -> Tensor:
         held: Tensor | None = getattr(self._scratch, "value", None)
@@ -332,9 +341,8 @@ def _requantised(
 ) -> Iterator[Tensor]:
     """fp8 again; a scale that had to grow is put into `scales`, which are written last."""
     dtype, factor = DTYPES[source.entries[name].dtype], change.scale
-    largest = change.largest(math.inf if scale is None else factor * largest_value(dtype), workers)
     if scale is not None:
-        needed = new_scale(largest, factor, dtype)
+        needed = new_scale(change.largest(factor * largest_value(dtype), workers), factor, dtype)
         if needed != factor:
             old = source.entries[scale]
             scales[scale] = torch.full(old.shape, needed).to(DTYPES[old.dtype])
