@@ -94,9 +94,12 @@ def release_copies(module: nn.Module, path: Path) -> Released:
         for key, parameter in owner._parameters.items():
             if parameter is not None and _in_ram(parameter):
                 places.setdefault(parameter, []).append((f"{name}.{key}".lstrip("."), owner, key))
+    names = [name for each in places.values() for name, *_ in each]
     with torch.inference_mode(False):
         try:
-            mapped = _map(path, [name for each in places.values() for name, *_ in each], writable=True)
+            # Compared through another mapping, which then goes: the pages of the model's own are not this process's
+            # before somebody looks at them
+            compared, mapped = _map(path, names, writable=False), _map(path, names, writable=True)
         except (OSError, KilnError) as error:
             # For one, a system that reserves memory for such a mapping, or counts it against a limit
             why = str(error).rstrip(".")
@@ -104,13 +107,12 @@ def release_copies(module: nn.Module, path: Path) -> Released:
             return done
         while places:  # one by one, so that each copy is gone before the next is compared
             parameter, found = places.popitem()
-            theirs = next((mapped[name] for name, *_ in found if name in mapped), None)
+            theirs = next((name for name, *_ in found if name in mapped), "")
             size = size_of(parameter)
-            reason = _why_kept(parameter, theirs, path)
-            if reason or theirs is None:
+            if reason := _why_kept(parameter, compared.get(theirs), path):
                 done.kept[reason] = done.kept.get(reason, 0) + size
                 continue
-            fresh = nn.Parameter(theirs, requires_grad=parameter.requires_grad)
+            fresh = nn.Parameter(mapped[theirs], requires_grad=parameter.requires_grad)
             fresh.__dict__.update(parameter.__dict__)  # what the host notes on it
             for _, owner, key in found:
                 if owner._parameters.get(key) is parameter:  # nobody has patched it meanwhile
