@@ -11,11 +11,9 @@ file, which a resident set counts too. On CUDA the peak is the allocator's, weig
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
-import tempfile
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -23,7 +21,7 @@ from typing import Any
 
 from benchmarks.host_process import Task
 from benchmarks.step_time import describe_machine
-from benchmarks.wan_shape import SHAPES, write_wan
+from benchmarks.wan_task import task_parser, written_task
 from scripts.host_files import ensure_venv, get_host, host_version
 
 PARTS = ("weights", "adapter", "gradients", "optimizer", "activations")
@@ -77,38 +75,13 @@ def table(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--size", choices=SHAPES, default="65m")
-    parser.add_argument(
-        "--side", type=int, default=32, help="latent pixels a side; side^2 / 4 tokens a frame"
-    )
-    parser.add_argument("--frames", type=int, default=1, help="frames of the latent")
-    parser.add_argument("--rank", type=int, default=16)
+    parser = task_parser(__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--only", default="", help="cases whose names hold this")
-    parser.add_argument("--json", type=Path, help="write all figures here")
     arguments = parser.parse_args()
-    import torch
-
-    with tempfile.TemporaryDirectory() as folder:
-        model = Path(folder) / "wan.safetensors"
-        write_wan(
-            model, SHAPES[arguments.size], torch.float32 if arguments.device == "cpu" else torch.bfloat16
-        )
-        task = Task(
-            str(model),
-            arguments.side,
-            arguments.side,
-            arguments.frames,
-            rank=arguments.rank,
-            device=arguments.device,
-        )
-        levels = {
-            name: measure(task, memory, arguments.steps)
-            for name, memory in CASES.items()
-            if arguments.only in name
-        }
+    cases = {name: memory for name, memory in CASES.items() if arguments.only in name}
+    with written_task(arguments) as task:
+        levels = {name: measure(task, memory, arguments.steps) for name, memory in cases.items()}
     found = {
         "date": date.today().isoformat(),
         "machine": describe_machine(arguments.device),

@@ -122,7 +122,8 @@ def count(model: Any) -> dict[str, int]:
             )
         objective.loss_per_item(answer, question.target).mean().backward()
         gradients = sum(size_of(p.grad) for p in learner.buffers if p.grad is not None)
-        learner.move(0)
+        learner.set_rate(0)
+        learner.move()
         states = [t for s in learner._optimizer.state.values() for t in s.values() if isinstance(t, Tensor)]
         whole = sum(size_of(p) for p in model.model.diffusion_model.parameters())
         return {

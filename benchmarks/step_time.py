@@ -1,6 +1,6 @@
 """How long a training step takes and how much memory it needs: us, the host's own trainer, plain peft and the floor.
 
-    python -m benchmarks.step_time [--size 65m] [--tokens 256] [--rank 16] [--json FILE] [--save]
+    python -m benchmarks.step_time [--size 65m] [--side 32] [--rank 16] [--json FILE]
 
 Every contestant trains the same Wan-shaped model with random weights in a process of its own, all of them loaded at the
 same time, and they take turns of a few steps each, so that whatever else the machine does hits all alike. The floor is
@@ -13,7 +13,6 @@ multiplications (forward, gradient of the input, gradient of the matrices).
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -27,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.host_process import Task
-from benchmarks.wan_shape import SHAPES, WanShape, write_wan
+from benchmarks.wan_shape import SHAPES, WanShape
+from benchmarks.wan_task import task_parser, written_task
 from scripts.host_files import ensure_venv, get_host, host_version
 
 CONTESTANTS = ("floor", "ours", "peft", "host_default", "host_weight", "host_bypass")
@@ -39,7 +39,6 @@ TITLES = {
     "host_weight": "TrainLoraNode, weight mode",
     "host_bypass": "TrainLoraNode, bypass mode",
 }
-RESULTS = Path(__file__).with_name("results")
 
 
 @dataclass
@@ -200,34 +199,14 @@ def table(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--size", choices=SHAPES, default="65m")
-    parser.add_argument(
-        "--side", type=int, default=32, help="latent pixels a side; side^2 / 4 tokens a frame"
-    )
-    parser.add_argument("--frames", type=int, default=1, help="frames of the latent")
-    parser.add_argument("--rank", type=int, default=16)
+    parser = task_parser(__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--steps", type=int, default=5, help="steps of a turn")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--only", default="", help="contestants, with commas; the floor is always there")
-    parser.add_argument("--json", type=Path, help="write all figures here")
     arguments = parser.parse_args()
     shape = SHAPES[arguments.size]
     names = [n for n in CONTESTANTS if n == "floor" or not arguments.only or n in arguments.only.split(",")]
-    with tempfile.TemporaryDirectory() as folder:
-        model = Path(folder) / "wan.safetensors"
-        import torch
-
-        write_wan(model, shape, torch.float32 if arguments.device == "cpu" else torch.bfloat16)
-        task = Task(
-            str(model),
-            arguments.side,
-            arguments.side,
-            arguments.frames,
-            rank=arguments.rank,
-            device=arguments.device,
-        )
+    with written_task(arguments) as task:
         figures = measure(task, names, arguments.rounds, arguments.steps, warm_up=3)
     found = summary(task, shape, figures, host_version(get_host()))
     print(table(found))

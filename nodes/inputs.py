@@ -32,6 +32,11 @@ def max_frames_input() -> io.Input:
     )
 
 
+def rank_input(default: int, tooltip: str, minimum: int = 1) -> io.Input:
+    """Rank of a LoRA that is computed, up to 4096; one that is trained has the range of its setting."""
+    return io.Int.Input("rank", default=default, min=minimum, max=4096, tooltip=tooltip)
+
+
 def strength_input(name: str, default: float, tooltip: str, optional: bool = False) -> io.Input:
     """How much of a LoRA, -10 to 10."""
     return io.Float.Input(

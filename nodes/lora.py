@@ -198,7 +198,7 @@ class KilnSaveLora(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora: LoraWeights, filename_prefix: str, format: str, dtype: str) -> io.NodeOutput:
-        path = save_lora(paths.new_lora_path(filename_prefix), lora, format=format, dtype=dtype)
+        path = save_lora(paths.new_output_path("loras", filename_prefix), lora, format=format, dtype=dtype)
         files = [path] if path.is_file() else list(path.iterdir())
         text = f"{path.name}, {sum(f.stat().st_size for f in files) / 1e6:.2f} MB"
         NodeProgress(cls.hidden.unique_id).say(text)

@@ -14,8 +14,9 @@ from ..trainer.stream import BASE_DTYPES, LAYOUTS, Strength, merge_into_file
 from . import types
 from .host import models
 from .host.lora import apply_lora, in_our_keys
+from .host.paths import new_output_path
 from .host.progress import NodeProgress
-from .inputs import seed_input, strength_input
+from .inputs import rank_input, seed_input, strength_input
 
 SLOTS = (("lora_1", "weight_1"), ("lora_2", "weight_2"), ("lora_3", "weight_3"), ("lora_4", "weight_4"))
 
@@ -40,10 +41,6 @@ def _slots(first: int, last: int, default: float, *, optional: bool) -> list[io.
 def _collect(values: dict[str, Any]) -> tuple[list[LoraWeights], list[float]]:
     used = [names for names in SLOTS if values.get(names[0]) is not None]
     return [in_our_keys(values[lora]) for lora, _ in used], [values.get(weight, 1.0) for _, weight in used]
-
-
-def _rank(tooltip: str, default: int, minimum: int = 1) -> io.Input:
-    return io.Int.Input("rank", default=default, min=minimum, max=4096, tooltip=tooltip)
 
 
 def _energy() -> io.Input:
@@ -80,12 +77,10 @@ class KilnMergeLoras(io.ComfyNode):
                     "dare_ties, magnitude_prune: keep the density below and settle conflicts. task_arithmetic: "
                     "plain sum.",
                 ),
-                io.Int.Input(
-                    "rank",
-                    default=0,
-                    min=0,
-                    max=4096,
-                    tooltip="Rank of the result, for every method but exact; 0 takes the sum of the ranks.",
+                rank_input(
+                    0,
+                    "Rank of the result, for every method but exact; 0 takes the sum of the ranks.",
+                    minimum=0,
                 ),
                 io.Float.Input(
                     "density",
@@ -218,7 +213,7 @@ class KilnSaveMergedModel(io.ComfyNode):
         pipeline: str = "none",
         **values: Any,
     ) -> io.NodeOutput:
-        node, path = cls.hidden.unique_id, models.new_model_path(filename_prefix)
+        node, path = cls.hidden.unique_id, new_output_path(models.KIND, filename_prefix)
         path = path.with_suffix("") if layout == "diffusers" else path
         loras = [
             Strength(lora, weight, f"LoRA {i}")
@@ -244,7 +239,7 @@ class KilnResizeLora(io.ComfyNode):
             description="Brings a LoRA to a smaller rank, losing as little as possible.",
             inputs=[
                 types.LoraModel.Input("lora", tooltip="From the training node or a loader."),
-                _rank("The new rank, 1-4096. A layer of a smaller rank keeps its own.", 32),
+                rank_input(32, "The new rank, 1-4096. A layer of a smaller rank keeps its own."),
                 _energy(),
             ],
             outputs=[types.LoraModel.Output(display_name="lora", tooltip="The smaller LoRA.")],
@@ -278,7 +273,7 @@ class KilnExtractLora(io.ComfyNode):
                     options=models.model_names(),
                     tooltip="The file of the model it was tuned from.",
                 ),
-                _rank("Rank of the LoRA, 1-4096; 64 is usual, more keeps more of the difference.", 64),
+                rank_input(64, "Rank of the LoRA, 1-4096; 64 is usual, more keeps more of the difference."),
                 _energy(),
             ],
             outputs=[types.LoraModel.Output(display_name="lora", tooltip="The LoRA: apply or save it.")],

@@ -94,7 +94,7 @@ class KilnOptimizerSettings(SettingsNode):
     )
     LATER = (
         *("warmup_steps", "warmup_start", "schedule_cycles", "schedule_power"),
-        *("optimizer", "lora_plus_ratio", "ema_decay"),
+        *("optimizer", "lora_plus_ratio", "ema_decay", "update_in_backward"),
     )
 
 

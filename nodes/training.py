@@ -16,6 +16,7 @@ from .host import paths
 from .host.blocked import blocked
 from .host.lora import apply_lora
 from .host.run import Order, outcomes_so_far, train_behind, train_on_host
+from .inputs import seed_input
 from .settings import Settings, widget
 
 NO_LORA = "none"
@@ -53,14 +54,7 @@ class KilnTrainLora(io.ComfyNode):
                 widget("rank", _ADAPTER["rank"]),
                 widget("alpha", _ADAPTER["alpha"]),
                 widget("batch_size", _TRAIN["batch_size"]),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=False,
-                    tooltip=_TRAIN["seed"].metadata["doc"],
-                ),
+                seed_input(_TRAIN["seed"].metadata["doc"]),
                 io.Combo.Input(
                     "resume",
                     options=[NEW_RUN, LATEST, *resume_labels(paths.runs_folder())],

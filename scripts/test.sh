@@ -27,4 +27,18 @@ bash scripts/check_js.sh "$python"
 step "pytest"
 CHROMIUM="$(bash scripts/chromium.sh)"
 export CHROMIUM
-"$python" -m pytest -q --durations=10 "$@"
+if (($#)); then exec "$python" -m pytest -q --durations=10 "$@"; fi
+
+# The browser tests have servers and folders of their own and run beside all others; one thread each, so that neither
+# takes the other's core. What they print comes last.
+export OMP_NUM_THREADS=1
+browser_output="$(mktemp)"
+"$python" -m pytest -q --durations=10 -p no:cacheprovider tests/browser >"$browser_output" 2>&1 &
+browser=$!
+trap 'kill "$browser" 2>/dev/null || true; rm -f "$browser_output"' EXIT
+failed=0
+"$python" -m pytest -q --durations=10 --ignore=tests/browser || failed=$?
+wait "$browser" || failed=$?
+step "pytest tests/browser"
+cat "$browser_output"
+exit "$failed"

@@ -172,7 +172,7 @@ class _Sizes:
             memory=memory,
             weights=weights,
             adapter=self._trained * (4 + ema),
-            gradients=self._trained * 4,
+            gradients=0 if self._config.optimizer.update_in_backward else self._trained * 4,
             optimizer=self._trained * OPTIMIZER_BYTES.get(name, 8),
             activations=self.activations(memory) * self._config.batch_size,
         )

@@ -17,6 +17,7 @@ from .adapter.fused import FrozenWeights
 from .adapter.inject import make_adapter
 from .config import TrainConfig
 from .denoiser import Denoiser
+from .in_backward import InBackward
 from .optim import make_optimizer, make_schedule, wants_shapes
 
 
@@ -43,7 +44,11 @@ class Learner:
         self._outputs = self.adapter.output_matrices()
         known = {id(p) for p in self._outputs}
         self._inputs = [p for p in self.adapter.parameters() if id(p) not in known]
-        self.buffers = [flatten(part) for part in (self._inputs, self._outputs) if part]
+        self._in_backward: InBackward | None = None
+        if config.optimizer.update_in_backward:
+            self._in_backward = InBackward([*self._inputs, *self._outputs])
+        with_gradients = self._in_backward is None
+        self.buffers = [flatten(part, with_gradients) for part in (self._inputs, self._outputs) if part]
         self._schedule = make_schedule(config)
         self._start = {**self.adapter.state_dict(), **(start or {})}
         self.restart()
@@ -72,6 +77,8 @@ class Learner:
         )  # schedule-free: has two sets of weights
         if self._averages:
             self._optimizer.train()  # type: ignore[attr-defined]
+        if self._in_backward is not None:
+            self._in_backward.optimizer = self._optimizer
         self._ema = None
         if options.ema_decay:
             self._ema = EMAModel(self.buffers, decay=options.ema_decay)
@@ -80,7 +87,8 @@ class Learner:
     def _groups(self) -> list[dict[str, Any]]:
         """By learning rate: one group, or input and output matrices."""
         options = self._config.optimizer
-        parts = [self._inputs, self._outputs] if wants_shapes(options) else [[b] for b in self.buffers]
+        single = wants_shapes(options) or self._in_backward is not None
+        parts = [self._inputs, self._outputs] if single else [[b] for b in self.buffers]
         rates = [options.learning_rate, options.learning_rate * options.lora_plus_ratio]
         return [{"params": part, "lr": rate} for part, rate in zip(parts, rates, strict=False) if part]
 
@@ -88,9 +96,19 @@ class Learner:
     def ema_updates(self) -> int:
         return 0 if self._ema is None else int(self._ema.optimization_step)
 
+    def backward(self, loss: Tensor, limit: float) -> None:
+        """Add the gradients of a loss to what is there. With update_in_backward the adapter moves meanwhile, so here is
+        where a loss that is no number is left out, and one above `limit` is lowered to it."""
+        if self._in_backward is None:
+            loss.backward()
+        elif loss.isfinite():  # waits for the device
+            (loss * (limit / loss.detach()).clamp(max=1)).backward()
+
     def clip_gradients(self, factor: Tensor | None = None) -> Tensor:
         """Multiply the gradients by `factor`, then scale them down to max_grad_norm; returns their norm in between.
         Nothing waits for the device."""
+        if self._in_backward is not None:
+            return self._in_backward.take_norm()
         norm = torch.nn.utils.get_total_norm([b.grad for b in self.buffers if b.grad is not None])
         scale = torch.ones_like(norm) if factor is None else factor.to(norm)
         norm = norm * scale
@@ -105,11 +123,15 @@ class Learner:
         """The learning rate of the step after `step` steps (of the A matrices, where B's differs)."""
         return self._rates[0] * self._schedule(step) * factor
 
-    def move(self, step: int, factor: float = 1.0) -> None:
-        """One optimizer step with the gradients that are there; `factor` multiplies the schedule's rate."""
+    def set_rate(self, step: int, factor: float = 1.0) -> None:
+        """Choose the learning rate of the step after `step` steps; before its backward."""
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * self._schedule(step) * factor
-        self._optimizer.step()
+
+    def move(self) -> None:
+        """One optimizer step with the gradients that are there."""
+        if self._in_backward is None:
+            self._optimizer.step()
         self.adapter.limit_norms()
         if self._ema is not None:
             self._ema.step(self.buffers)
@@ -117,8 +139,8 @@ class Learner:
 
     def forget_gradients(self) -> None:
         for buffer in self.buffers:
-            assert buffer.grad is not None
-            buffer.grad.zero_()
+            if buffer.grad is not None:  # with update_in_backward they are forgotten already
+                buffer.grad.zero_()
 
     @contextmanager
     def as_used(self) -> Iterator[None]:

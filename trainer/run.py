@@ -121,17 +121,17 @@ def resume_labels(runs: Path, limit: int = 30) -> list[str]:
     """Every checkpoint that could be resumed, newest run first, as a person chooses it: "<run> step 250 best".
 
     Args:
-        runs: folder that holds the runs' folders, whose names sort by time.
+        runs: folder that holds the runs' folders.
         limit: how many labels at most.
     """
     labels: list[str] = []
-    for folder in sorted(runs.glob("*"), reverse=True):
+    for paths in _checkpoints_by_run(runs):
         if len(labels) >= limit:
             break
-        best = checkpoint.best_checkpoint(folder)
-        for path in reversed(checkpoint.find_checkpoints(folder)):
+        best = checkpoint.best_checkpoint(paths[0].parent)
+        for path in paths:
             step = checkpoint.read_state(path).step
-            labels.append(f"{folder.name} step {step}" + (" best" if path == best else ""))
+            labels.append(f"{path.parent.name} step {step}" + (" best" if path == best else ""))
     return labels[:limit]
 
 
@@ -149,7 +149,8 @@ def choose_checkpoint(
     Raises:
         KilnError: the chosen one is gone, or belongs to another dataset, model or shape of adapter.
     """
-    fits = [p for p in _all_checkpoints(runs) if _fits(p, dataset, base_model, adapter)]
+    found = [path for paths in _checkpoints_by_run(runs) for path in paths]
+    fits = [path for path in found if _fits(path, dataset, base_model, adapter)]
     if choice in (NEW_RUN, ""):
         return None
     if choice == LATEST:
@@ -174,12 +175,11 @@ def _offer(fits: list[Path]) -> str:
     return f"Runs that fit: {', '.join(names[:5])}."
 
 
-def _all_checkpoints(runs: Path) -> list[Path]:
-    """The run with the newest checkpoint first, in each the newest step first. By the time of writing: names tell runs
-    that began within one second in no order."""
-    found = [checkpoint.find_checkpoints(folder) for folder in runs.glob("*")]
-    newest_first = sorted(filter(None, found), key=lambda paths: paths[-1].stat().st_mtime_ns, reverse=True)
-    return [path for paths in newest_first for path in reversed(paths)]
+def _checkpoints_by_run(runs: Path) -> list[list[Path]]:
+    """The checkpoints of each run, the newest step first, and the run whose newest was written last first. Its name
+    does not tell that: a run may be resumed, and names tell those that began within one second in no order."""
+    found = [checkpoint.find_checkpoints(folder)[::-1] for folder in runs.glob("*")]
+    return sorted(filter(None, found), key=lambda paths: paths[0].stat().st_mtime_ns, reverse=True)
 
 
 def _fits(path: Path, dataset: str, base_model: str, adapter: AdapterConfig) -> bool:

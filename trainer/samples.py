@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +22,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from .errors import KilnError
+from .events import Listener, SampleEvent, Stopped
+from .guards import free_memory
+from .safefile import replacing
+
+log = logging.getLogger(__name__)
 
 FOLDER = "samples"  # in a run's folder
 EXIF_TAGS = {"prompt": 0x0110, "workflow": 0x010F}  # where the host's frontend looks in a WEBP
@@ -55,6 +57,35 @@ class Sampler(Protocol):
             Anything else: the pictures that are missing could not be drawn; the run goes on without them.
         """
         ...
+
+
+def draw_samples(
+    sampler: Sampler,
+    adapter: dict[str, Tensor] | None,
+    step: int,
+    emit: Listener,
+    say: Callable[[str], None],
+) -> None:
+    """Let the sampler draw and tell of each picture; whatever fails is a sentence, and the run goes on.
+
+    Raises:
+        Stopped: the run was told to stop meanwhile.
+    """
+    failure = ""
+    try:
+        for drawn in sampler.draw(adapter, step):
+            emit(SampleEvent(step=step, **vars(drawn)))
+    except Stopped:
+        raise
+    except Exception as error:
+        log.exception("sampling failed")
+        failure = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+    if failure:  # here the error, and the memory that its frames held, are gone
+        free_memory()
+        say(
+            f"No samples at step {step} ({failure}); training goes on. Mend or disconnect Sample Settings for the "
+            "next run."
+        )
 
 
 def sample_path(run_folder: Path, step: int, place: int) -> Path:
@@ -104,15 +135,5 @@ def thumbnail(path: Path, side: int = 160) -> bytes:
 
 
 def _write(path: Path, picture: Image.Image, **options: Any) -> None:
-    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            picture.save(file, format=path.suffix[1:].upper(), **options)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise KilnError(f"Cannot write {path} ({error}); check free space and write permission.") from error
+    with replacing(path) as temporary:
+        picture.save(temporary, format=path.suffix[1:].upper(), **options)

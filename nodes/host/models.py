@@ -65,23 +65,6 @@ def _pipelines() -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def new_model_path(filename_prefix: str) -> Path:
-    """The next free name under ComfyUI/output/diffusion_models, which the host also lists for loading.
-
-    Raises:
-        KilnError: the prefix would leave that folder.
-    """
-    root = Path(folder_paths.get_output_directory()) / KIND
-    root.mkdir(parents=True, exist_ok=True)
-    try:
-        folder, name, counter, _, _ = folder_paths.get_save_image_path(filename_prefix, str(root))
-    except Exception as error:  # the host raises a plain Exception
-        raise KilnError(
-            f"filename_prefix {filename_prefix!r} leaves the folder for models; use a plain name."
-        ) from error
-    return Path(folder) / f"{name}_{counter:05}_.safetensors"
-
-
 def device() -> torch.device:
     """Where the host computes."""
     return comfy.model_management.get_torch_device()

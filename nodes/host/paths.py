@@ -95,19 +95,22 @@ def history_file() -> Path:
     return kiln_directory() / "history.db"
 
 
-def new_lora_path(filename_prefix: str) -> Path:
-    """The next free file name under ComfyUI/output/loras, which the host also lists for loading.
+def new_output_path(kind: str, filename_prefix: str) -> Path:
+    """The next free name of a .safetensors file under ComfyUI/output/<kind>, which the host also lists for loading.
+
+    Args:
+        kind: "loras" or "diffusion_models".
 
     Raises:
         KilnError: the prefix would leave that folder.
     """
-    root = Path(folder_paths.get_output_directory()) / "loras"
+    root = Path(folder_paths.get_output_directory()) / kind
     root.mkdir(parents=True, exist_ok=True)
     try:
         folder, name, counter, _, _ = folder_paths.get_save_image_path(filename_prefix, str(root))
     except Exception as error:  # the host raises a plain Exception
         raise KilnError(
-            f"filename_prefix {filename_prefix!r} leaves the folder for LoRAs; use a plain name."
+            f"filename_prefix {filename_prefix!r} leaves ComfyUI/output/{kind}; use a plain name."
         ) from error
     return Path(folder) / f"{name}_{counter:05}_.safetensors"
 

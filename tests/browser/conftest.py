@@ -19,6 +19,8 @@ from scripts.host_files import REPO, fetch_frontend, workspace
 
 FRONTENDS = ("1.32.9", "1.58.1")  # what host 0.3.75 pins, and the newest we know
 RESULTS = REPO / "test-results"
+CHINESE = {"Comfy.Locale": "zh"}
+NODES_2 = {"Comfy.VueNodes.Enabled": True}
 # The button in the sidebar: a class in the older frontend, a test id in the newer one
 RUNS_TAB = ".lora-kiln-runs-tab-button, [data-testid=lora-kiln-runs-tab-button]"
 FLAGS = [
@@ -164,17 +166,27 @@ def done_now(client: HostClient) -> int:
 
 
 @pytest.fixture
+def settings() -> dict[str, Any]:
+    """Settings of the frontend that are not the usual ones; a test gives its own by `parametrize`."""
+    return {}
+
+
+@pytest.fixture
 def canvas(
-    host: RunningHost, client: HostClient, browser: Browser, request: pytest.FixtureRequest
+    host: RunningHost,
+    client: HostClient,
+    browser: Browser,
+    settings: dict[str, Any],
+    request: pytest.FixtureRequest,
 ) -> Iterator[Canvas]:
     """A fresh page on the server, in English, without the host's own welcome."""
-    settings = {
+    usual = {
         "Comfy.TutorialCompleted": True,
         "Comfy.Minimap.Visible": False,
         "Comfy.Locale": "en",
         "Comfy.VueNodes.Enabled": False,
     }
-    client.post_json("/settings", settings)
+    client.post_json("/settings", {**usual, **settings})
     page = browser.new_page(viewport={"width": 1500, "height": 1000})
     made = Canvas(page, host.url, re.sub(r"[^\w.-]+", "_", request.node.name))
     made.open()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import time
 
+import pytest
 from playwright.sync_api import Browser, expect
 
 from scripts.host import RunningHost
 from scripts.host_client import HostClient
 
-from .conftest import Canvas, done_now, finished
+from .conftest import NODES_2, Canvas, done_now, finished
 
 NODES = "const nodes = g => g.nodes ?? g._nodes; const all = nodes(window.app.graph);"
 
@@ -166,9 +167,8 @@ def test_two_trainers_and_one_collapsed(canvas: Canvas, client: HostClient) -> N
     assert canvas.panel()["ink"] > 50, "drawn when it comes into view"
 
 
+@pytest.mark.parametrize("settings", [NODES_2], ids=["nodes2"])
 def test_nodes_2_has_every_part(canvas: Canvas, client: HostClient) -> None:
-    client.post_json("/settings", {"Comfy.VueNodes.Enabled": True})
-    canvas.open()
     canvas.load(steps=100_000)
     expect(canvas.page.locator(".kiln-estimate")).to_contain_text("Memory: about")
     canvas.page.evaluate("() => window.app.queuePrompt(0)")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from playwright.sync_api import expect
 
-from scripts.host_client import HostClient
+from .conftest import CHINESE, NODES_2, RUNS_TAB, Canvas
 
-from .conftest import RUNS_TAB, Canvas
-
-CHINESE = re.compile("[\u4e00-\u9fff]")
+CHARACTERS = re.compile("[\u4e00-\u9fff]")
 
 
 def title(canvas: Canvas) -> str:
@@ -26,9 +25,9 @@ def test_switching_to_chinese_and_back(canvas: Canvas) -> None:
         "() => /[\u4e00-\u9fff]/.test(LiteGraph.registered_node_types.KilnTrainLora.title)"
     )
     canvas.look()
-    expect(canvas.page.locator("button[data-kiln=save]")).to_have_text(CHINESE)
+    expect(canvas.page.locator("button[data-kiln=save]")).to_have_text(CHARACTERS)
     canvas.page.click(RUNS_TAB)
-    expect(canvas.page.locator(".kiln-runs select option").first).to_have_text(CHINESE)
+    expect(canvas.page.locator(".kiln-runs select option").first).to_have_text(CHARACTERS)
     canvas.shot("switched")
     switch(canvas, "en")
     canvas.page.wait_for_function(
@@ -36,11 +35,10 @@ def test_switching_to_chinese_and_back(canvas: Canvas) -> None:
     )
 
 
-def test_opened_in_chinese(canvas: Canvas, client: HostClient) -> None:
-    client.post_json("/settings", {"Comfy.Locale": "zh"})
-    canvas.open()
+@pytest.mark.parametrize("settings", [CHINESE], ids=["zh"])
+def test_opened_in_chinese(canvas: Canvas) -> None:
     canvas.load(steps=10)
-    assert CHINESE.search(title(canvas))
+    assert CHARACTERS.search(title(canvas))
     shown = canvas.page.evaluate(
         """async () => {
             const node = (window.app.graph.nodes ?? window.app.graph._nodes).find(n => n.type === 'KilnTrainLora');
@@ -48,7 +46,7 @@ def test_opened_in_chinese(canvas: Canvas, client: HostClient) -> None:
             return {steps: steps.label ?? node.inputs.find(i => i.name === 'steps')?.localized_name ?? ''};
         }"""
     )
-    assert CHINESE.search(shown["steps"]), shown
+    assert CHARACTERS.search(shown["steps"]), shown
     canvas.page.evaluate("() => window.app.queuePrompt(0)")
     canvas.wait_panel("panel.state?.status === 'done'")
     canvas.page.click(RUNS_TAB)
@@ -56,9 +54,8 @@ def test_opened_in_chinese(canvas: Canvas, client: HostClient) -> None:
     canvas.shot("chinese")
 
 
-def test_chinese_in_nodes_2(canvas: Canvas, client: HostClient) -> None:
-    client.post_json("/settings", {"Comfy.Locale": "zh", "Comfy.VueNodes.Enabled": True})
-    canvas.open()
+@pytest.mark.parametrize("settings", [{**CHINESE, **NODES_2}], ids=["zh-nodes2"])
+def test_chinese_in_nodes_2(canvas: Canvas) -> None:
     canvas.load(steps=10)
     expect(canvas.page.get_by_text("\u8bad\u7ec3 LoRA").first).to_be_visible()
     canvas.shot("nodes2")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from scripts.host_client import HostClient
 
-from .conftest import Canvas
+from .conftest import NODES_2, Canvas
 
 
 def queue(canvas: Canvas) -> None:
@@ -72,9 +74,8 @@ def test_preset_fills_the_widgets(canvas: Canvas) -> None:
     assert values[2] == {"preset": "custom", "steps": 2000, "rank": 17}
 
 
-def test_nodes_2_shows_the_panel_too(canvas: Canvas, client: HostClient) -> None:
-    client.post_json("/settings", {"Comfy.VueNodes.Enabled": True})
-    canvas.open()
+@pytest.mark.parametrize("settings", [NODES_2], ids=["nodes2"])
+def test_nodes_2_shows_the_panel_too(canvas: Canvas) -> None:
     canvas.load(steps=30)
     queue(canvas)
     canvas.wait_panel("panel.state?.status === 'done' && panel.chart.steps.length === 30")

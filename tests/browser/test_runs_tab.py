@@ -15,15 +15,15 @@ from scripts.host import RunningHost
 from scripts.host_client import HostClient
 from trainer.config import TrainConfig
 
-from .conftest import RUNS_TAB, Canvas
+from .conftest import RUNS_TAB, Canvas, done_now, finished
 
 
 @pytest.fixture
 def tab(canvas: Canvas, client: HostClient) -> Any:
-    """The tab, open beside the tiny demo's graph, with at least two runs in it."""
+    """The tab, open beside the tiny demo's graph, with at least the two runs of `two_runs` in it."""
     canvas.load(steps=12)
-    for seed in (1, 2):
-        before = ended(client)
+    while len(two_runs(client)) < 2:
+        before = done_now(client)
         canvas.page.evaluate(
             """seed => {
                 const nodes = window.app.graph.nodes ?? window.app.graph._nodes;
@@ -31,18 +31,17 @@ def tab(canvas: Canvas, client: HostClient) -> Any:
                 node.widgets.find(w => w.name === 'seed').value = seed;
                 window.app.queuePrompt(0);
             }""",
-            seed,
+            before,  # another graph each time: the server would not train one again
         )
-        deadline = time.monotonic() + 120
-        while ended(client) == before:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        finished(client, before + 1)
     open_tab(canvas)
     return canvas.page.locator(".kiln-runs")
 
 
-def ended(client: HostClient) -> list[str]:
-    return [run["run"] for run in client.get_json("/lora_kiln/runs")["runs"] if run["status"] == "done"]
+def two_runs(client: HostClient) -> list[dict[str, Any]]:
+    """The newest two runs of this file, newest first; fewer at first, and after the test that deletes one."""
+    runs = client.get_json("/lora_kiln/history?limit=200")["runs"]
+    return [run for run in runs if run["config"]["steps"] == 12][:2]
 
 
 def open_tab(canvas: Canvas) -> None:
@@ -62,7 +61,7 @@ def widgets(canvas: Canvas) -> dict[str, Any]:
 
 
 def test_list_compare_and_rate(canvas: Canvas, client: HostClient, tab: Any) -> None:
-    newest, older = (r["id"] for r in client.get_json("/lora_kiln/history?limit=2")["runs"])
+    newest, older = (run["id"] for run in two_runs(client))
     card = tab.locator(f"[data-run='{newest}']")
     expect(card).to_contain_text("rank 16")
     expect(card).to_contain_text("12 of 12 steps")
@@ -91,7 +90,7 @@ def test_list_compare_and_rate(canvas: Canvas, client: HostClient, tab: Any) -> 
 
 
 def test_use_settings_resume_and_open_graph(canvas: Canvas, client: HostClient, tab: Any) -> None:
-    run = client.get_json("/lora_kiln/history?limit=1")["runs"][0]
+    run = two_runs(client)[0]
     card = tab.locator(f"[data-run='{run['id']}']")
     canvas.page.evaluate(
         """() => {
@@ -151,7 +150,7 @@ def test_missing_settings_nodes_are_added(canvas: Canvas, tab: Any) -> None:
 
 
 def test_deleting_asks_first(canvas: Canvas, host: RunningHost, client: HostClient, tab: Any) -> None:
-    run = client.get_json("/lora_kiln/history?limit=1")["runs"][0]["id"]
+    run = two_runs(client)[0]["id"]
     folder = host.base / "user" / "__lora_kiln" / "runs" / run
     card = tab.locator(f"[data-run='{run}']")
     card.locator("[data-kiln=delete]").click()

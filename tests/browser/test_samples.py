@@ -8,7 +8,7 @@ import pytest
 
 from scripts.host_client import HostClient
 
-from .conftest import Canvas
+from .conftest import NODES_2, Canvas
 
 SETTINGS = {
     "prompts": "a red circle\na blue square",
@@ -73,12 +73,11 @@ def film(canvas: Canvas) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "nodes2"])
+@pytest.mark.parametrize("settings", [{}, NODES_2], ids=["canvas", "nodes2"])
 def test_filmstrip_grows_enlarges_and_survives_a_reload(
-    canvas: Canvas, client: HostClient, vue: bool
+    canvas: Canvas, client: HostClient, settings: dict[str, Any]
 ) -> None:
-    client.post_json("/settings", {"Comfy.VueNodes.Enabled": vue})
-    canvas.open()
+    vue = settings == NODES_2
     canvas.load(steps=100_000)
     connect_samples(canvas, seed=int(vue))
     look_from_afar(canvas) if vue else canvas.look()

@@ -33,23 +33,16 @@ from lora_kiln.nodes.host.fingerprint import (  # type: ignore[import-not-found]
     model_fingerprint,
     module_fingerprint,
 )
-from lora_kiln.trainer import objective  # type: ignore[import-not-found]
 from lora_kiln.trainer.adapter.inject import make_adapter  # type: ignore[import-not-found]
 from lora_kiln.trainer.config import AdapterConfig, MemoryConfig  # type: ignore[import-not-found]
 from lora_kiln.trainer.cpu import trim_heap  # type: ignore[import-not-found]
 from lora_kiln.trainer.memory.placement import Placement  # type: ignore[import-not-found]
+from one_step import LATENTS, load, take_step
 from torch import Tensor
 
 wan_shape = inprocess.load_file("wan_shape", inprocess.REPO / "benchmarks" / "wan_shape.py")
 
-torch.manual_seed(0)
-LATENTS, NOISE, TEXT = torch.randn(1, 16, 1, 4, 4), torch.randn(1, 16, 1, 4, 4), torch.randn(1, 4, 4096)
 KEY = "diffusion_model.blocks.1.ffn.0.weight"
-
-
-def load(path: Path, **options: Any) -> Any:
-    with torch.inference_mode():
-        return comfy.sd.load_diffusion_model(str(path), model_options=options)
 
 
 def bring_in(model: Any) -> None:
@@ -73,14 +66,7 @@ def step(model: Any, file: Path | None, level: str) -> tuple[list[Tensor], str]:
     placement = Placement(denoiser, MemoryConfig(level=level), config, host_weights, file)
     with placement.session():
         adapter = make_adapter(denoiser.module, config, 0, placement.weights)
-        draws = torch.Generator().manual_seed(1)
-        values = {k: torch.randn(v.shape, generator=draws) for k, v in adapter.state_dict().items()}
-        adapter.load_state_dict({k: 0.05 * v for k, v in values.items()})
-        question = objective.ask(denoiser, denoiser.prepare_latents(LATENTS), NOISE, torch.tensor([0.6]))
-        answer = denoiser.forward(question.noisy, question.timestep, {"cross_attn": TEXT})
-        loss = objective.loss_per_item(answer, question.target).mean()
-        loss.backward()
-        return [loss.detach(), *(p.grad for p in adapter.parameters())], placement.note
+        return take_step(denoiser, adapter), placement.note
 
 
 def same(ours: list[Tensor], theirs: list[Tensor]) -> bool:

@@ -23,54 +23,30 @@ inprocess.start()
 
 import comfy.model_management
 import comfy.ops
-import comfy.sd
 import comfy.utils
 import torch
 from lora_kiln.nodes.host.denoiser import HostDenoiser, host_weights  # type: ignore[import-not-found]
 from lora_kiln.nodes.host.engine import model_file  # type: ignore[import-not-found]
-from lora_kiln.trainer import objective  # type: ignore[import-not-found]
 from lora_kiln.trainer.adapter.inject import make_adapter  # type: ignore[import-not-found]
 from lora_kiln.trainer.config import AdapterConfig, MemoryConfig  # type: ignore[import-not-found]
 from lora_kiln.trainer.errors import KilnError  # type: ignore[import-not-found]
 from lora_kiln.trainer.memory.placement import Placement  # type: ignore[import-not-found]
+from one_step import LATENTS, error, load, take_step
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 LEVELS = ("resident", "checkpoint activations", "stream blocks", "stream from file")
 QUANTISED = (torch.float8_e4m3fn, 448.0)
 
-torch.manual_seed(0)
-LATENTS, NOISE = torch.randn(2, 16, 1, 8, 6), torch.randn(2, 16, 1, 8, 6)
-TEXT, SIGMA = torch.randn(2, 16, 4096), torch.tensor([0.3, 0.8])
-
-
-def load(path: Path, **options: Any) -> Any:
-    with torch.inference_mode():
-        return comfy.sd.load_diffusion_model(str(path), model_options=options)
-
 
 def step(model: Any, file: Path | None = None, **memory: Any) -> list[Tensor]:
-    """The loss, the gradients of all adapter matrices, and the weights' peak on the device as the last."""
+    """The loss and the gradients of all adapter matrices."""
     denoiser = HostDenoiser(model, tuple(LATENTS.shape))
     adapter_config = AdapterConfig(rank=4, alpha=4.0, dropout=0.0)
     placement = Placement(denoiser, MemoryConfig(**memory), adapter_config, host_weights, file)
     with placement.session():
         adapter = make_adapter(denoiser.module, adapter_config, 0, placement.weights)
-        draws = torch.Generator().manual_seed(1)
-        adapter.load_state_dict(
-            {k: 0.05 * torch.randn(v.shape, generator=draws) for k, v in adapter.state_dict().items()}
-        )
-        question = objective.ask(denoiser, denoiser.prepare_latents(LATENTS), NOISE, SIGMA)
-        answer = denoiser.forward(question.noisy, question.timestep, {"cross_attn": TEXT})
-        loss = objective.loss_per_item(answer, question.target).mean()
-        loss.backward()
-        return [loss.detach(), *(p.grad for p in adapter.parameters())]
-
-
-def error(ours: list[Tensor], theirs: list[Tensor]) -> float:
-    """The worst of all; 0 where all are bit-identical."""
-    assert len(ours) == len(theirs) == 81
-    return max(float((a - b).norm() / b.norm()) for a, b in zip(ours, theirs, strict=True))
+        return take_step(denoiser, adapter)
 
 
 def patched(model: Any) -> Any:

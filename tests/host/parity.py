@@ -38,7 +38,6 @@ import nodes
 
 RANK, ALPHA = 8, 4.0
 TARGETS = r"blocks\.\d+\.((self|cross)_attn\.[qkvo]|ffn\.[02])"
-TO_DIFFUSERS = {"self_attn": "attn1", "cross_attn": "attn2", ".o": ".to_out.0", "ffn.0": "ffn.net.0.proj"}
 
 
 def error(ours: Tensor, theirs: Tensor) -> float:

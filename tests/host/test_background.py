@@ -189,9 +189,11 @@ def test_an_error_in_the_background_is_told_and_forgotten(client: HostClient, ru
     )
 
 
-@pytest.mark.parametrize("mode", ["wait", BEHIND])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_closing_the_host_saves_a_checkpoint(mode: str, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "mode"),
+    [(signal.SIGINT, "wait"), (signal.SIGINT, BEHIND), (signal.SIGTERM, "wait"), (signal.SIGHUP, BEHIND)],
+)
+def test_closing_the_host_saves_a_checkpoint(number: signal.Signals, mode: str) -> None:
     """Of a server of its own; the run is resumed there by the next one."""
     base = workspace(f"closing-{number.name}-{mode[:4]}", fresh=True)
     graph = behind(steps=100_000, seed=410, checkpoint_every=0, when_queued=mode)

@@ -147,6 +147,6 @@ def test_damaged_lora_file(run_graph: RunGraph, host: RunningHost, client: HostC
 
 def test_prefix_that_escapes(run_graph: RunGraph, host: RunningHost) -> None:
     graph = {**loaders(), **dataset(), **training(seed=91), **saved(filename_prefix="../../../escaped")}
-    with pytest.raises(GraphFailed, match=r"node save .*leaves the folder for LoRAs; use a plain name"):
+    with pytest.raises(GraphFailed, match=r"node save .*leaves ComfyUI/output/loras; use a plain name"):
         run_graph(graph)
     assert not list(host.base.rglob("escaped*"))

@@ -53,12 +53,17 @@ def machines() -> list[list[str]]:
 ONE_MACHINE = [launch("--num_machines", "1", "--main_process_port", "0")]
 
 
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process with twice the batch."""
+    return run(tmp_path_factory.mktemp("one"), "one", 4, [sys.executable])
+
+
 @pytest.mark.parametrize("commands", [lambda: ONE_MACHINE, machines], ids=["one machine", "two machines"])
 def test_two_processes_equal_one_with_twice_the_batch(
-    tmp_path: Path, commands: Callable[[], list[list[str]]]
+    tmp_path: Path, one: Path, commands: Callable[[], list[list[str]]]
 ) -> None:
     two = run(tmp_path, "two", 2, *commands())
-    one = run(tmp_path, "one", 4, [sys.executable])
     told = [json.loads(p.with_suffix(".json").read_text()) for p in (two, one)]
     assert [t["processes"] for t in told] == [2, 1]
     torch.testing.assert_close(told[0]["losses"], told[1]["losses"], rtol=1e-5, atol=1e-6)

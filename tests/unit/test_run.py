@@ -86,6 +86,10 @@ def test_latest_is_what_was_written_last_whatever_its_name(tmp_path: Path) -> No
         save(tmp_path / name, 5)
         found = choose_checkpoint(tmp_path, "latest", "d", "m", AdapterConfig())
         assert found is not None and found.parent.name == name
+    save(tmp_path / "20260101-120000-aa", 9)  # resumed
+    labels = [label.removeprefix("20260101-120000-") for label in resume_labels(tmp_path)]
+    assert labels == ["aa step 9", "aa step 5", "bb step 5", "cc step 5"]
+    assert len(resume_labels(tmp_path, limit=3)) == 3
 
 
 def test_a_run_or_a_step_can_be_chosen(tmp_path: Path) -> None:

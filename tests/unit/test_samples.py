@@ -18,7 +18,8 @@ from trainer.config import MemoryConfig, SampleConfig, TrainConfig, ValidationCo
 from trainer.errors import KilnError
 from trainer.events import Controls, Event, MessageEvent, SampleEvent, StepEvent, Stopped
 from trainer.history import History, Recorder
-from trainer.loop import TrainResult, train
+from trainer.loop import train
+from trainer.progress import TrainResult
 from trainer.samples import Sample, sample_path, write_sample
 from trainer.tensorboard import TensorBoardListener
 
@@ -171,7 +172,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("trainer.samples.os.fsync", full)
+    monkeypatch.setattr("trainer.safefile.os.fsync", full)
     with pytest.raises(KilnError, match="No space left on device"):
         write_sample(sample_path(tmp_path, 1, 0), np.zeros((1, 8, 8, 3), np.uint8), 16, {})
     assert list((tmp_path / "samples").iterdir()) == []

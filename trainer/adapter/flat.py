@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 
-def flatten(parameters: Sequence[nn.Parameter]) -> nn.Parameter:
+def flatten(parameters: Sequence[nn.Parameter], with_gradients: bool = True) -> nn.Parameter:
     """Move values and gradients of the parameters into one vector, in their order.
 
     Each parameter keeps its shape and becomes a view of it, as does its gradient, which is zero from now on and must
@@ -17,21 +17,24 @@ def flatten(parameters: Sequence[nn.Parameter]) -> nn.Parameter:
 
     Args:
         parameters: at least one, all of one type on one device.
+        with_gradients: without, only the values; each parameter gets a gradient of its own in backward.
 
     Returns:
-        (sum of sizes,), with its gradient.
+        (sum of sizes,), with its gradient if there is one.
     """
     first = parameters[0]
     flat = nn.Parameter(
         torch.empty(sum(p.numel() for p in parameters), dtype=first.dtype, device=first.device)
     )
-    flat.grad = torch.zeros_like(flat)
+    if with_gradients:
+        flat.grad = torch.zeros_like(flat)
     place = 0
     for parameter in parameters:
         part = slice(place, place + parameter.numel())
         view = flat.data[part].view(parameter.shape)
         view.copy_(parameter.data)
         parameter.data = view
-        parameter.grad = flat.grad[part].view(parameter.shape)
+        if flat.grad is not None:
+            parameter.grad = flat.grad[part].view(parameter.shape)
         place += parameter.numel()
     return flat

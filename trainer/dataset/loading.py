@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from .augment import augment
 from .buckets import Bucket
 from .items import Item
-from .pixels import flatten, open_still, read_mask
+from .pixels import flatten, open_still, read_mask, read_pixels
 from .video import pick_frames, read_frames
 
 
@@ -65,7 +65,7 @@ def read_thumbnail(path: Path, frames: int, side: int) -> Image.Image:
     if frames > 1:
         image = read_frames(path, [frames // 2], lambda picture: picture)[0]
     else:
-        image = flatten(open_still(path, at_least=side)[0])
+        image = read_pixels(path, at_least=side)
     image.thumbnail((side, side), Image.Resampling.BOX)
     return image
 

@@ -71,13 +71,13 @@ def open_still(path: Path, at_least: int = 0) -> tuple[Image.Image, tuple[int, i
         ) from error
 
 
-def read_pixels(path: Path) -> Image.Image:
-    """One image as RGB, upright; transparency is laid on white.
+def read_pixels(path: Path, at_least: int = 0) -> Image.Image:
+    """One image as RGB, upright; transparency is laid on white. `at_least` as in open_still.
 
     Raises:
         KilnError: the file cannot be decoded.
     """
-    return flatten(open_still(path)[0])
+    return flatten(open_still(path, at_least)[0])
 
 
 def flatten(image: Image.Image) -> Image.Image:

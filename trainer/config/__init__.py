@@ -1,0 +1,35 @@
+"""Every setting of a training run: frozen dataclasses with defaults, units and ranges, one theme a file.
+
+The field is the single source: its metadata gives the range that the constructor checks, and the default, range
+and tooltip that the settings nodes show. Read it back with `field_info`. A preset is a plain table of the values
+that it puts on the widgets; nothing is changed in secret after that.
+"""
+
+from .adapter import AdapterConfig
+from .fields import check_ranges, field_info, setting
+from .guards import GuardConfig
+from .memory import STREAMED, MemoryConfig
+from .objective import ObjectiveConfig, Prediction
+from .optimizer import OptimizerConfig
+from .presets import PRESETS
+from .sample import SampleConfig
+from .train import THEMES, TrainConfig
+from .validation import ValidationConfig
+
+__all__ = [
+    "TrainConfig",
+    "THEMES",
+    "AdapterConfig",
+    "OptimizerConfig",
+    "ObjectiveConfig",
+    "Prediction",
+    "ValidationConfig",
+    "GuardConfig",
+    "MemoryConfig",
+    "STREAMED",
+    "SampleConfig",
+    "PRESETS",
+    "setting",
+    "field_info",
+    "check_ranges",
+]

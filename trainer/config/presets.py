@@ -1,0 +1,20 @@
+"""The recipes in trainer/presets/."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+
+def _read_presets() -> dict[str, dict[str, float]]:
+    """The recipes by name: what each puts on the visible widgets of the training node."""
+    found = {}
+    for name in ("quick_trial", "standard", "character", "style"):
+        file = Path(__file__).parents[1] / "presets" / f"{name}.yaml"
+        values = yaml.safe_load(file.read_text("utf-8"))
+        found[values.pop("name")] = values
+    return found
+
+
+PRESETS = _read_presets()
