@@ -21,8 +21,7 @@ import inprocess
 inprocess.start()
 
 import comfy.model_management
-import comfy.model_patcher
-import comfy.sd
+import comfy.utils
 import torch
 from lora_kiln.nodes.host.denoiser import (  # type: ignore[import-not-found]
     HostDenoiser,
@@ -37,7 +36,7 @@ from lora_kiln.trainer.adapter.inject import make_adapter  # type: ignore[import
 from lora_kiln.trainer.config import AdapterConfig, MemoryConfig  # type: ignore[import-not-found]
 from lora_kiln.trainer.cpu import trim_heap  # type: ignore[import-not-found]
 from lora_kiln.trainer.memory.placement import Placement  # type: ignore[import-not-found]
-from one_step import LATENTS, load, take_step
+from one_step import LATENTS, kept_off_the_device, load, take_step
 from torch import Tensor
 
 wan_shape = inprocess.load_file("wan_shape", inprocess.REPO / "benchmarks" / "wan_shape.py")
@@ -67,6 +66,19 @@ def step(model: Any, file: Path | None, level: str) -> tuple[list[Tensor], str]:
     with placement.session():
         adapter = make_adapter(denoiser.module, config, 0, placement.weights)
         return take_step(denoiser, adapter), placement.note
+
+
+def pins(model: Any, file: Path | None, level: str) -> tuple[int, list[Tensor]]:
+    """How many weights the host means to pin where it loads as on a GPU without room, and the step."""
+    asked: list[Tensor] = []
+    pin = comfy.model_management.pin_memory
+    comfy.model_management.pin_memory = asked.append
+    try:
+        with kept_off_the_device():
+            found, _ = step(model, file, level)
+    finally:
+        comfy.model_management.pin_memory = pin
+    return len(asked), found
 
 
 def same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
@@ -124,6 +136,11 @@ def main(file: Path) -> None:
     trained, found["note of a patched one"] = step(fresh, file, "stream from file")
     found["same from a patched one"] = same(trained, expected)
     found["file untouched"] = hashlib.sha256(file.read_bytes()).hexdigest() == raw
+
+    # On a GPU without room: what the host pins would be a copy again
+    found["pinned for blocks"], streamed = pins(load(file), None, "stream blocks")
+    found["pinned for the file"], trained = pins(load(file), file, "stream from file")
+    found["same kept off"] = same(trained, streamed)
 
     # What cannot be released stays as it is
     half = load(file, dtype=torch.float16)

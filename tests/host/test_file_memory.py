@@ -16,5 +16,6 @@ def test_the_model_gives_up_its_copy_and_nothing_else() -> None:
     assert found["note again"] == "", "nothing more to give back"
     assert found["note of a patched one"] == found["note"]
     assert "they are float16 there and float32 in wan.safetensors" in found["note in half"]
+    assert found["pinned for blocks"] > 50 and found["pinned for the file"] == 0
     untouched = {name: value for name, value in found.items() if isinstance(value, bool)}
-    assert len(untouched) == 12 and all(untouched.values()), untouched
+    assert len(untouched) == 13 and all(untouched.values()), untouched
