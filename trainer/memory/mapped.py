@@ -85,8 +85,8 @@ def release_copies(module: nn.Module, path: Path) -> Released:
     """Let a network's parameters be the file's tensors, so that the memory of its own copies is free again.
 
     Only where a parameter lies in ordinary CPU memory and is bit for bit what the file holds: the whole of every such
-    tensor is read once for this. All others stay what they are, be it that the file cannot be read at all. The
-    network's values never change, and it may be used and changed afterwards as before.
+    tensor is read once for this. All others stay what they are, be it that the file cannot be read at all, and so do
+    those that an earlier call has mapped. The network's values never change, and it may be used and changed afterwards as before.
     """
     done = Released(path.name)
     places: dict[nn.Parameter, list[tuple[str, nn.Module, str]]] = {}  # a parameter may be in several
@@ -94,6 +94,8 @@ def release_copies(module: nn.Module, path: Path) -> Released:
         for key, parameter in owner._parameters.items():
             if parameter is not None and _in_ram(parameter):
                 places.setdefault(parameter, []).append((f"{name}.{key}".lstrip("."), owner, key))
+    if not places:  # all done by an earlier session of the run
+        return done
     names = [name for each in places.values() for name, *_ in each]
     with torch.inference_mode(False):
         try:
@@ -117,7 +119,7 @@ def release_copies(module: nn.Module, path: Path) -> Released:
             for _, owner, key in found:
                 if owner._parameters.get(key) is parameter:  # nobody has patched it meanwhile
                     owner._parameters[key] = fresh
-            done.released += 0 if is_mapped(parameter) else size
+            done.released += size
             del parameter
     trim_heap()
     return done
@@ -164,8 +166,9 @@ def _memory(path: Path, writable: bool) -> mmap.mmap:
 
 
 def _in_ram(parameter: nn.Parameter) -> bool:
-    """A quantised weight is a subclass and knows itself where its parts are."""
-    return type(parameter) is nn.Parameter and parameter.device.type == "cpu" and parameter.numel() > 0
+    """A quantised weight is a subclass and knows itself where its parts are; what is mapped already stays so."""
+    plain = type(parameter) is nn.Parameter and parameter.device.type == "cpu" and parameter.numel() > 0
+    return plain and not is_mapped(parameter)
 
 
 def _why_kept(own: Tensor, mapped: Tensor | None, path: Path) -> str:
