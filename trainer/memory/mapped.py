@@ -86,7 +86,8 @@ def release_copies(module: nn.Module, path: Path) -> Released:
 
     Only where a parameter lies in ordinary CPU memory and is bit for bit what the file holds: the whole of every such
     tensor is read once for this. All others stay what they are, be it that the file cannot be read at all, and so do
-    those that an earlier call has mapped. The network's values never change, and it may be used and changed afterwards as before.
+    those that an earlier call has mapped. The network's values never change, and it may be used and changed
+    afterwards as before.
     """
     done = Released(path.name)
     places: dict[nn.Parameter, list[tuple[str, nn.Module, str]]] = {}  # a parameter may be in several
