@@ -1,13 +1,11 @@
 """How much of the device's memory a run will need, before it starts, and which memory level that calls for.
 
-    weights        as they are; with an fp8 base the trained layers' at one byte each; streamed: two blocks and the rest
-    adapter        4 bytes each for the values
-    gradients      4 bytes each
-    optimizer      bytes of memory per trained parameter, by name
-    activations    what backward needs of each block: inputs and outputs of its linear layers, for every token;
-                   recomputed: those of one block, and the inputs of all (of two, when they wait in CPU memory)
-
-The last is a model of a transformer block, not a measurement: tests hold it against what torch really keeps.
+weights        as they are; with an fp8 base the trained layers' at one byte each; streamed: two blocks and the rest
+adapter        4 bytes each for the values
+gradients      4 bytes each
+optimizer      bytes of memory per trained parameter, by name
+activations    what backward needs of each block (see activations.py); recomputed: those of the largest block, and the
+               inputs of all (of two, when they wait in CPU memory)
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from .activations import Activations
 from .config import STREAMED, MemoryConfig, TrainConfig
 from .memory.blocks import find_blocks
 from .memory.ledger import size_of
@@ -111,7 +110,7 @@ def estimate(
             offload_block_inputs=offload or (config.memory.offload_block_inputs and level != "resident"),
         )
         for level, offload in LADDER
-        if streams or (level not in STREAMED and not offload)
+        if level == "resident" or (sizes.has_blocks and (streams or (level not in STREAMED and not offload)))
     ]
     plans = [sizes.plan(memory) for memory in ladder]
     if free is None:
@@ -141,6 +140,7 @@ class _Sizes:
     ) -> None:
         layers = dict(module.named_modules())
         blocks = find_blocks(module)
+        self.has_blocks = bool(blocks)
         self._config, self._trained = config, trained
         self.whole = sum(size_of(p) for p in module.parameters())
         as_it_is = [sum(size_of(p) for p in block.parameters()) for block in blocks]
@@ -156,9 +156,8 @@ class _Sizes:
             "as it is": outside,
             "fp8": outside - sum(s for i, s in saved.items() if i not in inside),
         }
-        count = tokens(module, latent_shape) * bytes_per_value
-        self.per_item = count * features(module, targets)
-        self._input = count * width(module, targets)  # of one block, for one item
+        self._values = Activations(module, targets, latent_shape)
+        self._bytes_per_value = bytes_per_value
 
     def plan(self, memory: MemoryConfig) -> Estimate:
         """At that level."""
@@ -179,11 +178,9 @@ class _Sizes:
 
     def activations(self, memory: MemoryConfig) -> int:
         """For one item."""
-        count = len(self._blocks["as it is"])
-        if memory.level == "resident" or not count:
-            return self.per_item
-        inputs = min(2, count) if memory.offload_block_inputs else count
-        return self.per_item // count + inputs * self._input
+        if memory.level == "resident":
+            return self._values.whole * self._bytes_per_value
+        return self._values.recomputed(memory.offload_block_inputs) * self._bytes_per_value
 
 
 def _with_advice(plan: Estimate, sizes: _Sizes, config: TrainConfig, free: int | None) -> Estimate:
@@ -211,23 +208,3 @@ def _advice(plan: Estimate, config: TrainConfig, per_item: int, free: int) -> st
 
 def _gib(size: int) -> str:
     return f"{size / 2**30:.2f} GiB"
-
-
-def tokens(module: nn.Module, latent_shape: tuple[int, ...]) -> int:
-    """Places of a latent that the network sees: its elements over the patch."""
-    patch = getattr(module, "patch_size", 2)
-    sides = [int(p) for p in patch] if isinstance(patch, tuple | list) else [int(patch)] * 2
-    return max(1, math.prod(latent_shape[1:]) // math.prod(sides))
-
-
-def features(module: nn.Module, targets: list[str]) -> int:
-    """Values per token that backward needs: the input and output widths of the trained layers. Layers of one block that
-    read the same input share it; what a block keeps beside (norms, attention) is about as much."""
-    layers = dict(module.named_modules())
-    return sum(layers[t].in_features + layers[t].out_features for t in targets)
-
-
-def width(module: nn.Module, targets: list[str]) -> int:
-    """Values per token between blocks: the narrowest side of the trained layers, as good as always the model's own."""
-    layers = dict(module.named_modules())
-    return min(min(layers[t].in_features, layers[t].out_features) for t in targets)

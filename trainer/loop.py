@@ -128,7 +128,7 @@ def train(
         for loss_then in progress.losses:
             smoothed.add(loss_then)
         stopped = stopped_early = False
-        compiling = placement.compiles
+        looked, compiling = False, placement.compiles
         if compiling:
             emit(MessageEvent(text="Compiling the blocks in the first step; this takes a minute or more ..."))
 
@@ -257,6 +257,9 @@ def train(
                     )
                 )
 
+                if not looked and (doubt := placement.doubt()):
+                    say(doubt)
+                looked = True
                 if compiling:
                     compiling = False
                     seconds = time.monotonic() - step_started

@@ -1,12 +1,11 @@
 """A network without weights, from the names and shapes in a file's header: enough to choose layers and plan memory.
 
-Every tensor becomes a parameter on the meta device; a two-dimensional "weight" becomes a linear layer; numbered modules
-that hold others become members of a ModuleList, as the blocks of all networks of this field are.
+Every tensor becomes a parameter on the meta device; a two-dimensional "weight" becomes a linear layer; a module whose
+members are numbered becomes a list, as all that hold the blocks of this field's networks are.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -48,7 +47,7 @@ def skeleton(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> nn.Mo
         shapes: by full name of the parameter, in model order.
         dtype: of the weights when they are loaded.
     """
-    blocks = _lists_of_blocks(shapes)
+    lists = _lists(shapes)
     root = nn.Module()
     for name, shape in shapes.items():
         *path, last = name.split(".")
@@ -56,18 +55,28 @@ def skeleton(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> nn.Mo
         for i, part in enumerate(path):
             full = ".".join(path[: i + 1])
             if part not in at._modules:
-                at.add_module(part, _module(full, i == len(path) - 1, full in blocks, shapes, dtype))
+                at.add_module(part, _module(full, i == len(path) - 1, full in lists, shapes, dtype))
             at = at._modules[part]  # type: ignore[assignment]
         if last not in at._parameters:
             empty = torch.empty(shape, device="meta", dtype=dtype)
             at.register_parameter(last, nn.Parameter(empty, requires_grad=False))
-    root.patch_size = _patch(shapes)  # type: ignore[assignment]
+    for module in root.modules():
+        if isinstance(module, nn.ModuleList):  # files are often in the order of the alphabet: 1, 10, 2
+            module._modules = dict(sorted(module._modules.items(), key=lambda item: int(item[0])))
+    patch = _patch(shapes)
+    if patch:
+        root.patch_size = patch  # type: ignore[assignment]
     return root
 
 
-def _lists_of_blocks(shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
-    """Names whose numbered members are made of further modules; a Sequential's members are plain layers."""
-    return {m[1] for name in shapes if (m := re.match(r"(.+?)\.\d+\.[^.]+\.", name))}
+def _lists(shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
+    """Names of modules whose members are numbered and nothing else."""
+    members: dict[str, set[str]] = {}
+    for name in shapes:
+        path = name.split(".")
+        for i in range(1, len(path)):
+            members.setdefault(".".join(path[:i]), set()).add(path[i])
+    return {name for name, parts in members.items() if all(map(str.isdigit, parts))}
 
 
 def _module(
@@ -79,7 +88,6 @@ def _module(
     return nn.ModuleList() if is_list else nn.Module()
 
 
-def _patch(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...] | int:
-    """Sides of a patch, from the kernel of the layer that cuts the latent into them; 2 where it is not to be seen."""
-    kernel = next((shapes[n][2:] for n in PATCHES if len(shapes.get(n, ())) > 3), ())
-    return tuple(kernel) or 2
+def _patch(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """Sides of a patch, from the kernel of the layer that cuts the latent into them; () where it is not to be seen."""
+    return tuple(next((shapes[n][2:] for n in PATCHES if len(shapes.get(n, ())) > 3), ()))

@@ -58,7 +58,7 @@ def foresee(
     side = max(1, resolution // shrink)
     frames = 1 + (max_frames - 1) // FRAMES_PER_LATENT
     network = skeleton(shapes, dtype)
-    is_video = isinstance(network.patch_size, tuple) and len(network.patch_size) == 3
+    is_video = len(getattr(network, "patch_size", ())) == 3
     latent = (channels, frames, side, side) if is_video else (channels, side, side)
     model = SimpleNamespace(model=SimpleNamespace(diffusion_model=network), patches={})
     plan = plan_memory(model, SimpleNamespace(device=device, dtype=compute), settings, latent, path)

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from trainer.activations import Activations, tokens
 from trainer.adapter.inject import choose_targets, make_adapter
 from trainer.config import PRESETS, AdapterConfig, MemoryConfig, TrainConfig
 from trainer.errors import KilnError
-from trainer.estimate import Estimate, estimate, features, tokens
+from trainer.estimate import Estimate, estimate
 from trainer.import_settings import as_settings, import_settings, widget_values
 from trainer.twin import Twin
 
@@ -140,7 +141,8 @@ def bytes_kept(dim: int, depth: int, count: int) -> tuple[int, int]:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
             answer = module(torch.randn(1, count, dim))
         assert answer.requires_grad
-    return sum(kept.values()), 4 * count * features(network, choose_targets(network, ""))
+    latent = (16, 1, 4, count)  # two by half of it: patches of two by two
+    return sum(kept.values()), 4 * Activations(network, choose_targets(network, ""), latent).whole
 
 
 @pytest.mark.parametrize(("dim", "depth", "count"), [(64, 2, 256), (128, 4, 100)])

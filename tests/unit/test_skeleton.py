@@ -13,6 +13,7 @@ from trainer.adapter.inject import choose_targets
 from trainer.config import TrainConfig
 from trainer.errors import KilnError
 from trainer.estimate import estimate
+from trainer.memory.blocks import find_blocks
 from trainer.skeleton import read_shapes, skeleton
 
 
@@ -55,11 +56,12 @@ def test_the_plan_is_that_of_the_network(tmp_path: Path, prefix: str) -> None:
         targets = choose_targets(network, "")
         layers = dict(network.named_modules())
         widths = [(t, layers[t].in_features, layers[t].out_features) for t in sorted(targets)]
-        lists = sorted(n for n, m in network.named_modules() if isinstance(m, nn.ModuleList))
+        names = {id(m): n for n, m in network.named_modules()}
+        blocks = [names[id(b)] for b in find_blocks(network)]
         plan = estimate(network, targets, TrainConfig(), (16, 9, 64, 64), bytes_per_value=2, trained=1000)
-        plans.append((plan, widths, lists))
+        plans.append((plan, widths, blocks))
     assert plans[0] == plans[1] and plans[0][0].activations > 0
-    assert plans[0][2] == ["blocks"] and len(plans[0][1]) == 12
+    assert plans[0][2] == ["blocks.0", "blocks.1", "blocks.2"] and len(plans[0][1]) == 12
 
 
 def test_a_file_without_a_network_is_named(tmp_path: Path) -> None:

@@ -22,25 +22,32 @@ from trainer.twin import Twin
 CHANNELS, TEXT = 4, 6
 
 
+class ToyBlock(nn.Module):
+    """Two layers around a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.norm_q, self.o = nn.Linear(CHANNELS, 16), nn.LayerNorm(16), nn.Linear(16, CHANNELS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = x + self.o(torch.tanh(self.norm_q(self.q(x))))
+        return answer
+
+
 class ToyNetwork(nn.Module):
     """Two blocks over pixels, with the caption's mean and the timestep added. Layer names look like a transformer's."""
 
     def __init__(self) -> None:
         super().__init__()
         self.text = nn.Linear(TEXT, CHANNELS)
-        self.blocks = nn.ModuleList(
-            nn.ModuleDict(
-                {"q": nn.Linear(CHANNELS, 16), "norm_q": nn.LayerNorm(16), "o": nn.Linear(16, CHANNELS)}
-            )
-            for _ in range(2)
-        )
+        self.blocks = nn.ModuleList(ToyBlock() for _ in range(2))
 
     def forward(self, x: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
         hidden = x.movedim(1, -1)  # (B, F, H, W, C)
         extra = self.text(text.mean(1)) + torch.sin(timestep / 200)[:, None]
         hidden = hidden + extra[:, None, None, None]
         for block in self.blocks:
-            hidden = hidden + block["o"](torch.tanh(block["norm_q"](block["q"](hidden))))
+            hidden = block(hidden)
         return hidden.movedim(-1, 1)
 
 

@@ -98,9 +98,15 @@ class Placement:
             )
             self.note = ending.enter_context(begun) or self.note
             module = self._denoiser.module
+            recomputes = self._config.level not in ("resident", "auto")
+            if (self.compiles or recomputes) and not find_blocks(module):
+                raise KilnError(
+                    "This model has no blocks that could be recomputed, streamed or compiled; choose the memory level "
+                    "resident and switch compile_blocks off."
+                )
             if self.compiles:
                 compile_blocks(module)
-            if self._config.level not in ("resident", "auto"):
+            if recomputes:
                 self.recomputed = checkpoint_blocks(module, self._config.offload_block_inputs)
             if not whole:
                 if self._found is None:
@@ -118,6 +124,17 @@ class Placement:
                 else:
                     self._move([p for block in self._found.blocks for p in block], "blocks")
             yield
+
+    def doubt(self) -> str:
+        """After a step: a sentence where the network walks past its blocks, so that the level does next to nothing;
+        else empty."""
+        unused = sum(not wrapper.called for wrapper in self.recomputed)
+        if 2 * unused <= len(self.recomputed):
+            return ""
+        return (
+            f"The memory level {self._config.level} has little effect on this model: {unused} of its "
+            f"{len(self.recomputed)} blocks are never called."
+        )
 
     def _hold_in_fp8(self, ending: ExitStack) -> None:
         assert self._found is not None

@@ -7,8 +7,9 @@ CPU memory: one copy out and one back per block, which costs little beside a blo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,9 +38,11 @@ class RecomputedForward:
 
     Attributes:
         before: called before the block computes, the first time and again in backward; brings its weights in.
+        called: whether the network has ever called the block.
     """
 
     before: Callable[[], None] | None = None
+    called = False
 
     def __init__(self, block: nn.Module, forward: Callable[..., Any] | None, offload_inputs: bool) -> None:
         self._block = block
@@ -47,27 +50,59 @@ class RecomputedForward:
         self._offload = offload_inputs
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        # What a gradient flows back through is handed to checkpoint, which keeps it; the rest is shared by all blocks
-        positional, names = len(args), list(kwargs)
-        values = [*args, *kwargs.values()]
-        kept = [i for i, v in enumerate(values) if isinstance(v, Tensor) and v.requires_grad]
-        tensors = [values[i] for i in kept]
-        for i in kept:
-            values[i] = None
+        # What a gradient flows back through is handed to checkpoint, which keeps it; the rest is shared by all blocks.
+        # Dicts and lists are kept as they are now: a network writes the place of the block that it calls next into one
+        # dict for all, and the second computation must find its own.
+        self.called = True
+        first = [(args, kwargs)]
+        tensors: list[Tensor] = []
+        kept_args, kept_kwargs = (_take(values, tensors) for values in (args, kwargs))
 
         def forward(*given: Tensor) -> Any:
             if self.before is not None:
                 self.before()
-            whole = list(values)
-            for i, tensor in zip(kept, given, strict=True):
-                whole[i] = tensor
-            return self._forward(*whole[:positional], **dict(zip(names, whole[positional:], strict=True)))
+            if first:
+                now_args, now_kwargs = first.pop()
+            else:
+                now_args, now_kwargs = (_put_back(values, given) for values in (kept_args, kept_kwargs))
+            return self._forward(*now_args, **now_kwargs)
 
         if not torch.is_grad_enabled():
             return forward(*tensors)
         hooks = torch.autograd.graph.saved_tensors_hooks(_to_cpu, _Waiting.back)
         with hooks if self._offload else nullcontext():
             return checkpoint(forward, *tensors, use_reentrant=False, preserve_rng_state=False)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor was, by its number among those that were taken out."""
+
+    number: int
+
+
+def _take(value: Any, tensors: list[Tensor]) -> Any:
+    """A copy of the containers in `value`, in which tensors that a gradient flows through are places; those tensors are
+    added to `tensors`."""
+    if isinstance(value, Tensor) and value.requires_grad:
+        tensors.append(value)
+        return _Place(len(tensors) - 1)
+    if type(value) is dict:
+        return {k: _take(v, tensors) for k, v in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_take(v, tensors) for v in value)
+    return value
+
+
+def _put_back(value: Any, tensors: Sequence[Tensor]) -> Any:
+    """The inverse, as further copies."""
+    if isinstance(value, _Place):
+        return tensors[value.number]
+    if type(value) is dict:
+        return {k: _put_back(v, tensors) for k, v in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_put_back(v, tensors) for v in value)
+    return value
 
 
 class _Waiting:
