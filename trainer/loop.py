@@ -14,7 +14,7 @@ import logging
 import math
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -33,62 +33,24 @@ from .events import (
     Controls,
     Listener,
     MessageEvent,
-    SampleEvent,
     StepEvent,
     Stopped,
     ValidationEvent,
 )
 from .feed import Feed
+from .fits import check_fits, check_resumable
 from .guards import GuardState
 from .learner import Learner
 from .memory.placement import Placement
 from .memory.recompute import checkpoint_blocks
 from .parallel import Alone, add_up_gradients
-from .samples import Sampler
+from .progress import Progress, TrainResult
+from .samples import Sampler, draw_samples
 from .smoothing import SmoothedLoss
-from .validation import ValidationPoint
 
 log = logging.getLogger(__name__)
 
 ADVISE_EVERY = 100  # steps between looks at the training curve where nothing is measured
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """What a run leaves: also when it was stopped early."""
-
-    adapter: dict[
-        str, Tensor
-    ]  # LoraAdapter.state_dict(), of the last step or the best measurement, as configured
-    config: TrainConfig
-    losses: list[float]  # one per step; nan where the step was skipped
-    step: int  # steps done
-    seconds: float  # spent in this session of the run
-    stopped: bool  # by the user, before the last step
-    validation: list[ValidationPoint] = field(default_factory=list)
-    advice: list[str] = field(default_factory=list)
-    adapter_step: int = 0  # whose weights `adapter` holds
-    stopped_early: bool = False  # by the validation loss
-
-
-@dataclass
-class _Progress:
-    """Where the run stands, beside its weights."""
-
-    losses: list[float] = field(default_factory=list)
-    points: list[ValidationPoint] = field(default_factory=list)
-    guard: GuardState = field(default_factory=GuardState)
-    advice: list[str] = field(default_factory=list)
-
-    @property
-    def step(self) -> int:
-        return len(self.losses)
-
-    def put_back(self, state: checkpoint.RunState | None) -> None:
-        """As a checkpoint says; None is the beginning."""
-        self.losses = list(state.losses) if state else []
-        self.points = [ValidationPoint(**p) for p in state.validation] if state else []
-        self.guard = GuardState.from_dict(state.guard) if state else GuardState()
 
 
 def train(
@@ -132,7 +94,7 @@ def train(
             on.
     """
     controls, team = controls or Controls(), team or Alone()
-    _check_fits(denoiser, dataset, config)
+    check_fits(denoiser, dataset, config)
     items = [i for i in dataset.items if i.role != "validation"]
     order = BatchOrder(
         [i.shape for i in items], [i.repeats for i in items], config.batch_size * team.size, config.seed
@@ -155,9 +117,9 @@ def train(
         placement = Placement(denoiser, memory or config.memory, config.adapter, weights, model_file)
         session.enter_context(placement.session())
         learner = Learner(denoiser, config, placement.weights, start_from)
-        progress = _Progress()
+        progress = Progress()
         if resume_from is not None:
-            _check_resumable(resume_from, dataset, base_model, config, team.size)
+            check_resumable(resume_from, dataset, base_model, config, team.size)
             progress.put_back(learner.restore(resume_from))
         smoothed = SmoothedLoss()
         for loss_then in progress.losses:
@@ -216,29 +178,7 @@ def train(
             emit(MessageEvent(text=f"drawing samples at step {progress.step} ..."))
             learned = learner.output() if progress.step else None
             session.close()
-            failure = ""
-            try:
-                for drawn in sampler.draw(learned, progress.step):
-                    emit(
-                        SampleEvent(
-                            step=progress.step,
-                            place=drawn.place,
-                            prompt=drawn.prompt,
-                            path=drawn.path,
-                            animated=drawn.animated,
-                        )
-                    )
-            except Stopped:
-                raise
-            except Exception as error:
-                log.exception("sampling failed")
-                failure = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
-            if failure:  # here the error, and the memory that its frames held, are gone
-                guards.free_memory()
-                say(
-                    f"No samples at step {progress.step} ({failure}); training goes on. Mend or disconnect Sample "
-                    "Settings for the next run."
-                )
+            draw_samples(sampler, learned, progress.step, emit, say)
             session.enter_context(placement.session())
 
         def look_at_curves() -> None:
@@ -365,52 +305,6 @@ def train(
         )
 
 
-def _check_fits(denoiser: Denoiser, dataset: EncodedDataset, config: TrainConfig) -> None:
-    objective.check_fits(config.objective, denoiser.prediction)
-    if dataset.channels != denoiser.latent_channels:
-        raise KilnError(
-            f"The encoded latents have {dataset.channels} channels and this model needs {denoiser.latent_channels}; "
-            "encode the dataset with the VAE that belongs to the model."
-        )
-    if all(i.role == "validation" for i in dataset.items):
-        raise KilnError(
-            f"All {len(dataset.items)} items are held out for validation; connect items to train on."
-        )
-
-
-def _check_resumable(
-    path: Path, dataset: EncodedDataset, base_model: str, config: TrainConfig, processes: int
-) -> None:
-    state = checkpoint.read_state(path)
-    for what, saved, now in (
-        ("dataset", state.dataset, dataset.fingerprint),
-        ("model", state.base_model, base_model),
-    ):
-        if saved != now:
-            raise KilnError(
-                f"The run cannot be resumed: its {what} is not the one connected now. Connect the same {what}, or "
-                "start a new run."
-            )
-    for what, before, after in (
-        ("kind of adapter", state.config["adapter"].get("kind", "lora"), config.adapter.kind),
-        (
-            "update_in_backward",
-            str(state.config["optimizer"].get("update_in_backward", False)),
-            str(config.optimizer.update_in_backward),
-        ),
-        ("number of processes", str(state.processes), str(processes)),
-    ):
-        if before != after:
-            raise KilnError(
-                f"The run cannot be resumed: its {what} is {before} and is {after} now. Set it back, or start a new "
-                "run."
-            )
-    if state.step >= config.steps:
-        log.warning(
-            "The run has %d steps already and steps is %d: nothing is trained.", state.step, config.steps
-        )
-
-
 def _boundary(controls: Controls, team: Alone, placement: Placement, session: ExitStack) -> None:
     """Between steps: stop when told to, and give the device away while somebody else wants it."""
     if team.size > 1:  # all stop together, or those who go on would wait for the others for ever
@@ -448,7 +342,7 @@ def _gradients(
     return total
 
 
-def _roll_back(learner: Learner, progress: _Progress, run_folder: Path, team: Alone) -> None:
+def _roll_back(learner: Learner, progress: Progress, run_folder: Path, team: Alone) -> None:
     """To the newest checkpoint, or to the start where there is none; the guard remembers why."""
     team.wait()
     known = progress.guard

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +22,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from .events import Listener, SampleEvent, Stopped
+from .guards import free_memory
 from .safefile import replacing
+
+log = logging.getLogger(__name__)
 
 FOLDER = "samples"  # in a run's folder
 EXIF_TAGS = {"prompt": 0x0110, "workflow": 0x010F}  # where the host's frontend looks in a WEBP
@@ -52,6 +57,35 @@ class Sampler(Protocol):
             Anything else: the pictures that are missing could not be drawn; the run goes on without them.
         """
         ...
+
+
+def draw_samples(
+    sampler: Sampler,
+    adapter: dict[str, Tensor] | None,
+    step: int,
+    emit: Listener,
+    say: Callable[[str], None],
+) -> None:
+    """Let the sampler draw and tell of each picture; whatever fails is a sentence, and the run goes on.
+
+    Raises:
+        Stopped: the run was told to stop meanwhile.
+    """
+    failure = ""
+    try:
+        for drawn in sampler.draw(adapter, step):
+            emit(SampleEvent(step=step, **vars(drawn)))
+    except Stopped:
+        raise
+    except Exception as error:
+        log.exception("sampling failed")
+        failure = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+    if failure:  # here the error, and the memory that its frames held, are gone
+        free_memory()
+        say(
+            f"No samples at step {step} ({failure}); training goes on. Mend or disconnect Sample Settings for the "
+            "next run."
+        )
 
 
 def sample_path(run_folder: Path, step: int, place: int) -> Path:

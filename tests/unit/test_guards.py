@@ -20,8 +20,9 @@ from trainer.config import GuardConfig, TrainConfig
 from trainer.errors import KilnError
 from trainer.events import Event, MessageEvent
 from trainer.guards import GuardState, is_out_of_memory, spike_limit, with_less_memory
-from trainer.loop import TrainResult, train
+from trainer.loop import train
 from trainer.memory.recompute import checkpoint_blocks
+from trainer.progress import TrainResult
 
 from .toy import ToyDenoiser, make_config, make_encoded
 

@@ -15,7 +15,8 @@ from trainer.config import TrainConfig
 from trainer.dataset.encoded import EncodedDataset
 from trainer.errors import KilnError
 from trainer.events import Controls, Event, MessageEvent, StepEvent
-from trainer.loop import TrainResult, train
+from trainer.loop import train
+from trainer.progress import TrainResult
 
 from .toy import ToyDenoiser, make_config, make_encoded
 

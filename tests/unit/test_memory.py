@@ -17,11 +17,12 @@ from trainer.checkpoint import find_checkpoints
 from trainer.config import AdapterConfig, MemoryConfig, TrainConfig
 from trainer.errors import KilnError
 from trainer.events import Controls, Event, StepEvent
-from trainer.loop import TrainResult, train
+from trainer.loop import train
 from trainer.memory.fp8 import dequantise, quantise
 from trainer.memory.ledger import size_of
 from trainer.memory.mapped import map_weights
 from trainer.memory.placement import Placement
+from trainer.progress import TrainResult
 from trainer.twin import Twin
 
 from .toy import CHANNELS, TEXT, ToyDenoiser, make_config, make_encoded

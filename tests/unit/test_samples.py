@@ -18,7 +18,8 @@ from trainer.config import MemoryConfig, SampleConfig, TrainConfig, ValidationCo
 from trainer.errors import KilnError
 from trainer.events import Controls, Event, MessageEvent, SampleEvent, StepEvent, Stopped
 from trainer.history import History, Recorder
-from trainer.loop import TrainResult, train
+from trainer.loop import train
+from trainer.progress import TrainResult
 from trainer.samples import Sample, sample_path, write_sample
 from trainer.tensorboard import TensorBoardListener
 

@@ -16,7 +16,8 @@ from trainer.config import ObjectiveConfig, TrainConfig, ValidationConfig
 from trainer.dataset.batches import ItemStore
 from trainer.dataset.encoded import EncodedDataset, EncodedItem, _pack_text
 from trainer.events import AdviceEvent, Event, ValidationEvent
-from trainer.loop import TrainResult, train
+from trainer.loop import train
+from trainer.progress import TrainResult
 from trainer.safefile import write_safetensors
 from trainer.validation import ValidationPoint, advise, best_of, fixed_levels, is_over, measure
 

@@ -1,0 +1,61 @@
+"""Whether what was connected belongs together: model, dataset and settings, and the run that is to go on."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from . import objective
+from .checkpoint import read_state
+from .config import TrainConfig
+from .dataset.encoded import EncodedDataset
+from .denoiser import Denoiser
+from .errors import KilnError
+
+log = logging.getLogger(__name__)
+
+
+def check_fits(denoiser: Denoiser, dataset: EncodedDataset, config: TrainConfig) -> None:
+    objective.check_fits(config.objective, denoiser.prediction)
+    if dataset.channels != denoiser.latent_channels:
+        raise KilnError(
+            f"The encoded latents have {dataset.channels} channels and this model needs {denoiser.latent_channels}; "
+            "encode the dataset with the VAE that belongs to the model."
+        )
+    if all(i.role == "validation" for i in dataset.items):
+        raise KilnError(
+            f"All {len(dataset.items)} items are held out for validation; connect items to train on."
+        )
+
+
+def check_resumable(
+    path: Path, dataset: EncodedDataset, base_model: str, config: TrainConfig, processes: int
+) -> None:
+    state = read_state(path)
+    for what, saved, now in (
+        ("dataset", state.dataset, dataset.fingerprint),
+        ("model", state.base_model, base_model),
+    ):
+        if saved != now:
+            raise KilnError(
+                f"The run cannot be resumed: its {what} is not the one connected now. Connect the same {what}, or "
+                "start a new run."
+            )
+    for what, before, after in (
+        ("kind of adapter", state.config["adapter"].get("kind", "lora"), config.adapter.kind),
+        (
+            "update_in_backward",
+            str(state.config["optimizer"].get("update_in_backward", False)),
+            str(config.optimizer.update_in_backward),
+        ),
+        ("number of processes", str(state.processes), str(processes)),
+    ):
+        if before != after:
+            raise KilnError(
+                f"The run cannot be resumed: its {what} is {before} and is {after} now. Set it back, or start a new "
+                "run."
+            )
+    if state.step >= config.steps:
+        log.warning(
+            "The run has %d steps already and steps is %d: nothing is trained.", state.step, config.steps
+        )
