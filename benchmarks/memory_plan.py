@@ -4,8 +4,9 @@
 
 Every level trains the same Wan-shaped model with random weights in a fresh process, by the whole engine. Parts that can
 be counted are counted while it runs (weights of the placement's ledger, adapter, gradients, optimizer); activations are
-what autograd keeps. On a CPU the peak is that of the resident set above the loaded model: streaming cannot lower it, as
-the model is in the same memory, and adds its two blocks; on CUDA it is the allocator's, weights included.
+what autograd keeps. On a CPU the peak is that of the resident set above the loaded model: streaming blocks cannot lower
+it, as the model is in the same memory, and adds its two blocks; streaming from the file makes the weights pages of the
+file, which a resident set counts too. On CUDA the peak is the allocator's, weights included.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from ..trainer.dataset.scan import ScanOptions, scan_folder
 from . import types
 from .host import paths
 from .host.progress import NodeProgress
+from .inputs import repeats_input
 
 MASKS = ("alpha and masks folder", "off")
 ROLES = ("subject", "regularisation", "validation")
@@ -36,13 +37,9 @@ class KilnLoadDataset(io.ComfyNode):
                     tooltip="Folder under ComfyUI/input, for example my_dataset. An absolute path must lie in a folder "
                     "that is listed as kiln_datasets in extra_model_paths.yaml.",
                 ),
-                io.Int.Input(
-                    "repeats",
-                    default=1,
-                    min=1,
-                    max=1000,
-                    tooltip="How often each item is seen in one epoch, 1-1000. A folder named like 10_name multiplies "
-                    "it by its number.",
+                repeats_input(
+                    "How often each item is seen in one epoch, 1-1000. A folder named like 10_name multiplies it by "
+                    "its number."
                 ),
                 io.Boolean.Input("recursive", default=False, tooltip="Also read the folder's sub-folders."),
                 io.Combo.Input(
@@ -138,14 +135,7 @@ class KilnImagesToDataset(io.ComfyNode):
                     force_input=True,
                     tooltip="One caption for all, or a list with one per image. Without it captions are empty.",
                 ),
-                io.Int.Input(
-                    "repeats",
-                    default=1,
-                    min=1,
-                    max=1000,
-                    optional=True,
-                    tooltip="How often each image is seen in one epoch, 1-1000.",
-                ),
+                repeats_input("How often each image is seen in one epoch, 1-1000.", optional=True),
             ],
             outputs=[types.Dataset.Output(display_name="dataset", tooltip="The images and their captions.")],
             hidden=[io.Hidden.unique_id],

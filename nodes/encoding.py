@@ -14,7 +14,7 @@ from . import types
 from .host import paths
 from .host.encoder import HostEncoder
 from .host.progress import NodeProgress
-from .inputs import max_frames_input, resolution_input
+from .inputs import max_frames_input, repeats_input, resolution_input
 
 
 class KilnEncodeDataset(io.ComfyNode):
@@ -111,14 +111,7 @@ class KilnEncodedFromLatents(io.ComfyNode):
                 io.Conditioning.Input(
                     "positive", tooltip="One conditioning for all items, or a list with one per item."
                 ),
-                io.Int.Input(
-                    "repeats",
-                    default=1,
-                    min=1,
-                    max=1000,
-                    optional=True,
-                    tooltip="How often each item is seen in one epoch, 1-1000.",
-                ),
+                repeats_input("How often each item is seen in one epoch, 1-1000.", optional=True),
             ],
             outputs=[types.Encoded.Output(display_name="encoded", tooltip="For the training node.")],
             hidden=[io.Hidden.unique_id],

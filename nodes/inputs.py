@@ -19,6 +19,11 @@ def resolution_input(tooltip: str, optional: bool = False) -> io.Input:
     )
 
 
+def repeats_input(tooltip: str, optional: bool = False) -> io.Input:
+    """How often something is seen in one epoch, 1 to 1000."""
+    return io.Int.Input("repeats", default=1, min=1, max=1000, optional=optional, tooltip=tooltip)
+
+
 def max_frames_input() -> io.Input:
     """4n+1 frames."""
     return io.Int.Input(

@@ -54,6 +54,12 @@ def kept_heap() -> Iterator[None]:
         libc.malloc_trim(0)
 
 
+def trim_heap() -> None:
+    """Give memory that was freed between blocks still in use back to the system, where the C library can."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _matters() -> bool:
     return not torch.accelerator.is_available() and platform.libc_ver()[0] == "glibc"
 

@@ -8,6 +8,7 @@ from a ComfyUI MODEL; the tests make one from a diffusers transformer.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -50,11 +51,13 @@ class Denoiser(Protocol):
         """noisy (B, C, [F,] H, W), timestep (B,) -> prediction, same shape as noisy, fp32."""
         ...
 
-    def session(self, whole: bool = True) -> AbstractContextManager[Any]:
+    def session(self, whole: bool = True, file: Path | None = None) -> AbstractContextManager[Any]:
         """Inside it the model is on its device and its parameters may take part in backward. Leaving it restores
         every parameter object. Entered anew each time the run comes back from giving the device away.
 
-        With whole=False the weights stay where they are kept (CPU memory): the caller brings them in."""
+        With whole=False the weights stay where they are kept (CPU memory): the caller brings them in. With the
+        safetensors `file` that they come from the model gives up its own copies of them, see memory.mapped; what is
+        yielded then is a sentence about it, or nothing."""
         ...
 
     def keeps_to_itself(self, owner: nn.Module, name: str) -> bool:

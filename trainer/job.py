@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -62,7 +63,10 @@ class Job(Generic[T]):
                     raise NotStarted
             try:
                 with kept_heap():
-                    self._result = self._work(self.controls)
+                    try:
+                        self._result = self._work(self.controls)
+                    finally:
+                        gc.collect()  # the twin and the adapter in it refer to each other
             finally:
                 _device.release()
         except BaseException as error:  # handed to whoever asks for the result

@@ -116,6 +116,9 @@ def train(
         ending.callback(controls.give_device)  # after the session is closed
         placement = Placement(denoiser, memory or config.memory, config.adapter, weights, model_file)
         session.enter_context(placement.session())
+        if placement.note:
+            log.info("%s", placement.note)
+            emit(MessageEvent(text=placement.note))
         learner = Learner(denoiser, config, placement.weights, start_from)
         progress = Progress()
         if resume_from is not None:

@@ -68,7 +68,7 @@ class TensorFile:
         self._scratch = threading.local()
         length = struct.unpack("<Q", self._file.read(8))[0]
         header = json.loads(self._file.read(length))
-        self._data = 8 + length
+        self.data_start = 8 + length  # of the data part, in the file
         self.metadata: dict[str, str] = header.pop("__metadata__", {})
         found = [Entry(k, v["dtype"], tuple(v["shape"]), *v["data_offsets"]) for k, v in header.items()]
         self.entries = {e.name: e for e in sorted(found, key=lambda e: e.start)}
@@ -93,7 +93,7 @@ class TensorFile:
         width = (entry.end - entry.start) // max(rows, 1)
         size = (min(last, rows) - first) * width
         raw = self._reused(size) if reuse else torch.empty(size, dtype=torch.uint8)
-        self._fill(memoryview(raw.numpy().data), self._data + entry.start + first * width)
+        self._fill(memoryview(raw.numpy().data), self.data_start + entry.start + first * width)
         shape = (min(last, rows) - first, *entry.shape[1:]) if entry.shape else ()
         return raw.view(DTYPES[entry.dtype]).reshape(shape)
 
@@ -120,7 +120,7 @@ class TensorFile:
         done, size = 0, entry.end - entry.start
         while done < size:
             with self._turn:
-                self._file.seek(self._data + entry.start + done)
+                self._file.seek(self.data_start + entry.start + done)
                 chunk = self._file.read(min(size - done, _CHUNK))
             done += len(chunk) or _cut_off(self.path)
             target.write(chunk)

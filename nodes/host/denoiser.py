@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management
@@ -23,6 +24,7 @@ from ...trainer.config import Prediction
 from ...trainer.denoiser import Conditioning, Denoiser
 from ...trainer.errors import KilnError
 from ...trainer.events import Stopped
+from ...trainer.memory.mapped import is_mapped, release_copies
 from ...trainer.twin import Twin
 from .training_ops import attention, lean_norms, lean_rope
 
@@ -81,7 +83,7 @@ class HostDenoiser(Denoiser):
         return self._twin.module
 
     @contextmanager
-    def session(self, whole: bool = True) -> Iterator[None]:
+    def session(self, whole: bool = True, file: Path | None = None) -> Iterator[str]:
         """Load the model as the host does for sampling, with room for activations, and lend its weights to the twin."""
         room = 3 * self._patcher.memory_required(list(self._batch_shape))
         if not whole and self.device.type != "cpu":
@@ -90,14 +92,25 @@ class HostDenoiser(Denoiser):
             # device already, so everything goes off it first.
             room = NO_ROOM
             comfy.model_management.free_memory(NO_ROOM, self.device)
+        if file is not None:
+            # The host pins what it leaves in CPU memory, which would hold the file's pages there
+            self._patcher.pin_weight_to_device = lambda key: None
         comfy.model_management.load_models_gpu([self._patcher], memory_required=room)
+        note = "" if file is None else self._release_copies(file)
         if self._twin is None:
             self._twin = Twin(self._base.diffusion_model)
         with _training_mode(), lean_rope(), self._twin.weights():
             as_linear_layers(self._twin.module)
             if self.device.type == "cpu":
                 lean_norms(self._twin.module)
-            yield
+            yield note
+
+    def _release_copies(self, file: Path) -> str:
+        """After loading, when no other node's patches are in the weights; see Denoiser.session. Host 0.33 has no copies
+        on a GPU: with dynamic loading its weights are mapped from the file already."""
+        if getattr(self._patcher, "is_dynamic", bool)():
+            return ""
+        return release_copies(self._base.diffusion_model, file).sentence()
 
     def keeps_to_itself(self, owner: nn.Module, name: str) -> bool:
         """Weights that host 0.33 streams itself ("aimdo") with patches on top: only its own way of bringing them in
@@ -142,6 +155,20 @@ class HostDenoiser(Denoiser):
         if isinstance(value, Tensor):
             return value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
         return value
+
+
+def bytes_in_ram(module: nn.Module) -> int:
+    """What a network's weights take of CPU memory, without those that are a mapped file: ours, or host 0.33's."""
+
+    def is_file(tensor: Tensor) -> bool:
+        host_maps = type(tensor) is nn.Parameter and hasattr(
+            tensor.untyped_storage(), "_comfy_tensor_mmap_refs"
+        )
+        return host_maps or is_mapped(tensor)
+
+    return sum(
+        p.numel() * p.element_size() for p in module.parameters() if p.device.type == "cpu" and not is_file(p)
+    )
 
 
 def host_weights(layer: nn.Module, like: Tensor) -> AbstractContextManager[tuple[Tensor, Tensor | None]]:

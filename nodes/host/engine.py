@@ -170,6 +170,7 @@ def plan_memory(
     """What the run will need of the device, and at which memory level, against what it has free when the host makes
     room. file: see model_file."""
     from ...trainer.adapter.inject import choose_targets, layer_shape
+    from .denoiser import bytes_in_ram
 
     module = model.model.diffusion_model
     targets = choose_targets(module, config.adapter.target_modules, config.adapter.exclude_modules)
@@ -179,8 +180,7 @@ def plan_memory(
         for t in targets
     )
     cpu = torch.device("cpu")
-    in_ram = sum(p.numel() * p.element_size() for p in module.parameters() if p.device == cpu)
-    free = free_ram = comfy.model_management.get_free_memory(cpu) + in_ram
+    free = free_ram = comfy.model_management.get_free_memory(cpu) + bytes_in_ram(module)
     if denoiser.device != cpu:
         held = comfy.model_management.loaded_models()
         free = comfy.model_management.get_free_memory(denoiser.device)

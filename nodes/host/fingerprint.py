@@ -48,5 +48,6 @@ def _sample(tensor: Tensor) -> bytes:
     if tensor.is_meta or tensor.numel() == 0 or type(tensor) not in (Tensor, nn.Parameter):
         return b""  # host 0.33 keeps some weights on the meta device or quantised: name and shape must do
     flat = tensor.detach().flatten()
-    places = torch.linspace(0, flat.numel() - 1, min(SAMPLES, flat.numel())).long()
+    # In double precision: in single the last place of a large tensor is rounded to one behind its end
+    places = torch.linspace(0, flat.numel() - 1, min(SAMPLES, flat.numel()), dtype=torch.float64).long()
     return flat[places.to(flat.device)].float().cpu().numpy().tobytes()

@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from lora_kiln.trainer.adapter.inject import make_adapter  # type: ignore[import
 from lora_kiln.trainer.config import AdapterConfig, MemoryConfig  # type: ignore[import-not-found]
 from lora_kiln.trainer.errors import KilnError  # type: ignore[import-not-found]
 from lora_kiln.trainer.memory.placement import Placement  # type: ignore[import-not-found]
-from one_step import LATENTS, error, load, take_step
+from one_step import LATENTS, error, kept_off_the_device, load, take_step
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -64,22 +63,6 @@ def patched(model: Any) -> Any:
         patches[name] = (0.1 * torch.randn(value.shape, generator=torch.Generator().manual_seed(2)),)
     assert len(changed.add_patches(patches, 0.5)) == 4
     return changed
-
-
-@contextmanager
-def kept_off_the_device() -> Iterator[None]:
-    """The host loads as it does on a GPU that has no room: weights stay, patches become functions."""
-
-    def load_models(models: list[Any], memory_required: float = 0, **options: Any) -> None:
-        for model in models:
-            model.patch_model(model.load_device, lowvram_model_memory=1)
-
-    original = comfy.model_management.load_models_gpu
-    comfy.model_management.load_models_gpu = load_models
-    try:
-        yield
-    finally:
-        comfy.model_management.load_models_gpu = original
 
 
 def matrices_of(state: dict[str, Tensor]) -> list[str]:

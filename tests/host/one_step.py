@@ -5,9 +5,12 @@ Import it after inprocess.start().
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import comfy.model_management
 import comfy.sd
 import torch
 from lora_kiln.nodes.host.denoiser import HostDenoiser  # type: ignore[import-not-found]
@@ -23,6 +26,22 @@ def load(path: Path, **options: Any) -> Any:
     """The host's MODEL."""
     with torch.inference_mode():
         return comfy.sd.load_diffusion_model(str(path), model_options=options)
+
+
+@contextmanager
+def kept_off_the_device() -> Iterator[None]:
+    """The host loads as it does on a GPU that has no room: weights stay, patches become functions."""
+
+    def load_models(models: list[Any], memory_required: float = 0, **options: Any) -> None:
+        for model in models:
+            model.patch_model(model.load_device, lowvram_model_memory=1)
+
+    original = comfy.model_management.load_models_gpu
+    comfy.model_management.load_models_gpu = load_models
+    try:
+        yield
+    finally:
+        comfy.model_management.load_models_gpu = original
 
 
 def take_step(denoiser: HostDenoiser, adapter: Any) -> list[Tensor]:

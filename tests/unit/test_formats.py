@@ -265,6 +265,18 @@ def test_diffusers_loads_what_we_write(tmp_path: Path) -> None:
 GOOD: dict[str, Tensor] = dict(lora(None))
 
 
+@pytest.mark.parametrize("length", [0x3080, 0x4B50], ids=["as a pickle", "as a zip"])
+def test_a_header_may_be_as_long_as_others_files_begin(tmp_path: Path, length: int) -> None:
+    """A safetensors file begins with the length of its header; 0x80 begins a pickle and PK a zip."""
+    path = tmp_path / "x.safetensors"
+    for padding in range(length - 2000, length, 4):  # the writer brings lengths to a multiple of 8
+        save_file(GOOD, path, {"workflow": "x" * padding})
+        if path.read_bytes()[:2] == length.to_bytes(2, "little"):
+            break
+    assert path.read_bytes()[:8] == length.to_bytes(8, "little")
+    assert read_lora(path).keys() == GOOD.keys()
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

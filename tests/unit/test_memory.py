@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from trainer.checkpoint import find_checkpoints
 from trainer.config import AdapterConfig, MemoryConfig, TrainConfig
 from trainer.errors import KilnError
 from trainer.events import Controls, Event, StepEvent
+from trainer.job import Job
 from trainer.loop import train
 from trainer.memory.fp8 import dequantise, quantise
 from trainer.memory.ledger import size_of
@@ -228,7 +230,6 @@ def test_blocks_out_of_order_are_right_all_the_same(tmp_path: Path) -> None:
 def test_the_model_keeps_its_own_weights(tmp_path: Path) -> None:
     for memory in (
         MemoryConfig(level="stream blocks"),
-        MemoryConfig(level="stream from file"),
         MemoryConfig(level="resident", base_precision="fp8"),
     ):
         denoiser, placement = place(memory, tmp_path)
@@ -243,6 +244,22 @@ def test_the_model_keeps_its_own_weights(tmp_path: Path) -> None:
         assert not [n for n, p in denoiser.module.named_parameters() if "lora" not in n], (
             "the twin holds memory"
         )
+
+
+def test_nothing_of_a_run_stays_in_memory(tmp_path: Path) -> None:
+    def left() -> int:
+        return sum(issubclass(type(each), nn.Module) for each in gc.get_objects())
+
+    gc.collect()
+    before = left()
+    gc.disable()  # what is freed is freed by the run's end
+    try:
+        job = Job(lambda controls: run(tmp_path, "checkpoint activations", steps=1))
+        job.start()
+        job.wait()
+        assert job.result().step == 1 and left() == before
+    finally:
+        gc.enable()
 
 
 def test_a_failed_copy_is_raised_where_the_block_is_needed(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from trainer.config import AdapterConfig, OptimizerConfig, Prediction, TrainConfig
 from trainer.dataset.encoded import EncodedDataset, EncodedItem, Encoder, _pack_text
 from trainer.denoiser import Conditioning
+from trainer.memory.mapped import release_copies
 from trainer.safefile import write_safetensors
 from trainer.twin import Twin
 
@@ -72,10 +73,11 @@ class ToyDenoiser:
         return self.twin.module
 
     @contextmanager
-    def session(self, whole: bool = True) -> Iterator[None]:
+    def session(self, whole: bool = True, file: Path | None = None) -> Iterator[str]:
         self.sessions += 1
+        note = "" if file is None else release_copies(self.network, file).sentence()
         with self.twin.weights():
-            yield
+            yield note
 
     def keeps_to_itself(self, owner: nn.Module, name: str) -> bool:
         return False

@@ -114,15 +114,16 @@ def check_safetensors(path: Path) -> None:
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(64)
-        if start[:2] == b"PK" or start[:1] == b"\x80":
-            raise KilnError(
-                f"{path.name} is a pickled file (.pt, .ckpt, .bin), which can run code when it is opened; get the "
-                ".safetensors version of it."
-            )
-        if start.startswith(b"version https://git-lfs"):
-            raise KilnError(f"{path.name} is a Git LFS pointer, not the file itself; run `git lfs pull`.")
         length = struct.unpack("<Q", start[:8])[0] if size >= 8 else 0
+        # The magic numbers of others are looked at only now: a header may be as long as they read (0x80, 0x4B50)
         if not 2 <= length <= 100_000_000 or not start[8:].lstrip().startswith(b"{"):
+            if start[:2] == b"PK" or start[:1] == b"\x80":
+                raise KilnError(
+                    f"{path.name} is a pickled file (.pt, .ckpt, .bin), which can run code when it is opened; get the "
+                    ".safetensors version of it."
+                )
+            if start.startswith(b"version https://git-lfs"):
+                raise KilnError(f"{path.name} is a Git LFS pointer, not the file itself; run `git lfs pull`.")
             raise KilnError(
                 f"{path.name} is not a safetensors file ({size} bytes); download or make it again."
             )

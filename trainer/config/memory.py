@@ -20,7 +20,7 @@ class MemoryConfig:
         "How much of the device's memory is used, from most to least. resident: all weights and activations. "
         "checkpoint activations: each block is computed again in backward, a third to a half slower. stream blocks: "
         "also keeps the blocks in CPU memory and brings in two at once. stream from file: reads them from its "
-        "file instead. auto: the first that fits.",
+        "file instead, and the model's RAM is free. auto: the first that fits.",
         options=("auto", "resident", "checkpoint activations", "stream blocks", "stream from file"),
     )
     base_precision: str = setting(

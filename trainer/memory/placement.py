@@ -3,10 +3,12 @@
     resident                the denoiser's session loads the model as it likes
     checkpoint activations  the same, and blocks are recomputed (recompute.py)
     stream blocks           only what is not in blocks is on the device; two blocks at a time pass through (ring.py)
-    stream from file        the same, and the blocks are read from the mapped file (mapped.py)
+    stream from file        the same, and the blocks are read from the mapped file (mapped.py); the model gives up its
+                            own copies of the weights and has the file's pages instead
 
 With an fp8 base the trained layers' weights are held in 8 bits (fp8.py), on the device or in the CPU memory that is
-streamed. Everything happens in the twin: the model keeps its own weights.
+streamed. Everything happens in the twin: the model keeps its layers, its values and, but for stream from file, their
+memory.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from .blocks import find_blocks
 from .compiled import compile_blocks
 from .fp8 import hold_in_fp8, release_fp8, with_fp8
 from .ledger import Ledger, size_of
-from .mapped import map_weights
+from .mapped import is_mapped, map_weights
 from .recompute import RecomputedForward, checkpoint_blocks
 from .ring import BlockRing, StoredWeight
 
@@ -52,6 +54,7 @@ class Placement:
         ledger: bytes of weights that this placement holds on the device; empty where the denoiser loads the model.
         recomputed: the blocks' wrappers, at the levels that have them.
         ring: the streamed blocks, in a session.
+        note: a sentence about the model's memory for the user, or nothing; known once a session has begun.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Placement:
                 "The model cannot be streamed from its file: it does not come straight from one safetensors file; "
                 "choose the level stream blocks."
             )
+        file = file if config.level == "stream from file" else None
         self._denoiser, self._config, self._adapter, self._file = denoiser, config, adapter, file
         self._own_weights = weights
         self._fp8 = config.base_precision == "fp8"
@@ -81,6 +85,7 @@ class Placement:
         self.ledger = Ledger()
         self.recomputed: list[RecomputedForward] = []
         self.ring: BlockRing | None = None
+        self.note = ""
         self._found: _Found | None = None
 
     @contextmanager
@@ -88,7 +93,10 @@ class Placement:
         """The denoiser's session with the weights in their places."""
         with ExitStack() as ending:
             whole = not (self._streams or self._fp8)
-            ending.enter_context(self._denoiser.session() if whole else self._denoiser.session(whole=False))
+            begun = (
+                self._denoiser.session() if whole else self._denoiser.session(whole=False, file=self._file)
+            )
+            self.note = ending.enter_context(begun) or self.note
             module = self._denoiser.module
             recomputes = self._config.level not in ("resident", "auto")
             if (self.compiles or recomputes) and not find_blocks(module):
@@ -148,27 +156,25 @@ class Placement:
             tensor = table[place.key]
             if tensor is None or not _is_plain(tensor):
                 continue
-            moved = tensor.to(self._denoiser.device)
+            # A file's pages may lie anywhere, and how a CPU adds up depends on that
+            moved = tensor.to(self._denoiser.device, copy=is_mapped(tensor))
             if moved is not tensor:
                 table[place.key] = nn.Parameter(moved, False) if isinstance(tensor, nn.Parameter) else moved
             self.ledger.hold(what, size_of(moved))
 
     def _make_ring(self) -> BlockRing:
         assert self._found is not None
-        blocks = []
-        for places in self._found.blocks:
-            stored = {p.name: p.owner._parameters.get(p.key) for p in places}
-            plain = {n: t for n, t in stored.items() if t is not None and _is_plain(t)}
-            tensors: dict[str, Tensor] = {**plain}
-            if self._file is not None and self._config.level == "stream from file":
-                tensors = map_weights(self._file, plain)
-            blocks.append(
-                [
-                    StoredWeight(p.owner, p.key, tensors[p.name], plain[p.name].dtype)
-                    for p in places
-                    if p.name in plain
-                ]
-            )
+        stored = {p.name: p.owner._parameters.get(p.key) for block in self._found.blocks for p in block}
+        plain: dict[str, Tensor] = {n: t for n, t in stored.items() if t is not None and _is_plain(t)}
+        tensors = plain if self._file is None else map_weights(self._file, plain)
+        blocks = [
+            [
+                StoredWeight(p.owner, p.key, tensors[p.name], plain[p.name].dtype)
+                for p in places
+                if p.name in plain
+            ]
+            for places in self._found.blocks
+        ]
         if not any(blocks):
             raise KilnError(
                 "The model cannot be streamed: it has no blocks with weights of an ordinary kind; choose the level "
