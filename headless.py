@@ -150,7 +150,7 @@ def _save(lora: LoraWeights, arguments: argparse.Namespace) -> str:
 
 
 def _free(path: Path, force: bool) -> Path:
-    if path.exists() and not force:
+    if os.path.lexists(path) and not force:
         raise engine("errors").KilnError(f"{path} exists; choose another name, or say --force to replace it.")
     return path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -75,7 +76,8 @@ def training_of(lora: LoraWeights) -> dict[str, Any]:
         name: lora.metadata[f"lora_kiln.{name}"] for name in SHOWN if f"lora_kiln.{name}" in lora.metadata
     }
     if "lora_kiln.config" in lora.metadata:
-        ours["settings"] = json.loads(lora.metadata["lora_kiln.config"])
+        with contextlib.suppress(ValueError):  # another program may have put anything there
+            ours["settings"] = json.loads(lora.metadata["lora_kiln.config"])
     if "workflow" in lora.metadata or "prompt" in lora.metadata:
         ours["graph"] = "inside: drop the file on the canvas"
     return ours or {

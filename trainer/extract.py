@@ -11,8 +11,8 @@ from torch import Tensor
 from .adapter.files import LoraWeights
 from .adapter.keys import PREFIX
 from .errors import KilnError
-from .lowrank import dense_svd, smallest_rank, split
-from .stream import SCALES
+from .lowrank import check_size, dense_svd, smallest_rank, split
+from .stream import MARKER, QUANTISED_ONLY, SCALES
 from .tensorfile import FLOATS, FP8, TensorFile
 
 
@@ -39,6 +39,7 @@ def extract_lora(
     Raises:
         KilnError: the files are damaged, share no layer, are of different size, or are equal.
     """
+    check_size(rank, energy)
     lora, kept, total = LoraWeights({}, {"lora_kiln.extract": f"{tuned.name} - {base.name}"}), 0.0, 0.0
     with TensorFile(tuned) as after, TensorFile(base) as before:
         pairs = _pairs(after, before)
@@ -47,6 +48,10 @@ def extract_lora(
             change = _read(after, one) - _read(before, two)
             if not change.any():
                 continue
+            if not change.isfinite().all():
+                raise KilnError(
+                    f"{one} of {tuned.name} or {base.name} holds values that are no numbers; get the file again."
+                )
             if change.dim() < 2 or kind != "weight":
                 lora[f"{layer}.{'diff_b' if kind == 'bias' else 'diff'}"] = change
                 continue
@@ -82,7 +87,8 @@ def _pairs(after: TensorFile, before: TensorFile) -> list[tuple[str, str, str, s
         shapes = after.entries[one].shape, before.entries[two].shape
         if shapes[0] != shapes[1]:
             raise KilnError(
-                f"{one} is {shapes[0]} in {after.path.name} and {shapes[1]} in {before.path.name}."
+                f"{one} is {shapes[0]} in {after.path.name} and {shapes[1]} in {before.path.name}; give two files of "
+                "the same model."
             )
         if after.entries[one].dtype in FLOATS and before.entries[two].dtype in FLOATS and kind is not None:
             found.append((PREFIX + layer, kind, one, two))
@@ -91,7 +97,7 @@ def _pairs(after: TensorFile, before: TensorFile) -> list[tuple[str, str, str, s
 
 def _place(file: TensorFile, name: str) -> tuple[str, str | None]:
     """Where a tensor belongs, whatever prefix its file uses; kind None for what describes a quantised weight."""
-    if name.endswith((*SCALES, ".scale_input", ".comfy_quant", "scaled_fp8")):
+    if name.endswith((*QUANTISED_ONLY, MARKER)):
         return name, None
     for prefix in ("model.diffusion_model.", "diffusion_model."):
         name = name.removeprefix(prefix)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,17 @@ from .errors import KilnError
 
 GAP, INK, PAPER = 8, "#222222", "white"
 MODES = ("stills", "video")
+WIDE_FONTS = (  # with Chinese letters, of Windows, macOS and Linux; the last has accents at least
+    "msyh.ttc",
+    "simhei.ttf",
+    "PingFang.ttc",
+    "Hiragino Sans GB.ttc",
+    "NotoSansCJK-Regular.ttc",
+    "NotoSansSC-Regular.otf",
+    "wqy-zenhei.ttc",
+    "wqy-microhei.ttc",
+    "DejaVuSans.ttf",
+)
 
 
 def comparison_grid(
@@ -52,7 +64,7 @@ def _one(pictures: Sequence[np.ndarray], labels: Sequence[str], columns: int) ->
     width = max(p.shape[1] for p in pictures)
     height = max(p.shape[0] for p in pictures)
     per_row = min(columns or len(pictures), len(pictures))
-    font = _font(max(11, min(28, width // 12)))
+    font = _font(max(11, min(28, width // 12)), "".join(labels))
     lines = [_wrapped(label, font, width) for label in labels]
     line = round(sum(font.getmetrics()) * 1.1)
     head = line * max(len(each) for each in lines) + GAP
@@ -68,19 +80,28 @@ def _one(pictures: Sequence[np.ndarray], labels: Sequence[str], columns: int) ->
     return np.asarray(image, np.float32) / 255.0
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def _font(size: int, text: str) -> ImageFont.FreeTypeFont:
+    """Pillow's own font, which knows ASCII only; for other letters the first of the system's that is there."""
+    for name in () if text.isascii() else WIDE_FONTS:
+        with contextlib.suppress(OSError):
+            return ImageFont.truetype(name, size)
     font = ImageFont.load_default(size)
     assert isinstance(font, ImageFont.FreeTypeFont), "pillow without FreeType"
     return font
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """The label in lines that fit the cell; a single long word is left as it is."""
+    """The label in lines that fit the cell; a word that is longer than a line is broken."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width:
-            lines.append(word)
-        else:
+        if font.getlength(longer) <= width:
             lines[-1] = longer
+            continue
+        if lines[-1]:
+            lines.append("")
+        for letter in word:
+            if lines[-1] and font.getlength(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
     return lines

@@ -17,6 +17,7 @@ from .errors import KilnError
 
 EXACT_SIDE = 2048  # above it, dense matrices are factorised by the randomised method
 OVERSAMPLE, POWER_STEPS = 32, 6
+KEPT = ("diff_b", "w_norm", "b_norm")  # of biases and norms: without a rank, so nothing resizes them
 
 
 def factors(parts: Parts) -> tuple[Tensor, Tensor] | None:
@@ -96,11 +97,18 @@ def resize(
         The LoRA and a sentence on ranks and kept energy.
 
     Raises:
-        KilnError: a layer is no sum that can be factorised (DoRA, OFT).
+        KilnError: a layer is no sum that can be factorised (DoRA, OFT), or rank or energy is out of range.
     """
+    check_size(rank, energy)
     resized = LoraWeights({}, getattr(lora, "metadata", {}))
     ranks, kept, total = [], 0.0, 0.0
     for layer, parts in layers_of(lora).items():
+        plain = {
+            p: t for p, t in parts.items() if p in KEPT or (p == "diff" and (t.dim() < 2 or len(t) == 1))
+        }
+        resized.update({f"{layer}.{part}": tensor for part, tensor in plain.items()})
+        if not parts.keys() - plain.keys() - {"alpha"}:
+            continue
         u, s, vt, kernel = svd_of(layer, parts, rank, device)
         chosen = min(rank, len(s), int((s > s[0] * 1e-7).sum()) or 1)
         if energy is not None:
@@ -110,9 +118,20 @@ def resize(
         kept, total = kept + float(squares[:chosen].sum()), total + float(squares.sum())
         for part, tensor in split(u, s, vt, chosen, kernel).items():
             resized[f"{layer}.{part}"] = tensor.cpu()
-        resized.update({f"{layer}.{p}": t for p, t in parts.items() if p in ("diff_b", "w_norm", "b_norm")})
+    if not ranks:
+        raise KilnError(
+            "The LoRA holds only differences of biases and norms, which have no rank; use it as it is."
+        )
     span = f"{min(ranks)}" if min(ranks) == max(ranks) else f"{min(ranks)}-{max(ranks)}"
     return resized, f"rank {span}, {100 * kept / max(total, 1e-30):.2f} % of the energy kept"
+
+
+def check_size(rank: int, energy: float | None) -> None:
+    """Raise a KilnError unless rank is 1 or more and energy, if it is given, lies above 0 and is at most 1."""
+    if rank < 1:
+        raise KilnError(f"rank is {rank}; it must be 1 or more.")
+    if energy is not None and not 0 < energy <= 1:
+        raise KilnError(f"energy is {energy}; it must lie above 0 and be at most 1.")
 
 
 def svd_of(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
@@ -22,8 +23,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from .adapter.families import Parts, delta, family_of, layers_of, needs_base
+from .adapter.families import Parts, delta, family_of, layers_of, needs_base, shape_of
 from .adapter.files import LoraWeights
+from .adapter.keys import NO_MODEL, model_of
 from .errors import KilnError
 from .lowrank import dense_svd, factors, kernel_of, product_svd, split
 from .rng import derive_seed
@@ -65,9 +67,9 @@ def merge_loras(
         The LoRA, and a sentence on ranks and kept energy.
 
     Raises:
-        KilnError: the LoRAs share no layer's shape, are of a kind that has no sum, or the settings are out of range.
+        KilnError: the LoRAs are for different models, are of a kind that has no sum, or the settings are out of range.
     """
-    _check(loras, weights, method, density)
+    _check(loras, weights, method, rank, density)
     every = [layers_of(lora) for lora in loras]
     names = list(dict.fromkeys(name for layers in every for name in layers))
     merged = LoraWeights({}, {"lora_kiln.merge": f"{method} of {len(loras)}, weights {list(weights)}"})
@@ -96,7 +98,9 @@ def merge_loras(
     return merged, f"{method} of {len(loras)} LoRAs: {len(names)} layers, rank {span}, {share}"
 
 
-def _check(loras: Sequence[LoraWeights], weights: Sequence[float], method: str, density: float) -> None:
+def _check(
+    loras: Sequence[LoraWeights], weights: Sequence[float], method: str, rank: int, density: float
+) -> None:
     if method not in METHODS:
         raise KilnError(f"method is {method!r}; choose one of {', '.join(METHODS)}.")
     if not loras or len(loras) != len(weights):
@@ -105,6 +109,16 @@ def _check(loras: Sequence[LoraWeights], weights: Sequence[float], method: str, 
         )
     if not 0 < density <= 1:
         raise KilnError(f"density is {density}; it must lie above 0 and be at most 1.")
+    if rank < 0:
+        raise KilnError(f"rank is {rank}; it must be 0, for the sum of the ranks, or more.")
+    for weight in weights:
+        if not math.isfinite(weight):
+            raise KilnError(f"A weight is {weight}; give each LoRA a number.")
+    models = {model_of(layers_of(lora)) for lora in loras} - NO_MODEL
+    if len(models) > 1:
+        raise KilnError(
+            f"The LoRAs are for different models, {' and '.join(sorted(models))}; merge LoRAs of one model."
+        )
 
 
 def _has_rank(parts: Parts) -> bool:
@@ -120,12 +134,13 @@ def _check_layer(name: str, every: Sequence[Parts]) -> None:
                 f"model "
                 "instead (Merge Into Model, Save Merged Model)."
             )
-        pair = factors(parts)
-        if pair is not None:
-            shapes.add((pair[0].shape[0], pair[1].shape[1]))
+        shape = shape_of(parts)
+        if shape is not None:
+            shapes.add(shape)
     if len(shapes) > 1:
         raise KilnError(
-            f"The LoRAs are for models of different size: {name} is {' and '.join(map(str, sorted(shapes)))}."
+            f"The LoRAs are for models of different size: {name} is {' and '.join(map(str, sorted(shapes)))}; merge "
+            "LoRAs of one model."
         )
 
 

@@ -97,6 +97,9 @@ def merge_into_file(
         KilnError: a file is damaged, a LoRA fits nothing, the base is quantised in a way that is not known, or the disk
             is full. Nothing is left behind.
     """
+    for each in loras:
+        if not math.isfinite(each.strength):
+            raise KilnError(f"The strength of {each.name} is {each.strength}; give a number.")
     with TensorFile(base) as source, Workers() as workers:
         prefix = _prefix(source)
         changes = _changes(source, prefix, loras)

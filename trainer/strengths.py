@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import PurePosixPath
 
 from .errors import KilnError
 
 _BLOCK_NUMBER = re.compile(r"blocks\.(\d+)\.")
 _RANGE = re.compile(r"^(\d+)(?:\s*-\s*(\d+))?$")
 _TAG = re.compile(r"<lora:([^:<>]+)(?::([^:<>]*))?(?::([^:<>]*))?>", re.IGNORECASE)
-_GUIDE = re.compile(r"\blora_weight\s*=\s*([-+]?[0-9.]+)")
+_GUIDE = re.compile(r"\blora_weight\s*=\s*([-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:e[-+]?\d+)?)", re.IGNORECASE)
+_LEFT_OVER = re.compile(r"<lora:[^>]*>?|\blora_weight\s*=\s*\S*", re.IGNORECASE)
 MAX_SWEEP = 64
 
 
 def _number(text: str, where: str) -> float:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
-        raise KilnError(f"{text.strip()!r} in {where} is not a number; write for example 0.8.") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise KilnError(f"{text.strip()!r} in {where} is not a number; write for example 0.8.")
+    return number
 
 
 @dataclass(frozen=True)
@@ -118,11 +124,13 @@ def parse_sweep(text: str) -> list[float]:
             raise KilnError(
                 f"{piece!r} in strengths goes nowhere; write low..high:step, for example 0.5..0.9:0.1."
             )
-        count = int((high - low) / step + 1e-6) + 1
-        if count > MAX_SWEEP:
+        steps = (high - low) / step + 1e-6  # infinite for a step that is next to nothing
+        if steps >= MAX_SWEEP:
             raise KilnError(
-                f"{piece!r} in strengths makes {count} values; {MAX_SWEEP} is the most, take a larger step."
+                f"{piece!r} in strengths makes {steps // 1 + 1:.0f} values; {MAX_SWEEP} is the most, take a larger "
+                "step."
             )
+        count = int(steps) + 1
         values += [round(low + i * step, 6) for i in range(count)]
     if not 0 < len(values) <= MAX_SWEEP:
         raise KilnError(
@@ -153,7 +161,7 @@ def parse_prompt(prompt: str) -> ParsedPrompt:
     """Take <lora:name:0.8>, <lora:name:0.8:0.6> and lora_weight=0.8 out of a prompt.
 
     Raises:
-        KilnError: a strength is not a number.
+        KilnError: a strength is not a number, or a request is not written as they are.
     """
     found = []
     for name, strength, clip in _TAG.findall(prompt):
@@ -163,6 +171,13 @@ def parse_prompt(prompt: str) -> ParsedPrompt:
         )
     weights = [_number(w, "lora_weight") for w in _GUIDE.findall(prompt)]
     text = _GUIDE.sub("", _TAG.sub("", prompt))
+    unread = _LEFT_OVER.search(text)
+    if unread:  # it would be drawn as words
+        raise KilnError(
+            f"{unread[0].strip()!r} in the prompt cannot be read; write <lora:name:0.8>, <lora:name:0.8:0.6> or "
+            "lora_weight=0.8."
+        )
+    text = re.sub(r"\(\s*\)(?::[0-9.]+)?", "", re.sub(r"\(\s*:\s*[0-9.]+\s*\)", "", text)) if found else text
     text = re.sub(r"[ \t]+", " ", text)
     text = re.sub(r"(?:\s*,){2,}", ",", re.sub(r"\s+,", ",", text)).strip(" ,\t")
     return ParsedPrompt(text, tuple(found), weights[-1] if weights else None)
@@ -174,25 +189,24 @@ def find_name(wanted: str, names: Sequence[str]) -> str:
     Raises:
         KilnError: there is none, or there are several; the message lists the nearest.
     """
-    key = wanted.replace("\\", "/").lower()
-
-    def spellings(name: str) -> set[str]:
-        path = PurePath(name.replace("\\", "/").lower())
-        return {str(path), str(path.with_suffix("")), path.name, path.stem}
-
-    exact = [
-        n for n in names if key in {str(PurePath(n.replace("\\", "/").lower()).with_suffix("")), n.lower()}
-    ]
-    fits = exact or [n for n in names if key in spellings(n)]
+    key = str(_plain(wanted)) if wanted else ""
+    whole = {n: _plain(n) for n in names}
+    exact = [n for n, path in whole.items() if key in (str(path), str(path.with_suffix("")))]
+    fits = exact or [n for n, path in whole.items() if key in (path.name, path.stem)]
     if len(fits) == 1:
         return fits[0]
     if fits:
         raise KilnError(
             f"The prompt's LoRA {wanted!r} can be {', '.join(sorted(fits))}; write its folder too."
         )
-    by_stem = {PurePath(n.replace("\\", "/")).stem.lower(): n for n in names}
-    near = [by_stem[s] for s in difflib.get_close_matches(PurePath(key).stem, by_stem, n=5, cutoff=0.3)]
+    by_stem = {path.stem: n for n, path in whole.items()}
+    near = [by_stem[s] for s in difflib.get_close_matches(PurePosixPath(key).stem, by_stem, n=5, cutoff=0.3)]
     raise KilnError(
         f"There is no LoRA file {wanted!r} in the host's loras folders; "
         + (f"nearest: {', '.join(near)}." if near else "there is none with a name like it.")
     )
+
+
+def _plain(name: str) -> PurePosixPath:
+    """A file's name whatever the system that wrote it: / between folders, small letters, accents as one letter."""
+    return PurePosixPath(unicodedata.normalize("NFC", name.replace("\\", "/")).lower())

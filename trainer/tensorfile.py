@@ -208,7 +208,8 @@ def _temporary(path: Path) -> Iterator[_Whole]:
     except OSError as error:
         raise KilnError(f"Cannot write {path} ({error}); check free space and write permission.") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 class _Whole:

@@ -92,8 +92,13 @@ def put_on(
         schedule: (share of the sampling, factor from there on), for the model; none or empty: always the strength.
 
     Raises:
-        KilnError: no layer of the LoRA belongs to the model or the text encoder, or it is for another size of model.
+        KilnError: no layer of the LoRA belongs to the model or the text encoder, it is for another size of model, or a
+            strength is no number.
     """
+    if not (math.isfinite(strength) and math.isfinite(strength_clip)):
+        raise KilnError(
+            f"The strength is {strength:g}, {strength_clip:g} on the text encoder; give a number."
+        )
     if strength == 0 and (strength_clip == 0 or clip is None):
         return Applied(model, clip, 0, ())
     layers = families.layers_of(lora)
@@ -107,7 +112,7 @@ def put_on(
         )
     if not for_model and not for_clip:
         raise KilnError(_fits_neither(lora, model))
-    blocks.check(for_model)
+    blocks.check(_own_names(for_model))
     if left:
         log.warning("%d layers of the LoRA fit nothing and are left out: %s", len(left), ", ".join(left))
     new_model = model
@@ -186,15 +191,17 @@ def _check_shape(
 ) -> None:
     """The host only logs a LoRA of another size of model, and goes on without it."""
     if (
-        "lora_A.weight" not in parts
-        or "reshape_weight" in parts
+        "reshape_weight" in parts
         or type(weight) not in (nn.Parameter, Tensor)
+        or not weight.is_floating_point()
     ):
         return
-    if "lora_mid.weight" in parts or not weight.is_floating_point():
-        return
-    shape = (parts["lora_B.weight"].shape[0], math.prod(parts["lora_A.weight"].shape[1:]))
-    if shape != (weight.shape[0], math.prod(weight.shape[1:])):
+    shape = families.shape_of(parts)
+    if "diff" in parts:
+        fits = shape is None or shape[0] * shape[1] == weight.numel()
+    else:
+        fits = shape in (None, (weight.shape[0], math.prod(weight.shape[1:]))) if weight.dim() else True
+    if not fits and shape is not None:
         raise KilnError(
             f"This LoRA is for {_made_for(lora)}, and the model is another one ({type(model.model).__name__}): {layer} "
             f"is {shape[0]} x {shape[1]} in the LoRA and {' x '.join(map(str, weight.shape))} in the model. Use "
@@ -220,11 +227,22 @@ def _fits_neither(lora: Mapping[str, Tensor], model: Any) -> str:
 def _by_factor(patches: Mapping[str, Patches], blocks: BlockWeights) -> dict[float, Patches]:
     """One set of patches per factor; layers of factor 0 are left out."""
     groups: dict[float, Patches] = {}
-    for layer, found in patches.items():
-        factor = blocks.of(layer)
-        if factor:
-            groups.setdefault(factor, {}).update(found)
+    for found in patches.values():
+        for target, patch in found.items():
+            factor = blocks.of(_own_name(target))
+            if factor:
+                groups.setdefault(factor, {})[target] = patch
     return groups
+
+
+def _own_names(patches: Mapping[str, Patches]) -> list[str]:
+    return [_own_name(target) for found in patches.values() for target in found]
+
+
+def _own_name(target: Any) -> str:
+    """The model's own name of a layer: a file may spell it without dots, which hides the number of its block."""
+    name = target if isinstance(target, str) else target[0]
+    return str(name).removesuffix(".weight").removesuffix(".bias")
 
 
 def _patch(model: Any, groups: dict[float, Patches], strength: float, schedule: object) -> None:

@@ -30,7 +30,10 @@ def model_path(name: str) -> Path:
     """
     path = folder_paths.get_full_path(KIND, name)
     if path is None or not name.endswith(".safetensors"):
-        raise KilnError(f"There is no model file {name!r} (.safetensors) in the host's {KIND} folders.")
+        raise KilnError(
+            f"There is no model file {name!r} (.safetensors) in the host's {KIND} folders; put it there, or choose "
+            "another."
+        )
     return Path(path)
 
 

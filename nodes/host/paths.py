@@ -102,12 +102,21 @@ def new_output_path(kind: str, filename_prefix: str) -> Path:
         kind: "loras" or "diffusion_models".
 
     Raises:
-        KilnError: the prefix would leave that folder.
+        KilnError: the prefix would leave that folder, or names nothing.
     """
     root = Path(folder_paths.get_output_directory()) / kind
-    root.mkdir(parents=True, exist_ok=True)
+    if not re.split(r"[/\\]", filename_prefix)[-1].strip(" .") or not filename_prefix.isprintable():
+        raise KilnError(
+            f"filename_prefix {filename_prefix!r} ends in no name; write for example kiln/my_file, without "
+            "a slash behind."
+        )
     try:
+        root.mkdir(parents=True, exist_ok=True)
         folder, name, counter, _, _ = folder_paths.get_save_image_path(filename_prefix, str(root))
+    except OSError as error:
+        raise KilnError(
+            f"Cannot write {filename_prefix!r} in {root} ({error}); check the name, free space and write permission."
+        ) from error
     except Exception as error:  # the host raises a plain Exception
         raise KilnError(
             f"filename_prefix {filename_prefix!r} leaves ComfyUI/output/{kind}; use a plain name."
@@ -141,7 +150,10 @@ def lora_path(name: str) -> Path:
     """
     path = folder_paths.get_full_path("loras", name)
     if path is None or not name.endswith(".safetensors"):
-        raise KilnError(f"There is no LoRA file {name!r} (.safetensors) in the host's loras folders.")
+        raise KilnError(
+            f"There is no LoRA file {name!r} (.safetensors) in the host's loras folders; put it there, or choose "
+            "another."
+        )
     return Path(path)
 
 

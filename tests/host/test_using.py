@@ -87,6 +87,26 @@ def test_an_unknown_name_lists_the_nearest(run_graph: RunGraph, two: dict[str, s
         run_graph({**graph, "show": node("PreviewAny", source=["tags", 2])})
 
 
+def test_a_file_of_another_kind_and_size_is_refused(
+    run_graph: RunGraph, host: RunningHost, two: dict[str, str]
+) -> None:
+    """The host only logs it and samples without."""
+    layer = "diffusion_model.blocks.0.self_attn.q"
+    parts = {f"{layer}.hada_{k}": torch.ones(40, 40) for k in ("w1_a", "w1_b", "w2_a", "w2_b")}
+    save_file(parts, host.base / "models" / "loras" / "using" / "wide.safetensors")
+    graph = {**loaders(), "wide": load("using/wide.safetensors"), **sampling("wide loha", ["wide", 0])}
+    with pytest.raises(GraphFailed, match=r"self_attn.q is 40 x 40 in the LoRA and 256 x 256 in the model"):
+        run_graph(graph)
+
+
+@pytest.mark.parametrize("prefix", ["", "test/", ".", "test/ ", "a\0b"])
+def test_a_prefix_without_a_name_is_refused(run_graph: RunGraph, two: dict[str, str], prefix: str) -> None:
+    """The host would count those wrongly and write over the last one."""
+    save = node("KilnSaveLora", lora=["a", 2], filename_prefix=prefix, format="comfyui", dtype="fp32")
+    with pytest.raises(GraphFailed, match="ends in no name; write for example kiln/my_file"):
+        run_graph({**loaders(), "a": load(two["first"], 0.0), "save": save})
+
+
 def test_block_weights(run_graph: RunGraph, host: RunningHost, two: dict[str, str]) -> None:
     graph = {
         **loaders(),

@@ -34,7 +34,7 @@ from trainer.twin import Twin
 CHANNELS, TEXT = 4, 6  # as make_encoded has them
 
 
-def wan(dim: int = 512, layers: int = 20) -> nn.Module:
+def wan(dim: int = 512, layers: int = 24) -> nn.Module:
     """diffusers' Wan without weights: 4.2 M parameters a block at width 512."""
     from accelerate import init_empty_weights
     from diffusers import WanTransformer3DModel

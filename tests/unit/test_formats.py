@@ -300,6 +300,26 @@ def test_a_header_may_be_as_long_as_others_files_begin(tmp_path: Path, length: i
             lambda p: save_file({k: t for k, t in GOOD.items() if "lora_A" in k}, p),
             "incomplete: .* lacks lora_B",
         ),
+        (
+            lambda p: save_file({**GOOD, f"{OURS}{LINEARS[0]}.lora_B.weight": torch.ones(48, 3)}, p),
+            "is damaged: the layer .* cannot be right, lora_A has rank 4 and lora_B 3; download",
+        ),
+        (
+            lambda p: save_file({**GOOD, f"{OURS}{LINEARS[0]}.alpha": torch.ones(2)}, p),
+            "cannot be right, its alpha is not one number",
+        ),
+        (
+            lambda p: save_file({f"{OURS}{LINEARS[0]}.hada_w1_a": torch.ones(48, 3)}, p),
+            "cannot be right, its tensors are incomplete",
+        ),
+        (
+            lambda p: peft_folder(p, []),
+            "x.safetensors/adapter_config.json is damaged: r, lora_alpha, alpha are no numbers",
+        ),
+        (
+            lambda p: peft_folder(p, {"r": 4, "lora_alpha": 4, "alpha_pattern": {"[": 3}}),
+            r"The pattern '\[' in adapter_config.json is no regular expression",
+        ),
         (lambda p: p.mkdir(), "is no peft adapter: it needs adapter_config.json"),
     ],
 )
@@ -307,6 +327,37 @@ def test_what_is_wrong_with_a_file_is_said(make: Any, message: str, tmp_path: Pa
     make(tmp_path / "x.safetensors")
     with pytest.raises(KilnError, match=message):
         read_lora(tmp_path / "x.safetensors")
+
+
+def peft_folder(path: Path, config: Any) -> None:
+    path.mkdir()
+    save_file(GOOD, path / "adapter_model.safetensors")
+    (path / "adapter_config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("start", [b"\x80", b"PK"])
+def test_a_header_whose_length_looks_like_a_pickle(start: bytes, tmp_path: Path) -> None:
+    """One header in 32 has a length whose first byte is that of a pickle."""
+    save_file(GOOD, tmp_path / "x.safetensors")
+    whole = (tmp_path / "x.safetensors").read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    wanted = int.from_bytes(start, "little")
+    wanted += -(-max(0, length - wanted) // 256 ** len(start)) * 256 ** len(start)
+    padded = (
+        wanted.to_bytes(8, "little") + whole[8 : 8 + length] + b" " * (wanted - length) + whole[8 + length :]
+    )
+    (tmp_path / "x.safetensors").write_bytes(padded)
+    assert padded.startswith(start)
+    assert read_lora(tmp_path / "x.safetensors").keys() == GOOD.keys()
+
+
+def test_a_folder_of_other_things_is_not_replaced(tmp_path: Path) -> None:
+    save_lora(tmp_path / "mine.safetensors", GOOD, format="peft")
+    save_lora(tmp_path / "mine.safetensors", GOOD, format="peft")
+    (tmp_path / "mine" / "holiday.jpg").write_bytes(b"x")
+    with pytest.raises(KilnError, match="holds other files than a peft adapter's, which would be lost"):
+        save_lora(tmp_path / "mine.safetensors", GOOD, format="peft")
+    assert (tmp_path / "mine" / "holiday.jpg").is_file() and len(list(tmp_path.iterdir())) == 1
 
 
 def cut(path: Path, at: int) -> None:

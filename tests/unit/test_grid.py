@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import ImageFont
 
 from trainer.errors import KilnError
-from trainer.grid import GAP, comparison_grid
+from trainer.grid import GAP, WIDE_FONTS, comparison_grid
 
 
 def plain(value: float, count: int = 1, size: int = 40) -> np.ndarray:
@@ -35,6 +36,26 @@ def test_smaller_ones_are_centred_and_long_labels_break() -> None:
     assert abs(float(small[0, -GAP - 20, GAP + 40 + GAP + 20, 0]) - 0.4) < 0.01
     long = comparison_grid([plain(0.2)], ["step 250, strength 0.8, second LoRA 0.5"])
     assert long.shape[1] > small.shape[1]
+
+
+def test_a_long_word_stays_in_its_cell() -> None:
+    grid = comparison_grid([plain(0.2), plain(0.2)], ["a_name_without_any_space_in_it", ""])
+    assert (grid[0, : -GAP - 40, GAP + 40 + GAP // 2 :] == 1.0).all()
+
+
+def test_letters_beyond_ascii_use_a_font_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    original = ImageFont.truetype
+
+    def missing(font: object, *rest: object, **more: object) -> object:
+        if not isinstance(font, str):  # Pillow's own
+            return original(font, *rest, **more)
+        asked.append(font)
+        raise OSError("cannot open resource")
+
+    monkeypatch.setattr(ImageFont, "truetype", missing)
+    comparison_grid([plain(0.2)], ["\u5f3a\u5ea6 0.8"])  # and does without
+    assert asked == list(WIDE_FONTS)
 
 
 def test_what_cannot_be_shown() -> None:

@@ -103,6 +103,19 @@ def test_errors_are_sentences(
     assert capsys.readouterr().err.startswith("headless: x.safetensors is not a safetensors file")
 
 
+def test_info_of_a_file_with_strange_metadata(headless: ModuleType, file: Path) -> None:
+    save_file(load_file(file), file, {"lora_kiln.config": "{not JSON"})
+    assert headless.main(["info", str(file)]) == 0
+
+
+def test_a_name_that_is_too_long(
+    headless: ModuleType, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert headless.main(["convert", str(file), str(tmp_path / ("n" * 300))]) == 1
+    assert "headless: Cannot write" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [file]
+
+
 WITHOUT_TORCHVISION = """
 import importlib.abc, runpy, sys
 

@@ -129,6 +129,20 @@ def test_other_families_through_svd() -> None:
             {},
             r"different size: .*self_attn.q is \(24, 9\) and \(24, 20\)",
         ),
+        (SECOND, [float("nan"), 1.0], {}, "A weight is nan; give each LoRA a number"),
+        (SECOND, [1.0, 1.0], {"method": "svd", "rank": -1}, "rank is -1; it must be 0"),
+        (
+            LoraWeights({f"{LAYER}.hada_{k}": torch.ones(9, 9) for k in ("w1_a", "w1_b", "w2_a", "w2_b")}),
+            [1.0, 1.0],
+            {"method": "ties"},
+            r"different size: .*self_attn.q is \(9, 9\) and \(24, 20\); merge LoRAs of one model",
+        ),
+        (
+            LoraWeights({k.replace(LAYER, "lora_unet_down_blocks_0_proj_in"): t for k, t in SECOND.items()}),
+            [1.0, 1.0],
+            {},
+            r"for different models, Stable Diffusion \(UNet\) and Wan; merge LoRAs of one model",
+        ),
         (
             LoraWeights({**FIRST, f"{LAYER}.dora_scale": torch.ones(24, 1)}),
             [1.0, 1.0],
@@ -159,6 +173,27 @@ def test_resize_by_energy_takes_the_smallest_rank_that_does() -> None:
         values = torch.linalg.svdvals(dense(SECOND)[name].flatten(1)).double().square()
         rank = parts["lora_A.weight"].shape[0]
         assert values[:rank].sum() >= 0.8 * values.sum() > values[: rank - 1].sum()
+
+
+def test_resize_leaves_biases_and_norms_alone() -> None:
+    plain = {f"{LAYER}.diff_b": torch.ones(24), "diffusion_model.blocks.0.norm3.diff": torch.ones(20)}
+    plain |= {
+        "diffusion_model.blocks.0.norm3.diff_b": torch.ones(20),
+        "diffusion_model.blocks.0.modulation.diff": torch.ones(1, 6, 20),
+    }
+    small, sentence = resize(LoraWeights({**FIRST, **plain}), 2)
+    assert all(small[key].equal(tensor) for key, tensor in plain.items()) and sentence.startswith("rank 2, ")
+    assert not any("modulation.lora" in key or "norm3.lora" in key for key in small)
+    with pytest.raises(KilnError, match="only differences of biases and norms"):
+        resize(LoraWeights(plain), 2)
+
+
+@pytest.mark.parametrize(
+    ("rank", "energy", "message"), [(0, None, "rank is 0; it"), (4, 1.5, "energy is 1.5; it")]
+)
+def test_sizes_out_of_range(rank: int, energy: float | None, message: str) -> None:
+    with pytest.raises(KilnError, match=message):
+        resize(FIRST, rank, energy)
 
 
 def test_a_larger_rank_keeps_the_layer() -> None:

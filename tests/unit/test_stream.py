@@ -199,6 +199,20 @@ def test_a_lora_for_something_else(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["n" * 300, "base.safetensors/x"])
+def test_a_name_that_cannot_be_written(tmp_path: Path, name: str) -> None:
+    save_file(base_tensors(), tmp_path / "base.safetensors")
+    with pytest.raises(KilnError, match=r"Cannot write .*check free space and write permission"):
+        merge_into_file(tmp_path / "base.safetensors", tmp_path / name, [Strength(lora(), 1.0)])
+    assert [p.name for p in tmp_path.iterdir()] == ["base.safetensors"]
+
+
+def test_a_strength_that_is_no_number(tmp_path: Path) -> None:
+    with pytest.raises(KilnError, match="The strength of LoRA is nan; give a number"):
+        merged(tmp_path, base_tensors(), (lora(), float("nan")))
+    assert not (tmp_path / "out").exists()
+
+
 def test_abandoned_half_way_leaves_nothing(tmp_path: Path) -> None:
     def tick(done: int, total: int) -> None:
         if done:
@@ -275,6 +289,15 @@ def test_extract_gives_the_lora_back(tmp_path: Path) -> None:
         assert float((ours - expected).norm() / expected.norm()) < 1e-5
     with pytest.raises(KilnError, match="hold the same weights"):
         extract_lora(path, path, 4)
+
+
+def test_extract_of_values_that_are_no_numbers(tmp_path: Path) -> None:
+    base = base_tensors()
+    save_file(base, tmp_path / "base.safetensors")
+    base[f"{PRE}{LAYERS[0]}.weight"][0, 0] = torch.nan
+    save_file(base, tmp_path / "tuned.safetensors")
+    with pytest.raises(KilnError, match=r"self_attn.q.weight of tuned.safetensors or .* no numbers; get the"):
+        extract_lora(tmp_path / "tuned.safetensors", tmp_path / "base.safetensors", 4)
 
 
 def test_extract_across_prefixes_keeps_biases(tmp_path: Path) -> None:

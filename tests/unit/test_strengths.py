@@ -52,6 +52,19 @@ def test_prompt() -> None:
     assert parse_prompt("a  <b> (cat:1.2)").text == "a <b> (cat:1.2)"
 
 
+def test_a_weight_at_the_end_of_a_sentence() -> None:
+    assert parse_prompt("a cat, lora_weight=0.8.").weight == 0.8
+    assert parse_prompt("lora_weight=1e-1") == parse_prompt("lora_weight=0.1")
+    assert parse_prompt("((<lora:x:1>:1.2)) a (red:1.1) cat").text == "a (red:1.1) cat"
+
+
+def test_names_are_the_same_on_every_system() -> None:
+    """Accents as one letter or two, folders by either slash."""
+    assert find_name("gru\u0308n", ["Gr\u00fcn.safetensors"]) == "Gr\u00fcn.safetensors"
+    assert find_name("a\\x", ["a/x.safetensors", "b/x.safetensors"]) == "a/x.safetensors"
+    assert find_name("b/x.safetensors", ["a\\x.safetensors", "b\\x.safetensors"]) == "b\\x.safetensors"
+
+
 def test_names() -> None:
     names = ["kiln/zorb_00001_.safetensors", "style.safetensors", "old/style.safetensors", "Cat.safetensors"]
     assert find_name("zorb_00001_", names) == names[0]
@@ -80,6 +93,19 @@ def test_names() -> None:
         (lambda: parse_schedule("0.3"), "'0.3' in schedule has no factor"),
         (lambda: parse_schedule("1.3:1"), "1.3 in schedule lies outside 0-1"),
         (lambda: parse_prompt("<lora:x:strong>"), "'strong' in <lora:x> is not a number"),
+        (
+            lambda: parse_prompt("a <lora:x:1:2:3> b"),
+            "'<lora:x:1:2:3>' in the prompt cannot be read; write <lora:",
+        ),
+        (lambda: parse_prompt("<lora::1>"), "'<lora::1>' in the prompt cannot be read"),
+        (lambda: parse_prompt("a <lora:x:1"), "'<lora:x:1' in the prompt cannot be read"),
+        (lambda: parse_prompt("lora_weight=much"), "'lora_weight=much' in the prompt cannot be read"),
+        (lambda: parse_prompt("<lora:x:inf>"), "'inf' in <lora:x> is not a number"),
+        (lambda: parse_sweep("nan"), "'nan' in strengths is not a number"),
+        (lambda: parse_sweep("0..inf"), "'inf' in strengths is not a number"),
+        (lambda: parse_sweep("0..1:1e-320"), "64 is the most"),
+        (lambda: BlockWeights.parse("ffn:nan"), "'nan' in block_weights is not a number"),
+        (lambda: parse_schedule("0:nan"), "'nan' in schedule is not a number"),
     ],
 )
 def test_what_is_wrong_is_said(call, message: str) -> None:

@@ -72,6 +72,40 @@ def scale_of(parts: Parts) -> float:
     return float(parts["alpha"]) / rank
 
 
+def shape_of(parts: Parts) -> tuple[int, int] | None:
+    """(rows, columns) of D, flattened, without making it; None for adapters that are no sum.
+
+    Raises:
+        ValueError: the layer's tensors do not fit each other or some are missing; the message says which.
+    """
+    try:
+        if "lora_A.weight" in parts:
+            a, b = parts["lora_A.weight"].flatten(1), parts["lora_B.weight"].flatten(1)
+            core = parts.get("lora_mid.weight")
+            inner = (len(a), len(a)) if core is None else (core.shape[1], core.shape[0])
+            if inner != (len(a), b.shape[1]) or not len(a):
+                raise ValueError(f"lora_A has rank {len(a)} and lora_B {b.shape[1]}")
+            return len(b), a.shape[1] * (1 if core is None else core[0, 0].numel())
+        for start in ("hada_", "lokr_"):
+            if any(name.startswith(start) for name in parts):
+                first, second = (
+                    _factor({k: t.to("meta") for k, t in parts.items()}, start, which).shape for which in "12"
+                )
+                if start == "lokr_":
+                    return first[0] * second[0], first[1] * second[1:].numel()
+                if first != second:
+                    raise ValueError(f"its factors are {tuple(first)} and {tuple(second)}")
+                return first[0], first[1:].numel()
+    except KeyError as error:
+        raise ValueError(f"{error} is missing") from error
+    except (RuntimeError, IndexError, AssertionError) as error:
+        raise ValueError("its tensors are incomplete or do not fit each other") from error
+    if "diff" in parts:
+        change = parts["diff"]
+        return (len(change), change[0].numel()) if change.dim() and len(change) else (1, change.numel())
+    return None
+
+
 def needs_base(parts: Parts) -> bool:
     """Whether the change cannot be told without the weight it is applied to."""
     return any(part in parts for part in NEEDS_BASE)

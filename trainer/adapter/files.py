@@ -94,9 +94,8 @@ def spelled(lora: Mapping[str, Tensor], format: str) -> dict[str, Tensor]:
 def _check_family(layer: str, parts: Parts, format: str) -> None:
     family = family_of(parts)
     if format == "diffusers" and family not in ("LoRA", "DoRA"):
-        raise KilnError(
-            f"diffusers loads LoRA and DoRA only, and {layer} is {family}; save it as comfyui or peft."
-        )
+        others = "comfyui or kohya" if family in ("difference", "GLoRA") else "comfyui or peft"
+        raise KilnError(f"diffusers loads LoRA and DoRA only, and {layer} is {family}; save it as {others}.")
     if format == "peft" and (
         family in ("difference", "GLoRA") or "oft_blocks" in parts or "lora_mid.weight" in parts
     ):
@@ -252,6 +251,10 @@ def _write_peft(
     config = {"peft_type": kinds[kind], "inference_mode": True, **adapter_fields(tensors, "peft")}
     temporary = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}.tmp")
     try:
+        if folder.is_dir() and {p.name for p in folder.iterdir()} - {PEFT_CONFIG, PEFT_FILE, "README.md"}:
+            raise KilnError(
+                f"{folder} holds other files than a peft adapter's, which would be lost; choose another name."
+            )
         temporary.mkdir(parents=True)
         write_safetensors(temporary / PEFT_FILE, {k: t.clone() for k, t in written.items()}, metadata)
         (temporary / PEFT_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")

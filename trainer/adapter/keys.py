@@ -139,6 +139,9 @@ MODELS = (
     ("Stable Diffusion 3", re.compile(r"joint_blocks")),
     ("a text encoder", re.compile(r"^(lora_te|text_encoder|te[12]?[._])")),
 )
+NO_MODEL = frozenset(
+    {"a text encoder", "an unknown model"}
+)  # of `model_of`: says nothing of the diffusion model
 WAN_SIZES = {1536: "Wan 1.3B", 3072: "Wan 2.2 5B", 5120: "Wan 14B"}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import struct
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import KilnError
-from .families import layers_of, rank_of
+from .families import layers_of, rank_of, shape_of
 from .files import PEFT_CONFIG, PEFT_FILE, LoraWeights
 from .keys import PREFIX, own_layers, split_key, to_diffusers
 
@@ -86,6 +87,14 @@ def to_our_keys(
             raise KilnError(
                 f"{what} is incomplete: the layer {layer} lacks {missing}; download or train it again."
             )
+        try:
+            if parts.get("alpha", torch.ones(())).numel() != 1:
+                raise ValueError("its alpha is not one number")
+            shape_of(parts)
+        except ValueError as error:
+            raise KilnError(
+                f"{what} is damaged: the layer {layer} cannot be right, {error}; download or train it again."
+            ) from error
     return ours
 
 
@@ -112,6 +121,8 @@ def check_safetensors(path: Path) -> None:
     if not path.is_file():
         raise KilnError(f"There is no file {path.name}; check the name.")
     size = path.stat().st_size
+    if not os.access(path, os.R_OK):
+        raise KilnError(f"{path.name} may not be read; give ComfyUI's user permission to read it.")
     with path.open("rb") as file:
         start = file.read(64)
         length = struct.unpack("<Q", start[:8])[0] if size >= 8 else 0
@@ -132,7 +143,7 @@ def check_safetensors(path: Path) -> None:
         file.seek(8)
         try:
             header = json.loads(file.read(length))
-            end = max((e["data_offsets"][1] for k, e in header.items() if k != "__metadata__"), default=0)
+            end = max((0, *(int(e["data_offsets"][1]) for k, e in header.items() if k != "__metadata__")))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise KilnError(f"The header of {path.name} is damaged; download or make it again.") from error
     if 8 + length + end > size:
@@ -185,7 +196,14 @@ def _by_pattern(patterns: Mapping[str, Any], layer: str, default: Any) -> Any:
     bare = layer.removeprefix(PREFIX)
     for name in (bare, to_diffusers(bare) or bare):
         for pattern, value in patterns.items():
-            if re.match(rf"(.*\.)?({pattern})$", name):
+            try:
+                fits = re.match(rf"(.*\.)?({pattern})$", name)
+            except re.error as error:
+                raise KilnError(
+                    f"The pattern {pattern!r} in {PEFT_CONFIG} is no regular expression ({error}); save the "
+                    "adapter again."
+                ) from error
+            if fits:
                 return value
     return default
 
@@ -222,6 +240,13 @@ def _peft_scales(folder: Path) -> _Scales:
         raise KilnError(
             f"{folder.name}/{PEFT_CONFIG} is damaged ({error}); save the adapter again."
         ) from error
+    numbers = ("r", "lora_alpha", "alpha")
+    if not isinstance(config, dict) or not all(
+        isinstance(config.get(name), (int, float, type(None))) for name in numbers
+    ):
+        raise KilnError(
+            f"{folder.name}/{PEFT_CONFIG} is damaged: {', '.join(numbers)} are no numbers; save the adapter again."
+        )
     kind = str(config.get("peft_type", "LORA"))
     unusual = (config.get("coft"), config.get("block_share"), not config.get("use_cayley_neumann", True))
     if kind not in ("LORA", "LOHA", "LOKR", "OFT") or (kind == "OFT" and any(unusual)):
