@@ -247,7 +247,22 @@ def _own_name(target: Any) -> str:
 
 def _patch(model: Any, groups: dict[float, Patches], strength: float, schedule: object) -> None:
     for factor, patches in groups.items():
-        model.add_patches(patches, strength * factor)
+        alone = {target for target in patches if _passed_over(model, target)}
+        model.add_patches({t: patch for t, patch in patches.items() if t not in alone}, strength * factor)
+        for name in alone:
+            held = model.get_model_object(name)
+            patch = [(strength * factor, patches[name], 1.0, None, None)]
+            weight = comfy.lora.calculate_weight(patch, held.detach().float().clone(), name)
+            model.add_object_patch(name, nn.Parameter(weight.to(held), requires_grad=False))
+
+
+def _passed_over(model: Any, target: Any) -> bool:
+    """Whether the host never patches this parameter: hosts 0.3.75 and 0.33 only look at modules without modules below
+    that have parameters, and so leave out Wan's modulation, which a block holds beside its layers."""
+    if not isinstance(target, str):
+        return False
+    owner = model.model.get_submodule(target.rpartition(".")[0])
+    return any("." in name for name, _ in owner.named_parameters())
 
 
 def _schedule(

@@ -134,6 +134,25 @@ def test_block_weights(run_graph: RunGraph, host: RunningHost, two: dict[str, st
         run_graph({**graph, **sampling("bad block", ["bad", 0])})
 
 
+def test_block_weights_know_the_model_s_own_names(run_graph: RunGraph, host: RunningHost) -> None:
+    """A file may spell a layer without dots, and no table knows it without the model."""
+    tensors = {
+        "lora_unet_head_head.lora_down.weight": torch.ones(2, 256),
+        "lora_unet_head_head.lora_up.weight": 0.01 * torch.ones(64, 2),
+    }
+    save_file(tensors, host.base / "models" / "loras" / "using" / "head.safetensors")
+    graph = {
+        **loaders(),
+        "off": load("using/head.safetensors", block_weights="head.head:0"),
+        "on": load("using/head.safetensors"),
+        **sampling("head off", ["off", 0]),
+        **sampling("head on", ["on", 0]),
+        **sampling("no head", ["model", 0]),
+    }
+    off, on, plain = pictures(host, run_graph(graph), "head off", "head on", "no head")
+    assert np.array_equal(off, plain) and not same(on, plain)
+
+
 def test_schedule_follows_the_sampling(run_graph: RunGraph, host: RunningHost, two: dict[str, str]) -> None:
     """Through the host's hooks. Always 1 is the LoRA, always 0 the model; off at first is neither."""
     schedules = {"always": "0:1", "never": "0:0", "late": "0:0, 0.3:1", "early": "0.3:0", "twice": "0:2"}
@@ -355,6 +374,50 @@ def test_merged_file_samples_as_the_graph_and_is_extracted_again(
     by_graph = pictures(host, outputs, "by graph")[0]
     assert same(pictures(host, found, "from file")[0], by_graph)
     assert np.abs(pictures(host, found, "extracted")[0] - by_graph).mean() < 2
+
+
+def test_extracted_modulation_is_applied(run_graph: RunGraph, host: RunningHost) -> None:
+    """Parameters that a block holds beside its layers, which the host's patches never reach."""
+    tensors = load_file(WAN)
+    for key, tensor in tensors.items():
+        if key.endswith("modulation"):
+            tensors[key] = tensor + 0.3 * torch.randn(
+                tensor.shape, generator=torch.Generator().manual_seed(3)
+            ).to(tensor)
+    save_file(tensors, host.base / "models" / "diffusion_models" / "modulated.safetensors")
+    names = {"tuned_name": "modulated.safetensors", "base_name": "tiny_wan.safetensors"}
+    graph = {
+        **loaders(),
+        "tuned": node("UNETLoader", unet_name="modulated.safetensors", weight_dtype="default"),
+        "extract": node("KilnExtractLora", rank=4, **names),
+        "applied": node("KilnApplyLora", model=["model", 0], lora=["extract", 0], strength=1.0),
+        "half": node("KilnApplyLora", model=["model", 0], lora=["extract", 0], strength=0.5),
+        "halves": node("KilnMergeIntoModel", model=["half", 0], lora=["extract", 0], strength=0.5),
+        "timed": node("KilnApplyLora", model=["model", 0], lora=["extract", 0], strength=1.0, schedule="0:1"),
+    }
+    for name, model in (
+        ("unmodulated", "model"),
+        *((f"modulated {m}", m) for m in list(graph)[3:] if m != "extract"),
+    ):
+        graph |= sampling(name, [model, 0])
+    outputs = run_graph(graph)
+    found = dict(
+        zip(
+            ("plain", "tuned", "applied", "half", "halves", "timed"),
+            pictures(
+                host,
+                outputs,
+                "unmodulated",
+                *(f"modulated {m}" for m in ("tuned", "applied", "half", "halves", "timed")),
+            ),
+            strict=True,
+        )
+    )
+    assert not same(found["plain"], found["tuned"]) and not same(found["half"], found["tuned"])
+    for name in ("applied", "halves", "timed"):
+        assert same(found[name], found["tuned"]), name
+    again = run_graph({**loaders(), **sampling("unmodulated again", ["model", 0], text="a red circle ")})
+    assert same(pictures(host, again, "unmodulated again")[0], found["plain"])
 
 
 def test_merged_pipeline_folder(
