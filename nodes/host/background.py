@@ -84,7 +84,9 @@ def run_detached(work: Callable[[Controls], T], watch: Callable[[Job[T]], None])
                 job.wait(POLL_SECONDS)
         watch(job)
 
-    threading.Thread(target=guard, name="lora-kiln-guard", daemon=True).start()
+    thread = threading.Thread(target=guard, name="lora-kiln-guard", daemon=True)
+    DeviceGate.guards = [t for t in DeviceGate.guards if t.is_alive()] + [thread]
+    thread.start()
 
 
 def raise_interrupted() -> None:
@@ -101,6 +103,7 @@ class DeviceGate:
     - A run's own thread is interrupted by its Controls only, and moves no other node's progress bar.
     """
 
+    guards: list[threading.Thread] = []  # of runs that no prompt waits for
     _jobs: list[Job[Any]] = []  # read through a copy: other threads come and go
     _lock = threading.Lock()
     _originals: list[tuple[Any, str, Any]] = []  # module, name, function
@@ -183,7 +186,8 @@ class DeviceGate:
 
     @classmethod
     def stop_all(cls) -> None:
-        """Stop every run and wait until its checkpoint is saved."""
+        """Stop every run and wait until its checkpoint is saved, and what is written after it. A thread that is still
+        inside torch when the interpreter ends aborts the process."""
         jobs = list(cls._jobs)
         for job in jobs:
             job.controls.stop()
@@ -191,6 +195,9 @@ class DeviceGate:
             log.info("LoRA Kiln: saving a checkpoint of the training before ComfyUI closes ...")
         for job in jobs:
             job.wait()
+        for guard in list(cls.guards):
+            if guard.is_alive():
+                guard.join()
 
 
 def save_on_exit() -> None:
