@@ -91,6 +91,7 @@ def resize(arguments: argparse.Namespace) -> str:
 
 
 def merge(arguments: argparse.Namespace) -> str:
+    _check_merge(arguments)
     read = engine("adapter.reading").read_lora
     pairs = [(path, weight, read(path)) for path, weight in map(_weighted, arguments.loras)]
     if arguments.base is not None:
@@ -118,6 +119,17 @@ def merge(arguments: argparse.Namespace) -> str:
     return f"{_save(merged, arguments)}\n{sentence}"
 
 
+def _check_merge(arguments: argparse.Namespace) -> None:
+    """Options that would do nothing."""
+    error = engine("errors").KilnError
+    if arguments.base is not None and arguments.format in ("kohya", "peft"):
+        raise error(
+            f"--format {arguments.format} is one of LoRA files; with --base leave it out, or say --format diffusers."
+        )
+    if arguments.pipeline is not None and (arguments.base is None or arguments.format != "diffusers"):
+        raise error("--pipeline completes a merged model's folder; say --base and --format diffusers too.")
+
+
 def load_host(base_directory: str | None) -> None:
     """Make ComfyUI's modules importable in this process."""
     sys.path.insert(0, str(HERE))
@@ -142,8 +154,10 @@ def load_host(base_directory: str | None) -> None:
 
 
 def _save(lora: LoraWeights, arguments: argparse.Namespace) -> str:
-    files = engine("adapter.files")
-    out = _free(arguments.out, arguments.force)
+    files, out = engine("adapter.files"), arguments.out
+    if out.suffix != ".safetensors":  # "my.v2" is a name without an ending
+        out = out.with_name(f"{out.name}.safetensors")
+    _free(out, arguments.force)
     if arguments.format == "peft":
         _free(out.with_suffix(""), arguments.force)
     return str(files.save_lora(out, lora, format=arguments.format, dtype=arguments.dtype))

@@ -178,3 +178,19 @@ def test_the_wrong_python_is_named(file: Path) -> None:
         f"headless: {sys.executable} has no package torch; run it with ComfyUI's Python, after pip install -r "
         "requirements.txt.\n"
     )
+
+
+def test_names_with_dots_and_options_that_would_do_nothing(
+    headless: ModuleType, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert headless.main(["resize", str(file), str(tmp_path / "mine.v2"), "--rank", "2"]) == 0
+    assert (tmp_path / "mine.v2.safetensors").is_file()
+    assert headless.main(["convert", str(file), str(tmp_path / "other.v2"), "--format", "peft"]) == 0
+    assert (tmp_path / "other.v2" / "adapter_config.json").is_file()
+    capsys.readouterr()
+    for options, words in (
+        (["--base", str(file), "--format", "kohya"], "--format kohya is one of LoRA files"),
+        (["--pipeline", str(tmp_path)], "say --base and --format diffusers too"),
+    ):
+        assert headless.main(["merge", str(file), "--out", str(tmp_path / "x.safetensors"), *options]) != 0
+        assert words in capsys.readouterr().err
