@@ -21,6 +21,7 @@ sys.stdout = sys.stderr  # the host prints; our parent reads the true stdout
 enter_host(task.device)
 
 import torch
+from kept import addresses_of_weights, keeping
 from lora_kiln.nodes.host.denoiser import HostDenoiser, host_weights  # type: ignore[import-not-found]
 from lora_kiln.nodes.host.engine import plan_memory  # type: ignore[import-not-found]
 from lora_kiln.trainer import loop, objective  # type: ignore[import-not-found]
@@ -78,18 +79,6 @@ def train(model: Any, folder: Path) -> tuple[int, list[float]]:
     return memory.peak(), seconds
 
 
-def keeping(found: dict[int, int], own: set[int]) -> Any:
-    """Inside, `found` gets the bytes of every storage that autograd keeps, by address; weights are none of them."""
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            found[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    return torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t)
-
-
 def count(model: Any) -> dict[str, int]:
     """Bytes by part, of one step taken apart."""
     denoiser = HostDenoiser(model, tuple(make_latent(task).shape))
@@ -100,9 +89,7 @@ def count(model: Any) -> dict[str, int]:
         question = objective.ask(
             denoiser, latents, torch.randn_like(latents), torch.tensor([0.7], device=latents.device)
         )
-        own = {p.untyped_storage().data_ptr() for p in denoiser.module.parameters()}
-        if placement.ring is not None:
-            own |= {s._memory.untyped_storage().data_ptr() for s in placement.ring._slots}
+        own = addresses_of_weights(placement, denoiser.module)
         kept: dict[int, int] = {}  # for the whole pass
         once: dict[int, int] = {}  # by one block that is computed again
         last = placement.recomputed[-1] if placement.recomputed else None

@@ -15,7 +15,7 @@ from .errors import KilnError
 log = logging.getLogger(__name__)
 
 
-def check_fits(denoiser: Denoiser, dataset: EncodedDataset, config: TrainConfig) -> None:
+def check_fits(denoiser: Denoiser, dataset: EncodedDataset, config: TrainConfig, processes: int) -> None:
     objective.check_fits(config.objective, denoiser.prediction)
     if dataset.channels != denoiser.latent_channels:
         raise KilnError(
@@ -26,6 +26,8 @@ def check_fits(denoiser: Denoiser, dataset: EncodedDataset, config: TrainConfig)
         raise KilnError(
             f"All {len(dataset.items)} items are held out for validation; connect items to train on."
         )
+    if config.optimizer.update_in_backward and processes > 1:
+        raise KilnError("update_in_backward is for one process; switch it off to train with several.")
 
 
 def check_resumable(

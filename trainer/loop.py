@@ -94,7 +94,7 @@ def train(
             on.
     """
     controls, team = controls or Controls(), team or Alone()
-    check_fits(denoiser, dataset, config)
+    check_fits(denoiser, dataset, config, team.size)
     items = [i for i in dataset.items if i.role != "validation"]
     order = BatchOrder(
         [i.shape for i in items], [i.repeats for i in items], config.batch_size * team.size, config.seed
@@ -105,8 +105,6 @@ def train(
     accumulation = config.optimizer.gradient_accumulation
     guarding = config.guards
     if config.optimizer.update_in_backward:
-        if team.size > 1:
-            raise KilnError("update_in_backward is for one process; switch it off to train with several.")
         # A step that ended half-way cannot be done again: some matrices have moved
         guarding = replace(guarding, retry_out_of_memory=False)
     started = time.monotonic()
@@ -128,8 +126,8 @@ def train(
         for loss_then in progress.losses:
             smoothed.add(loss_then)
         stopped = stopped_early = False
-        looked, compiling = False, placement.compiles
-        if compiling:
+        first = True  # step of this session of the run
+        if placement.compiles:
             emit(MessageEvent(text="Compiling the blocks in the first step; this takes a minute or more ..."))
 
         def say(text: str) -> None:
@@ -257,13 +255,12 @@ def train(
                     )
                 )
 
-                if not looked and (doubt := placement.doubt()):
+                if first and (doubt := placement.doubt()):
                     say(doubt)
-                looked = True
-                if compiling:
-                    compiling = False
+                if first and placement.compiles:
                     seconds = time.monotonic() - step_started
                     emit(MessageEvent(text=f"Compiled; the first step took {seconds:.0f} s."))
+                first = False
 
                 # Once in a while
                 last = progress.step == config.steps

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...trainer.memory.mapped import places_in
+
 SAMPLES = 16  # values read of each tensor, spread over it
 
 
@@ -48,6 +50,4 @@ def _sample(tensor: Tensor) -> bytes:
     if tensor.is_meta or tensor.numel() == 0 or type(tensor) not in (Tensor, nn.Parameter):
         return b""  # host 0.33 keeps some weights on the meta device or quantised: name and shape must do
     flat = tensor.detach().flatten()
-    # In double precision: in single the last place of a large tensor is rounded to one behind its end
-    places = torch.linspace(0, flat.numel() - 1, min(SAMPLES, flat.numel()), dtype=torch.float64).long()
-    return flat[places.to(flat.device)].float().cpu().numpy().tobytes()
+    return flat[places_in(flat.numel(), SAMPLES).to(flat.device)].float().cpu().numpy().tobytes()

@@ -10,7 +10,6 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +23,7 @@ import comfy.model_base
 import comfy.model_patcher
 import comfy.supported_models
 import torch
+from kept import addresses_of_weights, keeping
 from lora_kiln.nodes.host.denoiser import HostDenoiser, host_weights  # type: ignore[import-not-found]
 from lora_kiln.nodes.host.engine import plan_memory  # type: ignore[import-not-found]
 from lora_kiln.trainer import objective  # type: ignore[import-not-found]
@@ -117,18 +117,6 @@ def by_place(model: Any) -> Any:
     return patched
 
 
-def keeping(kept: dict[int, int], own: set[int]) -> AbstractContextManager[Any]:
-    """Notes the bytes that autograd keeps meanwhile, by storage, but those of weights."""
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    return torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t)
-
-
 def measured(forward: Callable[..., Any], own: set[int], largest: list[int]) -> Callable[..., Any]:
     """`forward`, which once more is called by itself to see what it keeps."""
 
@@ -153,9 +141,7 @@ def step(model: Any, file: Path | None = None, **memory: Any) -> tuple[list[Tens
         adapter.load_state_dict(
             {k: 0.05 * torch.randn(v.shape, generator=draws) for k, v in adapter.state_dict().items()}
         )
-        own = {p.untyped_storage().data_ptr() for p in denoiser.module.parameters()}
-        if placement.ring is not None:
-            own |= {s._memory.untyped_storage().data_ptr() for s in placement.ring._slots}
+        own = addresses_of_weights(placement, denoiser.module)
         kept: dict[int, int] = {}
         largest = [0]
         for wrapper in placement.recomputed:

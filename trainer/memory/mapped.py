@@ -193,10 +193,15 @@ def _same(a: Tensor, b: Tensor) -> bool:
         return False
     if b.is_meta or not b.numel():
         return True
-    # In double precision: in single the last place of a large tensor is rounded to one behind its end
-    places = torch.linspace(0, b.numel() - 1, min(SAMPLES, b.numel()), dtype=torch.float64).long()
+    places = places_in(b.numel(), SAMPLES)
     first, second = (t.detach().flatten()[places.to(t.device)].cpu() for t in (a, b))
     return torch.equal(first.to(b.dtype).float(), second.float())
+
+
+def places_in(count: int, most: int) -> Tensor:
+    """Up to `most` indices of `count` values, int64, spread from the first to the last."""
+    # In double precision: in single the last place of a large tensor is rounded to one behind its end
+    return torch.linspace(0, count - 1, min(most, count), dtype=torch.float64).long()
 
 
 def _size(size: int) -> str:
