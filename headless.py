@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainer.adapter.files import LoraWeights
+    from trainer.lora_files.files import LoraWeights
 
 PACK = "lora_kiln"
 NEEDED = ("torch", "numpy", "safetensors", "diffusers", "peft", "yaml", "PIL")  # what requirements.txt brings
@@ -55,22 +55,19 @@ def train(arguments: argparse.Namespace) -> str:
     """Train what a run file says."""
     path = Path(arguments.run_file).resolve()
     engine("errors")  # loads the pack
-    from lora_kiln.trainer.parallel import (  # type: ignore[import-not-found,unused-ignore]
-        Alone,
-        Team,
-    )
+    from lora_kiln.trainer.loop.distributed import AccelerateGroup, ProcessGroup
 
     # Before the host is imported: it takes the device that Accelerate has chosen for this process
-    team = Team() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else Alone()
+    group = AccelerateGroup() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ProcessGroup()
     load_host(arguments.base_directory)
-    from lora_kiln.nodes.host.headless import train_file  # type: ignore[import-not-found,unused-ignore]
+    from lora_kiln.nodes.host.running.headless import train_file  # type: ignore[import-not-found,unused-ignore]
 
-    output = train_file(path, team)
+    output = train_file(path, group)
     return "" if output is None else str(output)
 
 
 def info(arguments: argparse.Namespace) -> str:
-    describe = engine("describe")
+    describe = engine("lora_files.describe")
     found = describe.describe(arguments.file)
     return json.dumps(found, indent=2) if arguments.json else describe.as_text(found)
 
@@ -78,24 +75,24 @@ def info(arguments: argparse.Namespace) -> str:
 def convert(arguments: argparse.Namespace) -> str:
     names = None
     if arguments.model is not None:
-        with engine("tensorfile").TensorFile(arguments.model) as model:
-            names = engine("stream").layer_names(model)
-    lora = engine("adapter.reading").read_lora(arguments.file, names)
+        with engine("model_files.tensorfile").TensorFile(arguments.model) as model:
+            names = engine("model_files.merge_into_file").layer_names(model)
+    lora = engine("lora_files.reading").read_lora(arguments.file, names)
     return _save(lora, arguments)
 
 
 def resize(arguments: argparse.Namespace) -> str:
-    lora = engine("adapter.reading").read_lora(arguments.file)
-    smaller, sentence = engine("lowrank").resize(lora, arguments.rank, arguments.energy)
+    lora = engine("lora_files.reading").read_lora(arguments.file)
+    smaller, sentence = engine("lora_files.lowrank").resize(lora, arguments.rank, arguments.energy)
     return f"{_save(smaller, arguments)}\n{sentence}"
 
 
 def merge(arguments: argparse.Namespace) -> str:
     _check_merge(arguments)
-    read = engine("adapter.reading").read_lora
+    read = engine("lora_files.reading").read_lora
     pairs = [(path, weight, read(path)) for path, weight in map(_weighted, arguments.loras)]
     if arguments.base is not None:
-        stream, out = engine("stream"), _free(arguments.out, arguments.force)
+        stream, out = engine("model_files.merge_into_file"), _free(arguments.out, arguments.force)
         loras = [stream.Strength(lora, weight, path.name) for path, weight, lora in pairs]
         layout = "diffusers" if arguments.format == "diffusers" else "comfyui"
         sentence = stream.merge_into_file(
@@ -108,7 +105,7 @@ def merge(arguments: argparse.Namespace) -> str:
             tick=_percent,
         )
         return f"{out}\n{sentence}"
-    merged, sentence = engine("merge").merge_loras(
+    merged, sentence = engine("lora_files.merge").merge_loras(
         [lora for _, _, lora in pairs],
         [weight for _, weight, _ in pairs],
         arguments.method,
@@ -154,7 +151,7 @@ def load_host(base_directory: str | None) -> None:
 
 
 def _save(lora: LoraWeights, arguments: argparse.Namespace) -> str:
-    files, out = engine("adapter.files"), arguments.out
+    files, out = engine("lora_files.files"), arguments.out
     if out.suffix != ".safetensors":  # "my.v2" is a name without an ending
         out = out.with_name(f"{out.name}.safetensors")
     _free(out, arguments.force)

@@ -20,11 +20,9 @@ sys.path.append(str(REPO / "tests"))
 import comfy_extras.nodes_train as host_training
 import numpy as np
 import torch
-from lora_kiln.nodes.host.denoiser import HostDenoiser, host_weights  # type: ignore[import-not-found]
-from lora_kiln.nodes.host.lora import apply_lora  # type: ignore[import-not-found]
-from lora_kiln.trainer import loop  # type: ignore[import-not-found]
-from lora_kiln.trainer.adapter.export import to_file  # type: ignore[import-not-found]
-from lora_kiln.trainer.adapter.files import LoraWeights  # type: ignore[import-not-found]
+from lora_kiln.nodes.host.memory.frozen_weights import host_weights  # type: ignore[import-not-found]
+from lora_kiln.nodes.host.models.denoiser import HostDenoiser  # type: ignore[import-not-found]
+from lora_kiln.nodes.host.models.lora import apply_lora  # type: ignore[import-not-found]
 from lora_kiln.trainer.config import (  # type: ignore[import-not-found]
     AdapterConfig,
     ObjectiveConfig,
@@ -32,7 +30,10 @@ from lora_kiln.trainer.config import (  # type: ignore[import-not-found]
     TrainConfig,
 )
 from lora_kiln.trainer.dataset.from_graph import encoded_from_latents  # type: ignore[import-not-found]
-from lora_kiln.trainer.job import Job  # type: ignore[import-not-found]
+from lora_kiln.trainer.loop.train import train as loop  # type: ignore[import-not-found]
+from lora_kiln.trainer.lora_files.export import to_file  # type: ignore[import-not-found]
+from lora_kiln.trainer.lora_files.files import LoraWeights  # type: ignore[import-not-found]
+from lora_kiln.trainer.runs.job import Job  # type: ignore[import-not-found]
 from PIL import Image
 from tiny_wan import check, world
 from train_node import host_inputs

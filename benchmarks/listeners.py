@@ -25,8 +25,8 @@ from scripts.host_files import link, workspace
 from trainer.config import TrainConfig
 from trainer.dataset.encoded import EncodedDataset
 from trainer.events import Event, StepEvent, ValidationEvent
-from trainer.history import FLUSH_SECONDS, History, Recorder
-from trainer.tensorboard import TensorBoardListener, missing_sentence
+from trainer.report.tensorboard import TensorBoardListener, missing_sentence
+from trainer.runs.history import FLUSH_SECONDS, History, Recorder
 
 STEP_SECONDS = 0.05
 

@@ -22,9 +22,9 @@ enter_host(task.device)
 
 import torch
 from kept import addresses_of_weights, keeping
-from lora_kiln.nodes.host.denoiser import HostDenoiser, host_weights  # type: ignore[import-not-found]
-from lora_kiln.nodes.host.engine import plan_memory  # type: ignore[import-not-found]
-from lora_kiln.trainer import loop, objective  # type: ignore[import-not-found]
+from lora_kiln.nodes.host.memory.frozen_weights import host_weights  # type: ignore[import-not-found]
+from lora_kiln.nodes.host.memory.plan import plan_memory  # type: ignore[import-not-found]
+from lora_kiln.nodes.host.models.denoiser import HostDenoiser  # type: ignore[import-not-found]
 from lora_kiln.trainer.config import (  # type: ignore[import-not-found]
     AdapterConfig,
     MemoryConfig,
@@ -33,10 +33,12 @@ from lora_kiln.trainer.config import (  # type: ignore[import-not-found]
 )
 from lora_kiln.trainer.dataset.from_graph import encoded_from_latents  # type: ignore[import-not-found]
 from lora_kiln.trainer.events import Controls, StepEvent  # type: ignore[import-not-found]
-from lora_kiln.trainer.job import Job  # type: ignore[import-not-found]
-from lora_kiln.trainer.learner import Learner  # type: ignore[import-not-found]
+from lora_kiln.trainer.loop.train import objective
+from lora_kiln.trainer.loop.train import train as loop  # type: ignore[import-not-found]
+from lora_kiln.trainer.loop.trainable import Trainable  # type: ignore[import-not-found]
 from lora_kiln.trainer.memory.ledger import size_of  # type: ignore[import-not-found]
 from lora_kiln.trainer.memory.placement import Placement  # type: ignore[import-not-found]
+from lora_kiln.trainer.runs.job import Job  # type: ignore[import-not-found]
 from torch import Tensor
 
 CONFIG = TrainConfig(
@@ -84,9 +86,9 @@ def count(model: Any) -> dict[str, int]:
     denoiser = HostDenoiser(model, tuple(make_latent(task).shape))
     placement = Placement(denoiser, CONFIG.memory, CONFIG.adapter, host_weights, Path(task.model))
     with placement.session():
-        learner = Learner(denoiser, CONFIG, placement.weights)
+        trainable = Trainable(denoiser, CONFIG, placement.weights)
         latents = denoiser.prepare_latents(make_latent(task).to(denoiser.device))
-        question = objective.ask(
+        noised = objective.add_noise(
             denoiser, latents, torch.randn_like(latents), torch.tensor([0.7], device=latents.device)
         )
         own = addresses_of_weights(placement, denoiser.module)
@@ -105,17 +107,17 @@ def count(model: Any) -> dict[str, int]:
             last._forward = forward
         with keeping(kept, own):
             answer = denoiser.forward(
-                question.noisy, question.timestep, {"cross_attn": make_text(task).to(denoiser.device)}
+                noised.noisy, noised.timestep, {"cross_attn": make_text(task).to(denoiser.device)}
             )
-        objective.loss_per_item(answer, question.target).mean().backward()
-        gradients = sum(size_of(p.grad) for p in learner.buffers if p.grad is not None)
-        learner.set_rate(0)
-        learner.move()
-        states = [t for s in learner._optimizer.state.values() for t in s.values() if isinstance(t, Tensor)]
+        objective.loss_per_item(answer, noised.target).mean().backward()
+        gradients = sum(size_of(p.grad) for p in trainable.buffers if p.grad is not None)
+        trainable.set_learning_rate(0)
+        trainable.optimizer_step()
+        states = [t for s in trainable._optimizer.state.values() for t in s.values() if isinstance(t, Tensor)]
         whole = sum(size_of(p) for p in model.model.diffusion_model.parameters())
         return {
             "weights": placement.ledger.peak or whole,
-            "adapter": sum(size_of(p) for p in learner.buffers),
+            "adapter": sum(size_of(p) for p in trainable.buffers),
             "gradients": gradients,
             "optimizer": sum(map(size_of, states)),
             "activations": sum(kept.values()) + sum(v for k, v in once.items() if k not in kept),

@@ -30,7 +30,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from trainer.tensorfile import DTYPES
+from trainer.model_files.tensorfile import DTYPES
 
 DIM, FFN = 5120, 13824  # Wan 14B
 LINEAR = {
@@ -134,8 +134,8 @@ def merged(base: Path, lora: Path, out: Path) -> tuple[float, int, int]:
 
 def one(base: Path, lora: Path, out: Path) -> None:
     """What the fresh process does."""
-    from trainer.adapter.reading import read_lora
-    from trainer.stream import Strength, merge_into_file
+    from trainer.lora_files.reading import read_lora
+    from trainer.model_files.merge_into_file import Strength, merge_into_file
 
     def resident() -> int:  # not getrusage's ru_maxrss: a process inherits that from the one that started it
         status = Path("/proc/self/status").read_text()

@@ -22,8 +22,8 @@ enter_host(task.device)
 
 import comfy_extras.nodes_train as host_training
 import torch
-from lora_kiln.nodes.host.denoiser import HostDenoiser, host_weights  # type: ignore[import-not-found]
-from lora_kiln.trainer import loop, objective  # type: ignore[import-not-found]
+from lora_kiln.nodes.host.memory.frozen_weights import host_weights  # type: ignore[import-not-found]
+from lora_kiln.nodes.host.models.denoiser import HostDenoiser  # type: ignore[import-not-found]
 from lora_kiln.trainer.config import (  # type: ignore[import-not-found]
     AdapterConfig,
     ObjectiveConfig,
@@ -32,7 +32,9 @@ from lora_kiln.trainer.config import (  # type: ignore[import-not-found]
 )
 from lora_kiln.trainer.dataset.from_graph import encoded_from_latents  # type: ignore[import-not-found]
 from lora_kiln.trainer.events import StepEvent  # type: ignore[import-not-found]
-from lora_kiln.trainer.job import Job  # type: ignore[import-not-found]
+from lora_kiln.trainer.loop.train import objective
+from lora_kiln.trainer.loop.train import train as loop  # type: ignore[import-not-found]
+from lora_kiln.trainer.runs.job import Job  # type: ignore[import-not-found]
 from train_node import host_inputs, input_names
 
 FOREVER = 1_000_000  # steps: the parent says when it is over
@@ -76,11 +78,11 @@ def ours(model: Any, folder: Path) -> None:
 def floor(model: Any, folder: Path) -> None:
     """One forward pass of the frozen model; the parent doubles it."""
     denoiser = HostDenoiser(model, tuple(make_latent(task).shape))
-    question, text = _question(denoiser)
+    noised, text = _noised_batch(denoiser)
     turns.wait_for_go()
     with denoiser.session(), torch.no_grad():
         while True:
-            denoiser.forward(question.noisy, question.timestep, text)
+            denoiser.forward(noised.noisy, noised.timestep, text)
             turns.tick()
 
 
@@ -89,7 +91,7 @@ def peft(model: Any, folder: Path) -> None:
     import peft as library
 
     denoiser = HostDenoiser(model, tuple(make_latent(task).shape))
-    question, text = _question(denoiser)
+    noised, text = _noised_batch(denoiser)
     turns.wait_for_go()
     with denoiser.session():
         library.inject_adapter_in_model(
@@ -98,20 +100,20 @@ def peft(model: Any, folder: Path) -> None:
         parameters = [p for p in denoiser.module.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
         while True:
-            answer = denoiser.forward(question.noisy, question.timestep, text)
-            objective.loss_per_item(answer, question.target, None, ObjectiveConfig()).mean().backward()
+            answer = denoiser.forward(noised.noisy, noised.timestep, text)
+            objective.loss_per_item(answer, noised.target, None, ObjectiveConfig()).mean().backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad()
             turns.tick()
 
 
-def _question(denoiser: Any) -> tuple[Any, dict[str, Any]]:
+def _noised_batch(denoiser: Any) -> tuple[Any, dict[str, Any]]:
     latents = denoiser.prepare_latents(make_latent(task).to(denoiser.device))
     draws = torch.Generator().manual_seed(3)
     noise = torch.randn(latents.shape, generator=draws).to(latents)
-    question = objective.ask(denoiser, latents, noise, torch.tensor([0.7], device=latents.device))
-    return question, {"cross_attn": make_text(task).to(denoiser.device)}
+    noised = objective.add_noise(denoiser, latents, noise, torch.tensor([0.7], device=latents.device))
+    return noised, {"cross_attn": make_text(task).to(denoiser.device)}
 
 
 def host(model: Any, folder: Path, **options: Any) -> None:

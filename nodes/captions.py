@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..trainer.dataset.caption_play import CaptionPlay, caption_variants
+from ..trainer.dataset.caption_variants import CaptionVariation, caption_variants
 from ..trainer.dataset.items import Dataset
 from ..trainer.dataset.template import Missing, caption_dataset
 from . import types
-from .host.progress import NodeProgress
+from .host.canvas.progress import NodeProgress
 from .inputs import seed_input
 
 
@@ -133,7 +133,9 @@ class KilnCaptionAugment(io.ComfyNode):
     def execute(
         cls, dataset: Dataset, dropout: float, shuffle_tags: bool, keep_first: int, orders: int = 8
     ) -> io.NodeOutput:
-        play = CaptionPlay(dropout=dropout, shuffle_tags=shuffle_tags, keep_first=keep_first, variants=orders)
+        play = CaptionVariation(
+            dropout=dropout, shuffle_tags=shuffle_tags, keep_first=keep_first, variants=orders
+        )
         forms = caption_variants(dataset.items[0].caption, play)
         text = "\n".join(
             [f"{dropout:.0%} of the showings without a caption; forms of the first one:", *forms]

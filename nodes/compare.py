@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
-from ..trainer import checkpoint
-from ..trainer.adapter.files import LoraWeights, to_default_format
 from ..trainer.errors import KilnError
-from ..trainer.grid import MODES, comparison_grid
-from ..trainer.run import Run
-from ..trainer.strengths import parse_sweep
+from ..trainer.lora_files.files import LoraWeights, to_default_format
+from ..trainer.lora_files.strengths import parse_sweep
+from ..trainer.report.grid import MODES, comparison_grid
+from ..trainer.runs import checkpoint
+from ..trainer.runs.run import Run
 from . import types
-from .host.lora import apply_lora
+from .host.models.lora import apply_lora
 
 
 class KilnWeightSweep(io.ComfyNode):

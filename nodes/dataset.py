@@ -13,7 +13,7 @@ from ..trainer.dataset.items import Dataset
 from ..trainer.dataset.scan import ScanOptions, scan_folder
 from . import types
 from .host import paths
-from .host.progress import NodeProgress
+from .host.canvas.progress import NodeProgress
 from .inputs import repeats_input
 
 MASKS = ("alpha and masks folder", "off")

@@ -12,8 +12,8 @@ from ..trainer.dataset.from_graph import encoded_from_latents
 from ..trainer.dataset.items import Dataset
 from . import types
 from .host import paths
-from .host.encoder import HostEncoder
-from .host.progress import NodeProgress
+from .host.canvas.progress import NodeProgress
+from .host.encoding.encoder import HostEncoder
 from .inputs import max_frames_input, repeats_input, resolution_input
 
 

@@ -19,7 +19,7 @@ from . import (
     training,
 )
 from .history_routes import add_history_routes
-from .host.background import save_on_exit
+from .host.running.background import save_on_exit
 from .routes import add_routes
 
 

@@ -9,11 +9,11 @@ from comfy_api.latest import io
 
 from ..trainer.dataset.encoded import EncodedDataset
 from ..trainer.errors import KilnError
-from ..trainer.history import History, Record, as_table
-from ..trainer.run import load_run
+from ..trainer.runs.history import History, Record, as_table
+from ..trainer.runs.run import load_run
 from . import types
 from .host import paths
-from .host.blocked import blocked
+from .host.canvas.blocked import blocked
 
 ORDERS = ("newest", "rating", "validation")
 

@@ -14,8 +14,8 @@ from typing import Any
 from aiohttp import web
 
 from ..trainer.errors import KilnError
-from .host import past_runs
-from .host.monitor import route_table
+from .host.canvas import past_runs
+from .host.canvas.monitor import route_table
 
 MAX_PAGE = 200
 MAX_NOTES = 2000  # characters

@@ -6,12 +6,12 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainer.adapter.files import DTYPES, FORMATS, LoraWeights, save_lora
-from ..trainer.strengths import BlockWeights, parse_schedule
+from ..trainer.lora_files.files import DTYPES, FORMATS, LoraWeights, save_lora
+from ..trainer.lora_files.strengths import BlockWeights, parse_schedule
 from . import types
 from .host import paths
-from .host.lora import put_on, read_lora
-from .host.progress import NodeProgress
+from .host.canvas.progress import NodeProgress
+from .host.models.lora import put_on, read_lora
 from .inputs import strength_input
 
 

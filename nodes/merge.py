@@ -6,16 +6,16 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainer.adapter.files import LoraWeights
-from ..trainer.extract import extract_lora
-from ..trainer.lowrank import resize
-from ..trainer.merge import METHODS, merge_loras
-from ..trainer.stream import BASE_DTYPES, LAYOUTS, Strength, merge_into_file
+from ..trainer.lora_files.files import LoraWeights
+from ..trainer.lora_files.lowrank import resize
+from ..trainer.lora_files.merge import METHODS, merge_loras
+from ..trainer.model_files.extract import extract_lora
+from ..trainer.model_files.merge_into_file import BASE_DTYPES, LAYOUTS, Strength, merge_into_file
 from . import types
-from .host import models
-from .host.lora import apply_lora, in_our_keys
+from .host.canvas.progress import NodeProgress, ticker
+from .host.models import model_files
+from .host.models.lora import apply_lora, in_our_keys
 from .host.paths import new_output_path
-from .host.progress import NodeProgress
 from .inputs import rank_input, seed_input, strength_input
 
 SLOTS = (("lora_1", "weight_1"), ("lora_2", "weight_2"), ("lora_3", "weight_3"), ("lora_4", "weight_4"))
@@ -110,8 +110,8 @@ class KilnMergeLoras(io.ComfyNode):
             rank=rank,
             density=density,
             seed=seed,
-            device=models.device(),
-            tick=models.ticker(node),
+            device=model_files.device(),
+            tick=ticker(node),
         )
         NodeProgress(node).say(sentence)
         return io.NodeOutput(merged, ui={"text": (sentence,)})
@@ -161,7 +161,7 @@ class KilnSaveMergedModel(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "base_name",
-                    options=models.model_names(),
+                    options=model_files.model_names(),
                     tooltip="A model file in the host's diffusion_models folders.",
                 ),
                 *_slots(0, 1, 0.85, optional=False),
@@ -185,7 +185,7 @@ class KilnSaveMergedModel(io.ComfyNode):
                 *_slots(1, 4, 0.85, optional=True),
                 io.Combo.Input(
                     "pipeline",
-                    options=models.pipeline_names(),
+                    options=model_files.pipeline_names(),
                     default="none",
                     optional=True,
                     tooltip="For the layout diffusers: a pipeline folder (with model_index.json) in the host's "
@@ -200,7 +200,7 @@ class KilnSaveMergedModel(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, base_name: str, **_: Any) -> Any:
-        status = models.model_path(base_name).stat()
+        status = model_files.model_path(base_name).stat()
         return status.st_size, status.st_mtime_ns
 
     @classmethod
@@ -213,14 +213,14 @@ class KilnSaveMergedModel(io.ComfyNode):
         pipeline: str = "none",
         **values: Any,
     ) -> io.NodeOutput:
-        node, path = cls.hidden.unique_id, new_output_path(models.KIND, filename_prefix)
+        node, path = cls.hidden.unique_id, new_output_path(model_files.KIND, filename_prefix)
         path = path.with_suffix("") if layout == "diffusers" else path
         loras = [
             Strength(lora, weight, f"LoRA {i}")
             for i, (lora, weight) in enumerate(zip(*_collect(values), strict=True), 1)
         ]
-        base, tick = models.model_path(base_name), models.ticker(node)
-        whole = models.pipeline_path(pipeline) if layout == "diffusers" else None
+        base, tick = model_files.model_path(base_name), ticker(node)
+        whole = model_files.pipeline_path(pipeline) if layout == "diffusers" else None
         sentence = merge_into_file(base, path, loras, dtype=dtype, layout=layout, pipeline=whole, tick=tick)
         text = f"{path.name}: {sentence}"
         NodeProgress(node).say(text)
@@ -248,7 +248,7 @@ class KilnResizeLora(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora: LoraWeights, rank: int, energy: float = 0.0) -> io.NodeOutput:
-        smaller, sentence = resize(in_our_keys(lora), rank, energy or None, models.device())
+        smaller, sentence = resize(in_our_keys(lora), rank, energy or None, model_files.device())
         NodeProgress(cls.hidden.unique_id).say(sentence)
         return io.NodeOutput(smaller, ui={"text": (sentence,)})
 
@@ -266,11 +266,11 @@ class KilnExtractLora(io.ComfyNode):
             "tensor by tensor.",
             inputs=[
                 io.Combo.Input(
-                    "tuned_name", options=models.model_names(), tooltip="The fine-tuned model's file."
+                    "tuned_name", options=model_files.model_names(), tooltip="The fine-tuned model's file."
                 ),
                 io.Combo.Input(
                     "base_name",
-                    options=models.model_names(),
+                    options=model_files.model_names(),
                     tooltip="The file of the model it was tuned from.",
                 ),
                 rank_input(64, "Rank of the LoRA, 1-4096; 64 is usual, more keeps more of the difference."),
@@ -282,15 +282,15 @@ class KilnExtractLora(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, tuned_name: str, base_name: str, **_: Any) -> Any:
-        found = [models.model_path(name).stat() for name in (tuned_name, base_name)]
+        found = [model_files.model_path(name).stat() for name in (tuned_name, base_name)]
         return [(status.st_size, status.st_mtime_ns) for status in found]
 
     @classmethod
     def execute(cls, tuned_name: str, base_name: str, rank: int, energy: float = 0.0) -> io.NodeOutput:
         node = cls.hidden.unique_id
-        tuned, base = models.model_path(tuned_name), models.model_path(base_name)
+        tuned, base = model_files.model_path(tuned_name), model_files.model_path(base_name)
         lora, sentence = extract_lora(
-            tuned, base, rank, energy=energy or None, device=models.device(), tick=models.ticker(node)
+            tuned, base, rank, energy=energy or None, device=model_files.device(), tick=ticker(node)
         )
         NodeProgress(node).say(sentence)
         return io.NodeOutput(lora, ui={"text": (sentence,)})

@@ -6,13 +6,13 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainer.adapter.files import LoraWeights
 from ..trainer.errors import KilnError
-from ..trainer.strengths import PromptLora, find_name, parse_prompt
+from ..trainer.lora_files.files import LoraWeights
+from ..trainer.lora_files.strengths import PromptLora, find_name, parse_prompt
 from . import types
 from .host import paths
-from .host.lora import apply_lora, put_on, read_lora
-from .host.progress import NodeProgress
+from .host.canvas.progress import NodeProgress
+from .host.models.lora import apply_lora, put_on, read_lora
 
 
 class KilnPromptLora(io.ComfyNode):

@@ -13,7 +13,7 @@ from ..trainer.dataset.buckets import BucketOptions
 from ..trainer.dataset.flip import flip_warnings
 from ..trainer.dataset.items import Dataset
 from . import types
-from .host.progress import NodeProgress
+from .host.canvas.progress import NodeProgress
 from .inputs import max_frames_input, resolution_input, seed_input
 
 

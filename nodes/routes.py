@@ -13,9 +13,9 @@ from typing import Any
 from aiohttp import web
 
 from ..trainer.errors import KilnError
-from ..trainer.samples import thumbnail
-from .host.foresight import foresee
-from .host.monitor import RunMonitor, all_runs, find_run, remembered_run, route_table
+from ..trainer.runs.samples import thumbnail
+from .host.canvas.estimate import plan_ahead
+from .host.canvas.monitor import RunMonitor, all_runs, find_run, remembered_run, route_table
 from .host.paths import sample_file
 
 COMMANDS = ("stop", "pause", "resume", "save", "sample")
@@ -67,13 +67,13 @@ def add_routes() -> None:
         """What the run that is set up on the canvas would need of the device; reads the header of a listed file."""
         try:
             asked = _question(await request.json())
-            return web.json_response(await asyncio.to_thread(foresee, **asked))
+            return web.json_response(await asyncio.to_thread(plan_ahead, **asked))
         except (KilnError, ValueError) as error:
             return _refuse(400, str(error))
 
 
 def _question(body: Any) -> dict[str, Any]:
-    """The arguments of foresee. Raises ValueError, in one sentence."""
+    """The arguments of plan_ahead. Raises ValueError, in one sentence."""
     wanted = {
         "loader": str,
         "file": str,

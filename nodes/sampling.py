@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..trainer import config
-from .host.sampling import SAMPLERS, SCHEDULERS, sample_tools
+from .host.running.sampling import SAMPLERS, SCHEDULERS, sample_tools
 from .settings import Settings, SettingsNode
 
 _FIELDS = config.field_info(config.SampleConfig)

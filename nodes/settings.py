@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..trainer import config
-from ..trainer.import_settings import as_settings, import_settings, widget_values
+from ..trainer.config.import_settings import as_settings, import_settings, widget_values
 from . import types
 
 GUIDE_YAML = """rank: 64

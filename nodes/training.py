@@ -10,12 +10,12 @@ from comfy_api.latest import io, ui
 
 from ..trainer import config
 from ..trainer.dataset.encoded import EncodedDataset
-from ..trainer.run import LATEST, NEW_RUN, Run, resume_labels
+from ..trainer.runs.run import LATEST, NEW_RUN, Run, resume_labels
 from . import types
 from .host import paths
-from .host.blocked import blocked
-from .host.lora import apply_lora
-from .host.run import Order, outcomes_so_far, train_behind, train_on_host
+from .host.canvas.blocked import blocked
+from .host.models.lora import apply_lora
+from .host.running.requests import TrainRequest, outcomes_so_far, train_in_background, train_on_host
 from .inputs import seed_input
 from .settings import Settings, widget
 
@@ -153,7 +153,7 @@ class KilnTrainLora(io.ComfyNode):
             memory=config.MemoryConfig(**extra.get("memory", {})),
         )
         graph = {"prompt": cls.hidden.prompt, "workflow": (cls.hidden.extra_pnginfo or {}).get("workflow")}
-        order = Order(
+        order = TrainRequest(
             model=model,
             encoded=encoded,
             config=chosen,
@@ -165,7 +165,7 @@ class KilnTrainLora(io.ComfyNode):
             tools=extra.get("sample_tools"),
         )
         if when_queued == BEHIND:
-            run, sentence = train_behind(order)
+            run, sentence = train_in_background(order)
             if run is None:
                 return io.NodeOutput(*(blocked() for _ in range(4)), ui={"text": (sentence,)})
         else:
@@ -195,8 +195,8 @@ class KilnLossPlot(io.ComfyNode):
 
     @classmethod
     def execute(cls, run: Run) -> io.NodeOutput:
-        from ..trainer.plot import loss_plot
-        from ..trainer.smoothing import smooth
+        from ..trainer.report.curve import smooth
+        from ..trainer.report.plot import loss_plot
 
         picture = loss_plot(
             run.losses,

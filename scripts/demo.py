@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scripts.host import serve, start_host
 from scripts.host_client import Event, HostClient, HostError, failure_of
 from scripts.host_files import REPO, workspace
-from scripts.workflows import to_prompt
+from scripts.workflow_graph import to_prompt
 from tests.tiny_wan.world import concept_score
 
 WORKFLOW = REPO / "tests" / "tiny_wan" / "workflows" / "train_then_sample_tiny.json"

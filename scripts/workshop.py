@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from scripts.workflows import WAN_FILES, Graph, Info
+from scripts.workflow_graph import WAN_FILES, Graph, Info
 
 TEMPLATE = (
     "{subject} {action}, {art_style} style, {lighting}, {composition}, detailed {texture}, "

@@ -4,8 +4,8 @@
 
 Prints one line for every kill: when it came, what was newest on disk, whether every checkpoint there was whole; at the
 end whether the LoRA is the same bit for bit. The run is the toy model's, with everything on that has a memory: dropout,
-accumulation, items of two sizes, validation, a running mean, a checkpoint every 3 steps. tests/unit/test_kill.py runs a
-shorter one.
+accumulation, items of two sizes, validation, a running mean, a checkpoint every 3 steps. tests/unit/runs/test_kill.py
+runs a shorter one.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from safetensors.torch import load_file, save_file
 
 import scripts.cpu_torchvision  # noqa: F401 - before peft
 from tests.unit.toy import ToyDenoiser, hold_out, make_config, make_encoded
-from trainer.checkpoint import find_checkpoints, read_adapter
 from trainer.config import ValidationConfig
 from trainer.events import Event, StepEvent
-from trainer.loop import train
+from trainer.loop.train import train
+from trainer.runs.checkpoint import find_checkpoints, read_adapter
 
 REPO = Path(__file__).resolve().parents[1]
 SHAPES = ((4, 1, 2, 2), (4, 1, 2, 3))

@@ -26,7 +26,7 @@ class StepEvent:
     step: int  # steps done so far, 1..total
     total: int
     loss: float  # mean over the step's items
-    smoothed_loss: float  # exponential mean, see smoothing.py
+    smoothed_loss: float  # exponential mean, see report/curve.py
     learning_rate: float  # that this step used
     grad_norm: float  # before clipping
     seconds: float  # that this step took
@@ -46,6 +46,15 @@ class MessageEvent:
     """A sentence for the user."""
 
     text: str
+
+
+@dataclass(frozen=True)
+class ValidationPoint:
+    """One measurement of the held-out items."""
+
+    step: int
+    loss: float  # mean over items and noise levels
+    bands: list[float]  # mean over items by noise level, from clean to noisy
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,7 +77,7 @@ export async function command(run, command) {
 }
 
 /**
- * @param {Record<string, any>} question see nodes/host/foresight.py
+ * @param {Record<string, any>} question see nodes/host/canvas/estimate.py
  * @returns {Promise<{sentence: string, advice: string, total: number, parts: Record<string, number>} | {error: string}>}
  */
 export async function estimateMemory(question) {
@@ -109,7 +109,7 @@ export async function estimateMemory(question) {
  * @property {string} lora its path below ComfyUI's folder, "" where it has left none
  * @property {boolean} resumable it has left a checkpoint
  *
- * @typedef {{bytes: number, checkpoints: number, samples: number, lora: boolean, kept: string[]}} Leavings
+ * @typedef {{bytes: number, checkpoints: number, samples: number, lora: boolean, kept: string[]}} Artifacts
  */
 
 /**
@@ -142,13 +142,13 @@ export const fetchCurve = (run) => history(`${about(run)}/curve`);
 /** @param {string} run @returns {Promise<{workflow?: any, prompt?: any}>} */
 export const fetchGraph = (run) => history(`${about(run)}/graph`);
 
-/** @param {string} run @returns {Promise<Leavings>} what deleting it would remove and keep */
+/** @param {string} run @returns {Promise<Artifacts>} what deleting it would remove and keep */
 export const fetchLeavings = (run) => history(`${about(run)}/leavings`);
 
 /** @param {string} run @param {{rating?: number, notes?: string}} opinion @returns {Promise<RunRecord>} */
 export const rateRun = (run, opinion) => history(`${about(run)}/rate`, opinion);
 
-/** @param {string} run @returns {Promise<Leavings>} what went */
+/** @param {string} run @returns {Promise<Artifacts>} what went */
 export const deleteRun = (run) => history(`${about(run)}/delete`, {});
 
 /** @param {string} run @param {number} place @returns {string} address of a small picture */

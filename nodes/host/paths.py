@@ -14,7 +14,7 @@ from pathlib import Path
 import folder_paths
 
 from ...trainer.errors import KilnError
-from ...trainer.samples import sample_path
+from ...trainer.runs.samples import sample_path
 
 RUN_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{4}")  # see new_run_folder
 DATASET_KEY = "kiln_datasets"

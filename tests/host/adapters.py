@@ -22,13 +22,14 @@ import comfy.model_management
 import comfy.sd
 import folder_paths
 import torch
-from lora_kiln.nodes.host.denoiser import HostDenoiser, host_weights  # type: ignore[import-not-found]
-from lora_kiln.nodes.host.start import start_state  # type: ignore[import-not-found]
-from lora_kiln.trainer import objective  # type: ignore[import-not-found]
-from lora_kiln.trainer.adapter.export import to_file  # type: ignore[import-not-found]
-from lora_kiln.trainer.adapter.files import save_lora  # type: ignore[import-not-found]
+from lora_kiln.nodes.host.memory.frozen_weights import host_weights  # type: ignore[import-not-found]
+from lora_kiln.nodes.host.models.denoiser import HostDenoiser  # type: ignore[import-not-found]
+from lora_kiln.nodes.host.models.start_from import start_state  # type: ignore[import-not-found]
 from lora_kiln.trainer.adapter.inject import make_adapter  # type: ignore[import-not-found]
 from lora_kiln.trainer.config import AdapterConfig  # type: ignore[import-not-found]
+from lora_kiln.trainer.loop.train import objective  # type: ignore[import-not-found]
+from lora_kiln.trainer.lora_files.export import to_file  # type: ignore[import-not-found]
+from lora_kiln.trainer.lora_files.files import save_lora  # type: ignore[import-not-found]
 from torch import Tensor
 
 import nodes
@@ -57,9 +58,9 @@ def main() -> None:
     with torch.inference_mode():
         patcher = comfy.sd.load_diffusion_model(str(MODEL))
     denoiser = HostDenoiser(patcher, tuple(latents.shape))
-    question = objective.ask(denoiser, denoiser.prepare_latents(latents), noise, level)
+    noised = objective.add_noise(denoiser, denoiser.prepare_latents(latents), noise, level)
     with denoiser.session():
-        plain = denoiser.forward(question.noisy, question.timestep, {"cross_attn": text})
+        plain = denoiser.forward(noised.noisy, noised.timestep, {"cross_attn": text})
 
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -69,17 +70,17 @@ def main() -> None:
             trained = HostDenoiser(patcher, tuple(latents.shape))
             with trained.session():
                 adapter = make_adapter(trained.module, config, 0, host_weights)
-                at_start = trained.forward(question.noisy, question.timestep, {"cross_attn": text})
+                at_start = trained.forward(noised.noisy, noised.timestep, {"cross_attn": text})
                 optimizer = torch.optim.AdamW(adapter.parameters(), lr=0.02)
                 for step in range(6):
                     adapter.set_step(0, step)
-                    answer = trained.forward(question.noisy, question.timestep, {"cross_attn": text})
-                    objective.loss_per_item(answer, question.target).mean().backward()
+                    answer = trained.forward(noised.noisy, noised.timestep, {"cross_attn": text})
+                    objective.loss_per_item(answer, noised.target).mean().backward()
                     optimizer.step()
                     optimizer.zero_grad()
-                adapter.rest()
+                adapter.disable_dropout()
                 with torch.no_grad():
-                    answer = trained.forward(question.noisy, question.timestep, {"cross_attn": text})
+                    answer = trained.forward(noised.noisy, noised.timestep, {"cross_attn": text})
                 state = adapter.state_dict()
             file = to_file(state, config)
             save_lora(Path(folder) / f"{name}.safetensors", file)
@@ -88,7 +89,7 @@ def main() -> None:
                     patcher, f"{name}.safetensors", 1.0
                 )
                 comfy.model_management.load_models_gpu([with_lora])
-                by_host = with_lora.model.diffusion_model(question.noisy, question.timestep, context=text)
+                by_host = with_lora.model.diffusion_model(noised.noisy, noised.timestep, context=text)
                 with_lora.detach()
             figures[name] = {
                 "keys": sorted(k.split(".self_attn.q.")[1] for k in file if ".0.self_attn.q." in k),
@@ -104,11 +105,11 @@ def main() -> None:
         with again.session():
             adapter = make_adapter(again.module, larger, 0, host_weights)
             adapter.load_state_dict({**adapter.state_dict(), **start})
-            begun = again.forward(question.noisy, question.timestep, {"cross_attn": text})
+            begun = again.forward(noised.noisy, noised.timestep, {"cross_attn": text})
         (with_lora,) = nodes.LoraLoaderModelOnly().load_lora_model_only(patcher, "lora.safetensors", 1.0)
         with torch.inference_mode():
             comfy.model_management.load_models_gpu([with_lora])
-            by_host = with_lora.model.diffusion_model(question.noisy, question.timestep, context=text)
+            by_host = with_lora.model.diffusion_model(noised.noisy, noised.timestep, context=text)
         figures["start_from"] = {"host_vs_training": error(by_host, begun.detach())}
     print(json.dumps(figures))
 

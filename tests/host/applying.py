@@ -22,10 +22,10 @@ import comfy.sd
 import comfy.utils
 import folder_paths
 import torch
-from lora_kiln.nodes.host.lora import put_on, read_lora  # type: ignore[import-not-found]
-from lora_kiln.trainer.adapter.families import changed, layers_of  # type: ignore[import-not-found]
-from lora_kiln.trainer.adapter.files import LoraWeights, save_lora  # type: ignore[import-not-found]
-from lora_kiln.trainer.merge import merge_loras  # type: ignore[import-not-found]
+from lora_kiln.nodes.host.models.lora import put_on, read_lora  # type: ignore[import-not-found]
+from lora_kiln.trainer.lora_files.files import LoraWeights, save_lora  # type: ignore[import-not-found]
+from lora_kiln.trainer.lora_files.formulas import changed, layers_of  # type: ignore[import-not-found]
+from lora_kiln.trainer.lora_files.merge import merge_loras  # type: ignore[import-not-found]
 from torch import Tensor
 
 import nodes

@@ -15,7 +15,8 @@ import inprocess
 MODEL = Path(sys.argv[1]).resolve()
 inprocess.start()
 
-from lora_kiln.nodes.host.denoiser import HostDenoiser, host_weights  # type: ignore[import-not-found]
+from lora_kiln.nodes.host.memory.frozen_weights import host_weights  # type: ignore[import-not-found]
+from lora_kiln.nodes.host.models.denoiser import HostDenoiser  # type: ignore[import-not-found]
 from lora_kiln.trainer.adapter.inject import make_adapter  # type: ignore[import-not-found]
 from lora_kiln.trainer.config import AdapterConfig  # type: ignore[import-not-found]
 from lora_kiln.trainer.memory.compiled import compile_blocks  # type: ignore[import-not-found]

@@ -23,18 +23,12 @@ inprocess.start()
 import comfy.model_management
 import comfy.utils
 import torch
-from lora_kiln.nodes.host.denoiser import (  # type: ignore[import-not-found]
-    HostDenoiser,
-    bytes_in_ram,
-    host_weights,
-)
-from lora_kiln.nodes.host.fingerprint import (  # type: ignore[import-not-found]
-    model_fingerprint,
-    module_fingerprint,
-)
+from lora_kiln.nodes.host.memory.frozen_weights import bytes_in_ram, host_weights
+from lora_kiln.nodes.host.models.denoiser import HostDenoiser
+from lora_kiln.nodes.host.models.fingerprint import model_fingerprint, module_fingerprint
 from lora_kiln.trainer.adapter.inject import make_adapter  # type: ignore[import-not-found]
 from lora_kiln.trainer.config import AdapterConfig, MemoryConfig  # type: ignore[import-not-found]
-from lora_kiln.trainer.cpu import trim_heap  # type: ignore[import-not-found]
+from lora_kiln.trainer.memory.cpu_tuning import trim_heap  # type: ignore[import-not-found]
 from lora_kiln.trainer.memory.placement import Placement  # type: ignore[import-not-found]
 from one_step import LATENTS, kept_off_the_device, load, take_step
 from torch import Tensor

@@ -24,8 +24,9 @@ import comfy.model_management
 import comfy.ops
 import comfy.utils
 import torch
-from lora_kiln.nodes.host.denoiser import HostDenoiser, host_weights  # type: ignore[import-not-found]
-from lora_kiln.nodes.host.engine import model_file  # type: ignore[import-not-found]
+from lora_kiln.nodes.host.memory.frozen_weights import host_weights  # type: ignore[import-not-found]
+from lora_kiln.nodes.host.models.denoiser import HostDenoiser  # type: ignore[import-not-found]
+from lora_kiln.nodes.host.models.source import model_file  # type: ignore[import-not-found]
 from lora_kiln.trainer.adapter.inject import make_adapter  # type: ignore[import-not-found]
 from lora_kiln.trainer.config import AdapterConfig, MemoryConfig  # type: ignore[import-not-found]
 from lora_kiln.trainer.errors import KilnError  # type: ignore[import-not-found]

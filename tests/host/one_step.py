@@ -13,8 +13,8 @@ from typing import Any
 import comfy.model_management
 import comfy.sd
 import torch
-from lora_kiln.nodes.host.denoiser import HostDenoiser  # type: ignore[import-not-found]
-from lora_kiln.trainer import objective  # type: ignore[import-not-found]
+from lora_kiln.nodes.host.models.denoiser import HostDenoiser  # type: ignore[import-not-found]
+from lora_kiln.trainer.loop.train import objective  # type: ignore[import-not-found]
 from torch import Tensor
 
 torch.manual_seed(0)
@@ -50,9 +50,9 @@ def take_step(denoiser: HostDenoiser, adapter: Any) -> list[Tensor]:
     adapter.load_state_dict(
         {k: 0.05 * torch.randn(v.shape, generator=draws) for k, v in adapter.state_dict().items()}
     )
-    question = objective.ask(denoiser, denoiser.prepare_latents(LATENTS), NOISE, SIGMA)
-    answer = denoiser.forward(question.noisy, question.timestep, {"cross_attn": TEXT})
-    loss = objective.loss_per_item(answer, question.target).mean()
+    noised = objective.add_noise(denoiser, denoiser.prepare_latents(LATENTS), NOISE, SIGMA)
+    answer = denoiser.forward(noised.noisy, noised.timestep, {"cross_attn": TEXT})
+    loss = objective.loss_per_item(answer, noised.target).mean()
     loss.backward()
     return [loss.detach(), *(p.grad for p in adapter.parameters())]
 

@@ -27,11 +27,12 @@ import folder_paths
 import peft
 import torch
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
-from lora_kiln.nodes.host.denoiser import HostDenoiser, host_weights  # type: ignore[import-not-found]
-from lora_kiln.trainer import objective  # type: ignore[import-not-found]
-from lora_kiln.trainer.adapter.files import save_lora, to_default_format  # type: ignore[import-not-found]
-from lora_kiln.trainer.adapter.inject import LoraAdapter  # type: ignore[import-not-found]
+from lora_kiln.nodes.host.memory.frozen_weights import host_weights  # type: ignore[import-not-found]
+from lora_kiln.nodes.host.models.denoiser import HostDenoiser  # type: ignore[import-not-found]
+from lora_kiln.trainer.adapter.lora import LoraAdapter  # type: ignore[import-not-found]
 from lora_kiln.trainer.config import AdapterConfig  # type: ignore[import-not-found]
+from lora_kiln.trainer.loop.train import objective  # type: ignore[import-not-found]
+from lora_kiln.trainer.lora_files.files import save_lora, to_default_format  # type: ignore[import-not-found]
 from torch import Tensor
 
 import nodes
@@ -75,7 +76,7 @@ def main() -> None:
         patcher = comfy.sd.load_diffusion_model(str(MODEL))
     denoiser = HostDenoiser(patcher, tuple(latents.shape))
     x0 = denoiser.prepare_latents(latents)
-    question = objective.ask(denoiser, x0, noise, level)
+    noised = objective.add_noise(denoiser, x0, noise, level)
 
     # Ours
     config = AdapterConfig(rank=RANK, alpha=ALPHA, dropout=0.0)
@@ -86,8 +87,8 @@ def main() -> None:
             if name.endswith("lora_B.weight"):
                 state[name].normal_(std=0.02)
         adapter.load_state_dict(state)
-        answer = denoiser.forward(question.noisy, question.timestep, {"cross_attn": text})
-        loss = objective.loss_per_item(answer, question.target).mean()
+        answer = denoiser.forward(noised.noisy, noised.timestep, {"cross_attn": text})
+        loss = objective.loss_per_item(answer, noised.target).mean()
         loss.backward()
         grads = {
             key: layer_parameter.grad

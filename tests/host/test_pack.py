@@ -14,7 +14,7 @@ import pytest
 from scripts.host import RunningHost
 from scripts.host_client import HostClient
 from scripts.host_files import REPO, get_host
-from scripts.workflows import inputs_of, is_widget, to_prompt
+from scripts.workflow_graph import inputs_of, is_widget, to_prompt
 
 WORKFLOWS = [
     REPO / "workflows" / "wan21_t2v_lora.json",

@@ -10,7 +10,7 @@ from PIL import Image
 
 from scripts.host import RunningHost
 from scripts.host_client import EventStream, HostClient, HostError
-from trainer.history import History
+from trainer.runs.history import History
 
 from .conftest import RunGraph
 from .graphs import dataset, loaders, saved, training

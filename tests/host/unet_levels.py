@@ -24,19 +24,20 @@ import comfy.model_patcher
 import comfy.supported_models
 import torch
 from kept import addresses_of_weights, keeping
-from lora_kiln.nodes.host.denoiser import HostDenoiser, host_weights  # type: ignore[import-not-found]
-from lora_kiln.nodes.host.engine import plan_memory  # type: ignore[import-not-found]
-from lora_kiln.trainer import objective  # type: ignore[import-not-found]
+from lora_kiln.nodes.host.memory.frozen_weights import host_weights  # type: ignore[import-not-found]
+from lora_kiln.nodes.host.memory.plan import plan_memory  # type: ignore[import-not-found]
+from lora_kiln.nodes.host.models.denoiser import HostDenoiser  # type: ignore[import-not-found]
 from lora_kiln.trainer.adapter.inject import make_adapter  # type: ignore[import-not-found]
 from lora_kiln.trainer.config import (  # type: ignore[import-not-found]
     AdapterConfig,
     MemoryConfig,
     TrainConfig,
 )
+from lora_kiln.trainer.loop.train import objective  # type: ignore[import-not-found]
 from lora_kiln.trainer.memory.blocks import find_blocks  # type: ignore[import-not-found]
 from lora_kiln.trainer.memory.ledger import size_of  # type: ignore[import-not-found]
 from lora_kiln.trainer.memory.placement import Placement  # type: ignore[import-not-found]
-from lora_kiln.trainer.skeleton import read_shapes, skeleton  # type: ignore[import-not-found]
+from lora_kiln.trainer.model_files.meta_model import meta_model, read_shapes  # type: ignore[import-not-found]
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -146,14 +147,14 @@ def step(model: Any, file: Path | None = None, **memory: Any) -> tuple[list[Tens
         largest = [0]
         for wrapper in placement.recomputed:
             wrapper._forward = measured(wrapper._forward, own, largest)
-        question = objective.ask(
+        noised = objective.add_noise(
             denoiser, denoiser.prepare_latents(LATENTS), NOISE, torch.tensor([100.0, 700.0]) / 1000
         )
         with keeping(kept, own):
-            answer = denoiser.forward(question.noisy, question.timestep, CONDITIONING)
-        loss = objective.loss_per_item(answer, question.target).mean()
+            answer = denoiser.forward(noised.noisy, noised.timestep, CONDITIONING)
+        loss = objective.loss_per_item(answer, noised.target).mean()
         loss.backward()
-        assert placement.doubt() == ""
+        assert placement.uncalled_blocks_warning() == ""
         found = [loss.detach(), *(p.grad for p in adapter.parameters())]
     assert all(float(t.abs().sum()) > 0 for t in found)
     return found, {"kept": sum(kept.values()), "block": largest[0], "peak": placement.ledger.peak}
@@ -203,7 +204,7 @@ def figures_of(name: str, folder: Path) -> dict[str, Any]:
     }
 
     foreseen = SimpleNamespace(
-        model=SimpleNamespace(diffusion_model=skeleton(*read_shapes(file))), patches={}
+        model=SimpleNamespace(diffusion_model=meta_model(*read_shapes(file))), patches={}
     )
     for what, planned_for in (("planned", model), ("foreseen", foreseen)):
         figures[what] = {}

@@ -78,6 +78,62 @@ def forbidden_imports(source: str, module: str, *, is_package: bool) -> list[str
     return broken
 
 
+# The floors of the house, from the ground up: a room imports from rooms before it, and from its own. A file of
+# trainer's root is a room of its own. Modules in one tuple stand side by side and do not import each other.
+FLOORS: list[tuple[str, ...]] = [
+    ("trainer.errors", "trainer.rng"),
+    ("trainer.events", "trainer.safefile"),
+    ("trainer.config",),
+    ("trainer.denoiser", "trainer.report"),
+    ("trainer.adapter", "trainer.dataset"),
+    ("trainer.lora_files",),
+    ("trainer.model_files",),
+    ("trainer.memory",),
+    ("trainer.runs",),
+    ("trainer.loop",),
+    ("nodes.host.paths",),
+    ("nodes.host.memory",),
+    ("nodes.host.models", "nodes.host.canvas"),
+    ("nodes.host.encoding", "nodes.host.running"),
+]
+MOST_FILES_AT_ROOT = 12
+
+
+def room_of(module: str) -> str | None:
+    """The room that a module ("trainer.loop.train") belongs to; None for those above the floors."""
+    return next((room for floor in FLOORS for room in floor if is_below(module, room)), None)
+
+
+def imported_modules(folder: str) -> dict[str, set[str]]:
+    """By module of a folder ("trainer.loop.train"): the modules of trainer/ and nodes/ that it imports, anywhere."""
+    ours = {module_name(f).removeprefix(f"{PACK}.") for top in ("trainer", "nodes") for f in sources(top)}
+    found = {}
+    for file in sources(folder):
+        module = module_name(file)
+        names = imports_of(ast.parse(file.read_text("utf-8")), module, is_package=file.name == "__init__.py")
+        imported = set()
+        for _, name in names:
+            if not is_below(name, PACK):  # `import nodes` is the host's
+                continue
+            short = name.removeprefix(f"{PACK}.")
+            imported.add(short if short in ours else short.rpartition(".")[0])
+        module = module.removeprefix(f"{PACK}.")
+        found[module] = (imported & ours) - {module}
+    return found
+
+
+def climbs(module: str, imported: set[str]) -> list[str]:
+    """The imports of a module that go to a higher floor, or to a room beside its own."""
+    level = {room: index for index, floor in enumerate(FLOORS) for room in floor}
+    here = room_of(module)
+    broken = []
+    for name in sorted(imported):
+        there = room_of(name)
+        if here is not None and here != there and (there is None or level[there] >= level[here]):
+            broken.append(name)
+    return broken
+
+
 def forbidden_calls(source: str) -> list[str]:
     """Uses of pickle, torch.load, eval and exec in one file, as "line: what"."""
     broken = []
@@ -126,6 +182,38 @@ def test_nobody_looks_up(folder: str) -> None:
 
 
 @pytest.mark.parametrize("folder", ["trainer", "nodes"])
+def test_no_import_climbs_a_floor(folder: str) -> None:
+    broken = {module: climbs(module, imported) for module, imported in imported_modules(folder).items()}
+    assert {module: names for module, names in broken.items() if names} == {}
+
+
+def test_every_room_has_a_floor() -> None:
+    modules = [*imported_modules("trainer"), *imported_modules("nodes/host")]
+    above = {m for m in modules if room_of(m) is None}
+    assert above == {"trainer", "nodes.host"}, "the packages themselves, which hold nothing"
+
+
+@pytest.mark.parametrize("folder", ["trainer", "nodes", "scripts", "tests"])
+def test_no_two_files_import_each_other(folder: str) -> None:
+    imported = imported_modules(folder)
+    if folder in ("scripts", "tests"):  # these import each other by their names from the repository's root
+        imported = {
+            module_name(f).removeprefix(f"{PACK}."): {
+                name
+                for _, full in imports_of(ast.parse(f.read_text("utf-8")), PACK, is_package=True)
+                for name in (full, full.rpartition(".")[0])
+            }
+            for f in sources(folder)
+        }
+    pairs = [(a, b) for a, names in imported.items() for b in names if a in imported.get(b, ())]
+    assert pairs == []
+
+
+def test_few_files_lie_at_the_root_of_the_engine() -> None:
+    assert len(list((REPO / "trainer").glob("*.py"))) <= MOST_FILES_AT_ROOT
+
+
+@pytest.mark.parametrize("folder", ["trainer", "nodes"])
 def test_no_pickle_and_no_eval(folder: str) -> None:
     broken = {
         str(file.relative_to(REPO)): forbidden_calls(file.read_text("utf-8")) for file in sources(folder)
@@ -164,6 +252,13 @@ def test_python_sources_are_ascii() -> None:
 )
 def test_the_import_check_sees(module: str, source: str, broken: list[str]) -> None:
     assert forbidden_imports(source, f"{PACK}.{module}", is_package=False) == broken
+
+
+def test_the_floor_check_sees() -> None:
+    assert climbs("trainer.runs.run", {"trainer.loop.train", "trainer.errors"}) == ["trainer.loop.train"]
+    assert climbs("trainer.adapter.fused", {"trainer.dataset.items", "trainer.adapter.flat"}) == [
+        "trainer.dataset.items"
+    ]
 
 
 def test_the_call_check_sees() -> None:

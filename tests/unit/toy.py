@@ -16,8 +16,8 @@ from trainer.config import AdapterConfig, OptimizerConfig, Prediction, TrainConf
 from trainer.dataset.encoded import EncodedDataset, EncodedItem, Encoder, _pack_text
 from trainer.denoiser import Conditioning
 from trainer.memory.mapped import release_copies
+from trainer.memory.shared_clone import SharedClone
 from trainer.safefile import write_safetensors
-from trainer.twin import Twin
 
 CHANNELS, TEXT = 4, 6
 
@@ -65,7 +65,7 @@ class ToyDenoiser:
             self.network = ToyNetwork()
         self.prediction = prediction
         self.alphas_cumprod = None if prediction == "flow" else torch.linspace(0.999, 0.01, 1000)
-        self.twin = Twin(self.network)
+        self.twin = SharedClone(self.network)
         self.sessions = 0
 
     @property

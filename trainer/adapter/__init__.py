@@ -1,1 +1,1 @@
-"""LoRA layers into and out of a model, and LoRA files."""
+"""Adapters in a network: which layers get one, the layers themselves, their parameters."""

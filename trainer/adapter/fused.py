@@ -161,7 +161,7 @@ class FusedLoraLinear(PeftLinear):
         """Choose this micro-step's dropout; called before each training forward."""
         self.draws_of = (seed, micro_step)
 
-    def rest(self) -> None:
+    def disable_dropout(self) -> None:
         """No dropout, for validation and sampling."""
         self.draws_of = None
 

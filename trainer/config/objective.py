@@ -1,4 +1,4 @@
-"""Noise levels, loss and weighting; the formulas are in trainer/objective.py."""
+"""Noise levels, loss and weighting; the formulas are in trainer/loop/objective.py."""
 
 from __future__ import annotations
 

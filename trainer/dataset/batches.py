@@ -21,7 +21,7 @@ from ..rng import generator
 from .encoded import EncodedItem, load_latent, load_text
 
 
-class Showing(NamedTuple):
+class SampleDraw(NamedTuple):
     """One item shown once. Its random draws hang on (epoch, entry), so what an item is shown with does not depend
     on the batch size, on accumulation or on where a run was resumed."""
 
@@ -46,10 +46,10 @@ class BatchOrder:
         self.batches_per_epoch = sum(-(-len(g) // batch_size) for g in self._groups.values())
         self._epoch = lru_cache(maxsize=2)(self._plan)
 
-    def batch(self, number: int) -> list[Showing]:
+    def batch(self, number: int) -> list[SampleDraw]:
         """What one batch shows."""
         epoch, place = divmod(number, self.batches_per_epoch)
-        return [Showing(self._item_of[entry], epoch, entry) for entry in self._epoch(epoch)[place]]
+        return [SampleDraw(self._item_of[entry], epoch, entry) for entry in self._epoch(epoch)[place]]
 
     def _plan(self, epoch: int) -> list[list[int]]:
         draws = generator(self._seed, "order", epoch)
@@ -86,7 +86,7 @@ class ItemStore:
         self._kept: dict[Path, dict[str, Tensor]] = {}
         self._size = 0
 
-    def load(self, showings: Sequence[Showing]) -> Batch:
+    def load(self, showings: Sequence[SampleDraw]) -> Batch:
         """The tensors of one batch.
 
         Raises:
@@ -101,7 +101,7 @@ class ItemStore:
             mask=stack_masks(loaded),
         )
 
-    def choose(self, showing: Showing) -> tuple[Path, Path]:
+    def choose(self, showing: SampleDraw) -> tuple[Path, Path]:
         """The latent and the text that a showing gets."""
         item = self.items[showing.item]
         if item.role == "validation":

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..safefile import write_safetensors
 from .buckets import Bucket, BucketOptions, bucket_of
-from .caption_play import caption_variants
+from .caption_variants import caption_variants
 from .encoded import (
     FORMAT,
     EncodedDataset,

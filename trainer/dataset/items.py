@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from .augment import Augmentation
-from .caption_play import CaptionPlay
+from .caption_variants import CaptionVariation
 from .facts import Facts
 
 Role = Literal["subject", "regularisation", "validation"]
@@ -36,7 +36,7 @@ class Item:
     mask_sha256: str = ""
     use_alpha: bool = False  # the image's own opaque parts are the mask
     augmentation: Augmentation | None = None
-    caption_play: CaptionPlay | None = None
+    caption_play: CaptionVariation | None = None
 
     @property
     def masked(self) -> bool:
@@ -84,7 +84,7 @@ class Dataset:
         changed = (dataclasses.replace(i, caption=c) for i, c in zip(self.items, captions, strict=True))
         return dataclasses.replace(self, items=tuple(changed), trigger_word=trigger_word or self.trigger_word)
 
-    def with_caption_play(self, play: CaptionPlay) -> Dataset:
+    def with_caption_play(self, play: CaptionVariation) -> Dataset:
         """Captions that change from showing to showing; validation items keep theirs."""
         return self._change_trained(caption_play=play)
 

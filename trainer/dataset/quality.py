@@ -13,7 +13,7 @@ from statistics import median
 
 import numpy as np
 
-from .caption_play import split_tags
+from .caption_variants import split_tags
 from .items import Dataset, Item
 
 FEW_ITEMS, GOOD_ITEMS = 20, 50

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..errors import KilnError
 from ..rng import derive_seed
-from .caption_play import COMMAS
+from .caption_variants import COMMAS
 from .items import Dataset
 
 _PLACEHOLDER = re.compile(r"\{([^{}\[\]]*)\}|\[([^{}\[\]]*)\]")

@@ -1,1 +1,1 @@
-"""Where the frozen base is while its adapter is trained: whole on the device, recomputed, streamed, in fp8."""
+"""Where the frozen base is while its adapter is trained (whole, recomputed, streamed, in fp8), and the plan for it."""

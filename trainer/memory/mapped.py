@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..cpu import trim_heap
 from ..errors import KilnError
-from ..tensorfile import DTYPES, TensorFile
+from ..model_files.tensorfile import DTYPES, TensorFile
+from .cpu_tuning import trim_heap
 from .ledger import size_of
 
 # What model files put before the network's own names

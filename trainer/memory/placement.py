@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapter.fused import FrozenWeights
-from ..adapter.inject import choose_targets
+from ..adapter.targets import choose_targets
 from ..config import STREAMED, AdapterConfig, MemoryConfig
 from ..denoiser import Denoiser
 from ..errors import KilnError
@@ -37,8 +37,8 @@ from .ring import BlockRing, StoredWeight
 
 
 @dataclass(frozen=True)
-class _Place:
-    """A parameter or buffer of the twin. `name` is its full name in the model."""
+class _WeightRef:
+    """A parameter or buffer of the shared clone. `name` is its full name in the model."""
 
     name: str
     owner: nn.Module
@@ -77,7 +77,7 @@ class Placement:
             )
         file = file if config.level == "stream from file" else None
         self._denoiser, self._config, self._adapter, self._file = denoiser, config, adapter, file
-        self._own_weights = weights
+        self._unquantised_weights = weights
         self._fp8 = config.base_precision == "fp8"
         self._streams = config.level in STREAMED
         self.compiles = config.compile_blocks and not self._streams
@@ -86,7 +86,7 @@ class Placement:
         self.recomputed: list[RecomputedForward] = []
         self.ring: BlockRing | None = None
         self.note = ""
-        self._found: _Found | None = None
+        self._refs: _ModelWeights | None = None
 
     @contextmanager
     def session(self) -> Iterator[None]:
@@ -109,12 +109,12 @@ class Placement:
             if recomputes:
                 self.recomputed = checkpoint_blocks(module, self._config.offload_block_inputs)
             if not whole:
-                if self._found is None:
-                    self._found = _Found(module, self._adapter, self._denoiser)
+                if self._refs is None:
+                    self._refs = _ModelWeights(module, self._adapter, self._denoiser)
                 ending.callback(self.ledger.release, "outside blocks", "blocks")
                 if self._fp8:
                     self._hold_in_fp8(ending)
-                self._move(self._found.outside, "outside blocks")
+                self._move(self._refs.outside, "outside blocks")
                 if self._streams:
                     self.ring = self._make_ring()
                     ending.callback(self._close_ring)
@@ -122,12 +122,12 @@ class Placement:
                         wrapper.before = _binder(self.ring, index)
                         ending.callback(setattr, wrapper, "before", None)
                 else:
-                    self._move([p for block in self._found.blocks for p in block], "blocks")
+                    self._move([p for block in self._refs.blocks for p in block], "blocks")
             yield
 
-    def doubt(self) -> str:
-        """After a step: a sentence where the network walks past its blocks, so that the level does next to nothing;
-        else empty."""
+    def uncalled_blocks_warning(self) -> str:
+        """After a step: a sentence when the network never calls most of its blocks, so that the memory level has little
+        effect; else empty."""
         unused = sum(not wrapper.called for wrapper in self.recomputed)
         if 2 * unused <= len(self.recomputed):
             return ""
@@ -137,18 +137,18 @@ class Placement:
         )
 
     def _hold_in_fp8(self, ending: ExitStack) -> None:
-        assert self._found is not None
+        assert self._refs is not None
         device = torch.device("cpu") if self._streams else self._denoiser.device
         like = torch.empty(0, dtype=self._denoiser.dtype, device=self._denoiser.device)
-        for layer in self._found.targets:
+        for layer in self._refs.targets:
             weight = layer._parameters["weight"]
             assert weight is not None
             if size_of(weight) <= weight.numel():  # in 8 bits or less already
                 continue
-            hold_in_fp8(layer, self._own_weights, like, device)
+            hold_in_fp8(layer, self._unquantised_weights, like, device)
             ending.callback(release_fp8, layer)
 
-    def _move(self, places: list[_Place], what: str) -> None:
+    def _move(self, places: list[_WeightRef], what: str) -> None:
         """Onto the device, as copies where they are elsewhere; other kinds of tensors move when their layer asks."""
         for place in places:
             owner = place.owner
@@ -163,8 +163,8 @@ class Placement:
             self.ledger.hold(what, size_of(moved))
 
     def _make_ring(self) -> BlockRing:
-        assert self._found is not None
-        stored = {p.name: p.owner._parameters.get(p.key) for block in self._found.blocks for p in block}
+        assert self._refs is not None
+        stored = {p.name: p.owner._parameters.get(p.key) for block in self._refs.blocks for p in block}
         plain: dict[str, Tensor] = {n: t for n, t in stored.items() if t is not None and _is_plain(t)}
         tensors = plain if self._file is None else map_weights(self._file, plain)
         blocks = [
@@ -173,7 +173,7 @@ class Placement:
                 for p in places
                 if p.name in plain
             ]
-            for places in self._found.blocks
+            for places in self._refs.blocks
         ]
         if not any(blocks):
             raise KilnError(
@@ -188,15 +188,15 @@ class Placement:
             self.ring = None
 
 
-class _Found:
+class _ModelWeights:
     """The twin's tensors, looked up before any adapter is in it: names and owners stay valid after that."""
 
     def __init__(self, module: nn.Module, adapter: AdapterConfig, denoiser: Denoiser) -> None:
         names = {id(m): name for name, m in module.named_modules()}
 
-        def places(owners: list[nn.Module], buffers: bool) -> list[_Place]:
+        def places(owners: list[nn.Module], buffers: bool) -> list[_WeightRef]:
             return [
-                _Place(f"{names[id(m)]}.{key}".lstrip("."), m, key)
+                _WeightRef(f"{names[id(m)]}.{key}".lstrip("."), m, key)
                 for m in owners
                 for key in [*m._parameters, *(m._buffers if buffers else ())]
                 if not denoiser.keeps_to_itself(m, key)
@@ -207,7 +207,10 @@ class _Found:
         self.blocks = [places(list(block.modules()), False) for block in blocks]
         self.outside = places([m for m in module.modules() if id(m) not in inside], True)
         self.outside += [
-            _Place(f"{names[id(m)]}.{key}", m, key) for b in blocks for m in b.modules() for key in m._buffers
+            _WeightRef(f"{names[id(m)]}.{key}", m, key)
+            for b in blocks
+            for m in b.modules()
+            for key in m._buffers
         ]
         wanted = choose_targets(module, adapter.target_modules, adapter.exclude_modules)
         self.targets = [module.get_submodule(name) for name in wanted]

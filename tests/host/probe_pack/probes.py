@@ -184,7 +184,7 @@ class ProbeBrokenModel(io.ComfyNode):
         def fail(*args: Any) -> Any:
             raise RuntimeError("this model is broken on purpose")
 
-        runs = pack_module("nodes.host.monitor").all_runs
+        runs = pack_module("nodes.host.canvas.monitor").all_runs
         deadline = time.monotonic() + 60
         while not any(r.status == "running" and r.state()["step"] >= 3 for r in runs()):
             assert time.monotonic() < deadline, "no run trains"

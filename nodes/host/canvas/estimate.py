@@ -1,0 +1,112 @@
+"""The memory plan of a run before anything is loaded: from the header of the model's file and the widgets' values.
+
+The plan itself is the run's own (engine.plan_memory); only what it looks at is made up of shapes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import comfy.model_management
+import folder_paths
+import torch
+
+from ....trainer.config import TrainConfig
+from ....trainer.errors import KilnError
+from ....trainer.model_files.meta_model import Shapes, meta_model, read_shapes
+from ..memory.plan import plan_memory
+
+# The loaders whose file tells the network, and the host's folder that their file is listed in
+FOLDERS = {"UNETLoader": "diffusion_models", "CheckpointLoaderSimple": "checkpoints"}
+# What the host's UNETLoader offers as weight_dtype
+WEIGHT_DTYPES = {
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+    "fp8_e4m3fn_fast": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
+}
+FRAMES_PER_LATENT = 4  # Wan's VAE; the first frame stands alone
+
+
+def plan_ahead(
+    loader: str, file: str, weight_dtype: str, config: dict[str, Any], resolution: int, max_frames: int
+) -> dict[str, Any]:
+    """Plan the memory of a run.
+
+    Args:
+        loader: class of the node that loads the model, a key of FOLDERS.
+        file: as the host lists it for that loader.
+        weight_dtype: as the loader has it.
+        config: some of TrainConfig.to_dict(); the rest are defaults.
+        resolution, max_frames: of the largest item, pixels and frames.
+
+    Returns:
+        "sentence" and "advice", and in bytes "total" and "parts" by name.
+
+    Raises:
+        KilnError: the file is not listed or cannot be read, or a setting is out of range.
+    """
+    _check_types(config, TrainConfig().to_dict())
+    settings = TrainConfig.from_dict(config)
+    path = _listed(loader, file)
+    shapes, in_file = read_shapes(path)
+    device = comfy.model_management.get_torch_device()
+    dtype, compute = _precision(WEIGHT_DTYPES.get(weight_dtype, in_file), shapes, device, weight_dtype)
+    channels, shrink = _latent(shapes)
+    side = max(1, resolution // shrink)
+    frames = 1 + (max_frames - 1) // FRAMES_PER_LATENT
+    network = meta_model(shapes, dtype)
+    is_video = len(getattr(network, "patch_size", ())) == 3
+    latent = (channels, frames, side, side) if is_video else (channels, side, side)
+    model = SimpleNamespace(model=SimpleNamespace(diffusion_model=network), patches={})
+    plan = plan_memory(model, SimpleNamespace(device=device, dtype=compute), settings, latent, path)
+    parts = {name: size for name, size in asdict(plan).items() if isinstance(size, int)}
+    return {"sentence": plan.sentence(), "advice": plan.advice, "total": plan.total, "parts": parts}
+
+
+def _check_types(values: dict[str, Any], usual: dict[str, Any]) -> None:
+    """Settings that come as JSON have the types of the defaults; unknown ones are left to TrainConfig."""
+    for name, value in values.items():
+        like = usual.get(name, value)
+        if isinstance(like, dict) and isinstance(value, dict):
+            _check_types(value, like)
+        elif type(value) is not type(like) and not (type(value) is int and type(like) is float):
+            raise KilnError(f"{name} is {value!r}; it must be a {type(like).__name__}.")
+
+
+def _listed(loader: str, file: str) -> Path:
+    if loader not in FOLDERS:
+        raise KilnError(
+            f"A model loaded by {loader!r} cannot be planned for; use one of {', '.join(FOLDERS)}."
+        )
+    if file not in folder_paths.get_filename_list(FOLDERS[loader]):
+        raise KilnError(f"The host lists no model file {file!r}; choose one on the loader.")
+    if not file.endswith((".safetensors", ".sft")):
+        raise KilnError(
+            f"The model file {file!r} is not safetensors, so its shapes cannot be read beforehand."
+        )
+    return Path(folder_paths.get_full_path_or_raise(FOLDERS[loader], file))
+
+
+def _precision(
+    wanted: torch.dtype, shapes: Shapes, device: torch.device, weight_dtype: str
+) -> tuple[torch.dtype, torch.dtype]:
+    """How the host will hold the weights and compute, asked in the words of its own loader."""
+    manage = comfy.model_management
+    dtype = wanted
+    if weight_dtype not in WEIGHT_DTYPES:
+        count = sum(torch.Size(s).numel() for s in shapes.values())
+        dtype = manage.unet_dtype(model_params=count, weight_dtype=wanted)
+    compute = manage.unet_manual_cast(dtype, device) or dtype
+    if compute == torch.float16 and manage.should_use_bf16(device):  # as HostDenoiser chooses
+        compute = torch.bfloat16
+    return dtype, compute
+
+
+def _latent(shapes: Shapes) -> tuple[int, int]:
+    """Channels of a latent, and pixels per place along a side: Wan 2.2's 48-channel VAE shrinks 16 times, others 8."""
+    first = shapes.get("patch_embedding.weight", ())
+    channels = first[1] if len(first) > 1 else 16
+    return channels, 16 if channels == 48 else 8

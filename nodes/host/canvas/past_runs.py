@@ -1,0 +1,175 @@
+"""The runs of the history, as the runs tab shows them and acts on them. Blocking: call it on a thread."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+
+from ....trainer.config import TrainConfig
+from ....trainer.errors import KilnError
+from ....trainer.report.curve import Curve, smooth
+from ....trainer.runs import artifacts as leavings
+from ....trainer.runs.history import ORDERS as ORDERS
+from ....trainer.runs.history import History, Record
+from ....trainer.runs.run import LORA
+from ....trainer.runs.samples import thumbnail as small_picture
+from .. import paths
+from .monitor import find_run
+
+THUMBNAIL = 384  # pixels, the longer side
+CURVE_COLUMNS = 500
+
+
+class UnknownRun(Exception):
+    """The history holds no run of that id."""
+
+
+def page(words: str, order: str, offset: int, limit: int) -> tuple[list[dict[str, Any]], int]:
+    """Some of the runs that hold all of the words, and how many there are."""
+    with _history() as history:
+        records = history.records(words, order)
+        return [_shown(history, r) for r in records[offset : offset + limit]], len(records)
+
+
+def curve(run_id: str) -> dict[str, Any]:
+    """A run's curve, thinned out."""
+    with _history() as history:
+        _known(history, run_id)
+        losses = history.curve(run_id)
+        rates = dict(history.curve(run_id, "learning_rate"))
+        measured = history.curve(run_id, "validation")
+    whole = Curve()
+    for (step, loss), mean in zip(losses, smooth(v for _, v in losses), strict=True):
+        whole.add_point(step, loss, mean, rates.get(step, 0.0))
+    return {"points": whole.thinned(CURVE_COLUMNS), "validation": [p for p in measured if p[1] == p[1]]}
+
+
+def graph(run_id: str) -> dict[str, Any]:
+    """The graph that the run's LoRA carries.
+
+    Raises:
+        KilnError: it has left no LoRA.
+    """
+    return leavings.graph(_folder(run_id))
+
+
+def thumbnail(run_id: str, place: int) -> bytes | None:
+    """The run's sample of that number as a small JPEG; None where there is none."""
+    with _history() as history:
+        _known(history, run_id)
+        samples = history.samples(run_id)
+    path = samples[place][2].resolve() if place < len(samples) else None
+    roots = (paths.kiln_directory(), folder_paths.get_output_directory(), folder_paths.get_temp_directory())
+    if path is None or not path.is_file() or not any(Path(r).resolve() in path.parents for r in roots):
+        return None
+    return small_picture(path, THUMBNAIL)
+
+
+def rate(run_id: str, rating: int | None, notes: str | None) -> dict[str, Any]:
+    """Write what the user thinks; the run as it is now."""
+    with _history() as history:
+        _known(history, run_id)
+        history.rate(run_id, rating, notes)
+        return _shown(history, _known(history, run_id))
+
+
+def what_goes(run_id: str) -> dict[str, Any]:
+    """What deleting the run would remove and keep."""
+    return _described(leavings.leavings(_folder(run_id)))
+
+
+def delete(run_id: str) -> dict[str, Any]:
+    """Remove the run's own files and its entry in the history.
+
+    Raises:
+        KilnError: it is still running, or a file cannot be deleted.
+    """
+    folder = _folder(run_id)
+    with _history() as history:
+        live = find_run(run_id)
+        if _known(history, run_id).status == "running" or (live is not None and live.controls is not None):
+            raise KilnError("This run is still going on; finish it first.")
+        gone = leavings.remove(folder)
+        shutil.rmtree(paths.tensorboard_folder(folder.name), ignore_errors=True)
+        history.forget(run_id)
+    return _described(gone)
+
+
+def _described(found: leavings.Artifacts) -> dict[str, Any]:
+    return {name: getattr(found, name) for name in ("bytes", "checkpoints", "samples", "lora", "kept")}
+
+
+@contextmanager
+def _history() -> Iterator[History]:
+    history = History(paths.history_file())
+    try:
+        yield history
+    finally:
+        history.close()
+
+
+def _known(history: History, run_id: str) -> Record:
+    record = history.record(run_id)
+    if record is None:
+        raise UnknownRun
+    return record
+
+
+def _folder(run_id: str) -> Path:
+    """The run's folder among our runs. Its name is the id that the history knows, which a client only chose."""
+    with _history() as history:
+        return _place(_known(history, run_id))
+
+
+def _place(record: Record) -> Path:
+    folder = paths.runs_folder() / record.id
+    if folder.parent != paths.runs_folder() or folder.name.startswith(".") or folder.is_symlink():
+        raise KilnError(f"The folder of the run {record.id} is not one of ours; look at it by hand.")
+    return folder
+
+
+def _shown(history: History, record: Record) -> dict[str, Any]:
+    folder = _place(record)
+    samples = history.samples(record.id)
+    live = find_run(record.id)
+    has_lora = (folder / LORA).is_file()
+    return {
+        "id": record.id,
+        "started": record.started,
+        "status": record.status,
+        "live": live is not None and live.controls is not None,
+        "step": record.step,
+        "seconds": record.seconds,
+        "items": record.items,
+        "held_out": record.held_out,
+        "config": record.config,
+        "changed": _changed(record.config, TrainConfig().to_dict()),
+        "loss": record.loss,
+        "best_loss": record.best_loss,
+        "best_step": record.best_step,
+        "rating": record.rating,
+        "notes": record.notes,
+        "advice": record.advice,
+        "message": record.message,
+        "samples": [step for step, _, _ in samples],
+        "lora": paths.shown(folder / LORA) if has_lora else "",
+        "resumable": any(folder.glob("step-*")),
+    }
+
+
+def _changed(config: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
+    """The settings that are not the default, nested as they are."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            inner = _changed(value, usual.get(name) or {})
+            if inner:
+                found[name] = inner
+        elif value != usual.get(name):
+            found[name] = value
+    return found

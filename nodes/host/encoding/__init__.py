@@ -1,0 +1,1 @@
+"""The graph's VAE and CLIP as the engine's Encoder."""

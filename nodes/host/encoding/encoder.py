@@ -1,0 +1,67 @@
+"""The graph's VAE and CLIP as the engine's Encoder."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import comfy.model_management
+import numpy as np
+import torch
+from torch import Tensor
+
+from ....trainer.dataset.encoded import Encoder
+from ....trainer.errors import KilnError
+from ..memory.gate import DeviceGate
+from ..models.fingerprint import module_fingerprint
+
+
+class HostEncoder(Encoder):
+    """Encodes batches of pixels and single captions; between two calls the host's interrupt is honoured."""
+
+    def __init__(self, vae: Any, clip: Any) -> None:
+        # The host crops what it encodes to multiples of 8, frames too, which leaves nothing of a batch of stills; a
+        # copy of the wrapper (the weights are shared) is told not to: our sizes are multiples of 16.
+        self._vae = copy.copy(vae)
+        self._vae.crop_input = False
+        self._clip = clip
+        self._video = vae.latent_dim == 3 and not getattr(vae, "not_video", False)
+        self.image_fingerprint = module_fingerprint(vae.first_stage_model)
+        options = (
+            str(clip.layer_idx),
+            str(sorted(clip.tokenizer_options.items())),
+            _patches_id(clip.patcher),
+        )
+        self.text_fingerprint = module_fingerprint(clip.cond_stage_model, extra=options)
+
+    def make_room(self) -> None:
+        """Take every model off the device, the one to be trained among them; a run in the background steps aside."""
+        DeviceGate.wait_until_aside()
+        comfy.model_management.unload_all_models()
+
+    def encode_pixels(self, pixels: np.ndarray) -> Tensor:
+        """(B, F, H, W, 3) fp32 in 0..1 -> (B, C, F', h, w) of a video VAE, (B, C, h, w) of an image VAE."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        batch = torch.from_numpy(pixels)
+        if self._video:
+            return self._vae.encode(batch)
+        if batch.shape[1] > 1:
+            raise KilnError(
+                "This VAE encodes stills only and the dataset holds clips; set max_frames to 1 to train on one frame "
+                "of each."
+            )
+        return self._vae.encode(batch[:, 0])
+
+    def encode_text(self, caption: str) -> dict[str, Tensor]:
+        """The first schedule entry's tensors, without batch dimension."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        cond, extras = self._clip.encode_from_tokens_scheduled(self._clip.tokenize(caption))[0]
+        found = {
+            name: value[0] for name, value in extras.items() if isinstance(value, Tensor) and len(value) == 1
+        }
+        return {**found, "cross_attn": cond[0]}
+
+
+def _patches_id(patcher: Any) -> str:
+    """A text encoder with LoRAs on it encodes differently; the host gives each set of patches an id."""
+    return str(patcher.patches_uuid) if patcher.patches else ""

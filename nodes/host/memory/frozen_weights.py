@@ -1,0 +1,66 @@
+"""How the weight of one frozen layer of the host comes to be used: resident, offloaded, patched, quantised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import comfy.ops
+from comfy.quant_ops import QuantizedTensor
+from torch import Tensor, nn
+
+from ....trainer.adapter.targets import is_linear
+from ....trainer.memory.mapped import is_mapped
+
+
+def host_weights(layer: nn.Module, like: Tensor) -> AbstractContextManager[tuple[Tensor, Tensor | None]]:
+    """FrozenWeights of the host's linear layers: resident, offloaded, of another type, with patches to apply, fp8,
+    scaled fp8 or quantised."""
+    own_cast = getattr(layer, "cast_bias_weight", None)
+    if own_cast is not None:  # ComfyUI-GGUF's layers dequantise and patch their weight themselves
+        return nullcontext(own_cast(like))
+    changed = layer.comfy_cast_weights or layer.weight_function or layer.bias_function
+    weight = layer.weight
+    if not changed and weight.dtype == like.dtype and type(weight) is nn.Parameter:
+        return nullcontext((weight, layer.bias))  # type: ignore[arg-type]
+    return _brought_in(layer, like)
+
+
+@contextmanager
+def _brought_in(layer: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """By the host's own routine; handed back as soon as they have been used."""
+    weight, bias, stream = comfy.ops.cast_bias_weight(layer, like, offloadable=True)
+    try:
+        scale = getattr(layer, "scale_weight", None)  # scaled fp8 on host 0.3.75; 0.33 dequantises by itself
+        inputs = getattr(layer, "pre_quant_scale", None)  # host 0.33: what the inputs are to be multiplied by
+        for factor in (scale, inputs):
+            weight = weight if factor is None else weight * factor.to(weight)
+        yield (weight.dequantize() if isinstance(weight, QuantizedTensor) else weight), bias
+    finally:
+        comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
+
+
+def as_linear_layers(module: nn.Module) -> None:
+    """Make the quantised linear layers of a twin known as such: the host's (comfy.ops.mixed_precision_ops) are no
+    nn.Linear, which peft asks for. Their behaviour stays theirs."""
+    classes: dict[type, type] = {}
+    for layer in module.modules():
+        kind = type(layer)
+        if is_linear(layer) and not isinstance(layer, nn.Linear):
+            if kind not in classes:
+                classes[kind] = type(kind.__name__, (kind, nn.Linear), {})
+            layer.__class__ = classes[kind]
+
+
+def bytes_in_ram(module: nn.Module) -> int:
+    """What a network's weights take of CPU memory, without those that are a mapped file: ours, or host 0.33's."""
+
+    def is_file(tensor: Tensor) -> bool:
+        host_maps = type(tensor) is nn.Parameter and hasattr(
+            tensor.untyped_storage(), "_comfy_tensor_mmap_refs"
+        )
+        return host_maps or is_mapped(tensor)
+
+    return sum(
+        p.numel() * p.element_size() for p in module.parameters() if p.device.type == "cpu" and not is_file(p)
+    )

@@ -1,0 +1,47 @@
+"""What a run will need of the device, by the host's own account of what is free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import torch
+
+from ....trainer.config import TrainConfig
+from ....trainer.memory.estimate import Estimate, estimate
+
+
+def plan_memory(
+    model: Any, denoiser: Any, config: TrainConfig, latent_shape: tuple[int, ...], file: Path | None = None
+) -> Estimate:
+    """What the run will need of the device, and at which memory level, against what it has free when the host makes
+    room. file: see model_file."""
+    from ....trainer.adapter.targets import choose_targets, layer_shape
+    from .frozen_weights import bytes_in_ram
+
+    module = model.model.diffusion_model
+    targets = choose_targets(module, config.adapter.target_modules, config.adapter.exclude_modules)
+    layers = dict(module.named_modules())
+    trained = sum(
+        layer_shape(t, config.adapter).rank * (layers[t].in_features + layers[t].out_features)
+        for t in targets
+    )
+    cpu = torch.device("cpu")
+    free = free_ram = comfy.model_management.get_free_memory(cpu) + bytes_in_ram(module)
+    if denoiser.device != cpu:
+        held = comfy.model_management.loaded_models()
+        free = comfy.model_management.get_free_memory(denoiser.device)
+        free += sum(m.loaded_size() for m in held if m.load_device == denoiser.device)
+    return estimate(
+        module,
+        targets,
+        config,
+        latent_shape,
+        bytes_per_value=denoiser.dtype.itemsize,
+        trained=trained,
+        free=free,
+        streams=denoiser.device != cpu,
+        from_file=file is not None,
+        free_ram=free_ram,
+    )

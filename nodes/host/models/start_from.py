@@ -1,0 +1,84 @@
+"""A LoRA file as the beginning of a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.lora
+import comfy.lora_convert
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ....trainer.config import AdapterConfig
+from ....trainer.errors import KilnError
+from ....trainer.rng import generator
+from .. import paths
+from .lora import read_lora
+
+
+def start_state(model: Any, name: str, config: AdapterConfig) -> dict[str, Tensor]:
+    """A LoRA file as the state of a fresh adapter, so that training begins where the file is.
+
+    Whatever key format the host can read can be started from. A file of a smaller rank is filled up with fresh rows
+    that do nothing yet.
+
+    Args:
+        model: a MODEL.
+        name: as the host lists the file.
+        config: of the adapter that is to be trained.
+
+    Raises:
+        KilnError: the file is no plain LoRA, has a larger rank, or holds layers that are not trained.
+    """
+    from ....trainer.adapter.targets import choose_targets, layer_shape  # peft: not at the host's start
+
+    if config.kind != "lora" or config.init != "default":
+        raise KilnError(
+            f"start_from needs an adapter of the kind lora with init default, and these are {config.kind} and "
+            f"{config.init}; change them or start fresh."
+        )
+    keys: dict[str, Any] = comfy.lora.model_lora_keys_unet(model.model, {})
+    tensors = dict(read_lora(paths.lora_path(name)))
+    loaded = comfy.lora.load_lora(comfy.lora_convert.convert_lora(tensors), keys)
+    targets = set(choose_targets(model.model.diffusion_model, config.target_modules, config.exclude_modules))
+    state: dict[str, Tensor] = {}
+    for key, patch in loaded.items():
+        layer = str(key).removeprefix("diffusion_model.").removesuffix(".weight")
+        up, down, alpha = _plain_lora(name, layer, patch)
+        if layer not in targets:
+            raise KilnError(
+                f"start_from {name!r} holds the layer {layer}, which this run does not train; leave target_modules "
+                "empty or name it there."
+            )
+        rank = down.shape[0]
+        shape = layer_shape(layer, config)
+        if rank > shape.rank:
+            raise KilnError(
+                f"start_from {name!r} has rank {rank} and this run {shape.rank}; set rank to {rank} or more."
+            )
+        factor = (1.0 if alpha is None else alpha / rank) / shape.scale(config)
+        state[f"{layer}.lora_B.weight"] = pad(up.float() * factor, (0, shape.rank - rank))
+        fresh = torch.nn.init.kaiming_uniform_(
+            torch.empty(shape.rank, down.shape[1]),
+            a=5**0.5,
+            generator=generator(0, "start", len(state)),
+        )
+        fresh[:rank] = down.float()
+        state[f"{layer}.lora_A.weight"] = fresh
+    if not state:
+        raise KilnError(
+            f"start_from {name!r} holds no layer of this model ({type(model.model).__name__}); choose a LoRA that was "
+            "trained on this kind of model."
+        )
+    return state
+
+
+def _plain_lora(name: str, layer: str, patch: Any) -> tuple[Tensor, Tensor, float | None]:
+    """(up (out, r), down (r, in), alpha) of one loaded layer."""
+    weights: Any = getattr(patch, "weights", None)
+    if getattr(patch, "name", "") != "lora" or weights[0].ndim != 2 or weights[4] is not None:
+        raise KilnError(
+            f"start_from {name!r} holds {layer} in another form than a plain LoRA; choose a plain LoRA."
+        )
+    return weights[0], weights[1], weights[2]

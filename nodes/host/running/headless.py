@@ -1,0 +1,110 @@
+"""Training without a server: from a run.toml, with the same calls as the training node makes."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import comfy.sd
+import torch
+
+import nodes
+
+from ....trainer.errors import KilnError
+from ....trainer.events import Controls
+from ....trainer.loop.distributed import ProcessGroup
+from ....trainer.report.console import ConsoleListener
+from ....trainer.runs.job import Job
+from ....trainer.runs.runfile import RunFile, read_dataset, read_run_file
+from ..models.fingerprint import model_fingerprint
+from .train_run import train_run
+
+
+def train_file(path: Path, group: ProcessGroup) -> Path | None:
+    """Train what a run.toml says; returns the LoRA's path, or None in a process that is not the main one.
+
+    Ctrl-C stops at the next step boundary, with a checkpoint.
+
+    Raises:
+        KilnError: the file, the model or the dataset is not what it should be, or see trainer.loop.train.
+    """
+    run_file = read_run_file(path)
+    encoded = read_dataset(path.parent / run_file.dataset)
+    with torch.inference_mode():  # as the host's nodes run
+        model = load_model(run_file, path.parent)
+
+    def work(controls: Controls) -> Any:
+        return train_run(
+            model,
+            encoded,
+            run_file.config,
+            resume=run_file.resume,
+            source=run_file.model,
+            controls=controls,
+            listeners=[ConsoleListener()] if group.is_main else [],
+            group=group,
+        )
+
+    job = Job(work)
+    _stop_on_interrupt(job.controls)
+    job.start()
+    job.wait()
+    run = job.result()
+    if not group.is_main:
+        return None
+    print("\n".join([run.sentence(), *run.advice]), file=sys.stderr)
+    output = path.parent / run_file.output
+    (run.folder / "lora.safetensors").replace(output) if output.parent == run.folder else _copy(run, output)
+    return output
+
+
+def _copy(run: Any, output: Path) -> None:
+    from ....trainer.lora_files.files import save_lora
+
+    save_lora(output, run.lora)
+
+
+def load_model(run_file: RunFile, folder: Path) -> Any:
+    """The MODEL that the file names: by one of the host's loaders, or a path to a diffusion model.
+
+    Raises:
+        KilnError: the graph's model cannot be made again from a file, the file is not there, or it is another model.
+    """
+    loader, file = run_file.model.get("loader", ""), run_file.model.get("file", "")
+    path = (folder / file).resolve() if file else folder
+    if not loader and not path.is_file():
+        raise KilnError(
+            "The run file names no model: its graph changed the model between the loader and the trainer. Write file = "
+            "'path/to/model.safetensors' into [model]."
+        )
+    try:
+        if not loader:
+            model = comfy.sd.load_diffusion_model(str(path))
+        elif loader == "UNETLoader":
+            dtype = run_file.model.get("weight_dtype", "default")
+            (model,) = nodes.UNETLoader().load_unet(file, dtype)
+        else:
+            model = nodes.CheckpointLoaderSimple().load_checkpoint(file)[0]
+    except Exception as error:  # the host raises plain errors of many kinds
+        raise KilnError(
+            f"The model {file!r} cannot be loaded ({error}); put it into the host's model folders or write its path."
+        ) from error
+    expected = run_file.model.get("fingerprint", "")
+    if expected and model_fingerprint(model) != expected:
+        raise KilnError(
+            f"The model {file!r} is not the one that the run was exported with; load that one, or take fingerprint "
+            "out of the run file to train this one."
+        )
+    return model
+
+
+def _stop_on_interrupt(controls: Controls) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
+        print("\nstopping after this step (again to end at once) ...", file=sys.stderr)
+        controls.stop()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGINT, stop)

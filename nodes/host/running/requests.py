@@ -1,0 +1,213 @@
+"""One training run on the host, from the graph's objects to a Run: while the node waits, or behind its back."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ....trainer.config import TrainConfig
+from ....trainer.dataset.encoded import EncodedDataset
+from ....trainer.errors import KilnError
+from ....trainer.events import AdviceEvent, Controls, Event, Listener, MessageEvent, StepEvent
+from ....trainer.lora_files.files import save_lora
+from ....trainer.report.console import step_line
+from ....trainer.runs.job import Job, NotStarted, others_run
+from ....trainer.runs.run import Run, load_run
+from .. import paths
+from ..canvas.monitor import RunMonitor
+from ..canvas.progress import NodeProgress
+from ..models.fingerprint import model_fingerprint
+from ..models.source import model_source
+from .background import raise_interrupted, run_detached, run_in_background
+from .sampling import SampleTools
+from .train_run import train_run
+
+log = logging.getLogger(__name__)
+
+KEPT_OUTCOMES = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRequest:
+    """What a training node asks for."""
+
+    model: Any  # a MODEL; it is the same afterwards
+    encoded: EncodedDataset
+    config: TrainConfig
+    resume: str  # see trainer.runs.run.choose_checkpoint
+    node_id: str
+    graph: dict[str, Any]  # "workflow" and "prompt" for the metadata of LoRA and samples
+    start_from: str = ""  # a LoRA file of the host's folders to begin from, or nothing
+    tensorboard: bool = False
+    tools: SampleTools | None = None  # what samples are drawn with
+
+    def monitor(self) -> RunMonitor:
+        return RunMonitor(self.node_id, self.config.steps, draws=self.tools is not None)
+
+    def train(self, controls: Controls, monitor: RunMonitor, listeners: list[Listener]) -> Run:
+        """On the calling thread; raises what trainer.loop.train raises."""
+        monitor.controls = controls
+        run: Run = train_run(
+            self.model,
+            self.encoded,
+            self.config,
+            resume=self.resume,
+            start_from=self.start_from,
+            source=model_source(self.graph.get("prompt") or {}, self.node_id),
+            graph=self.graph,
+            controls=controls,
+            listeners=[*listeners, monitor.listen],
+            on_chosen=monitor.begin,
+            tensorboard=self.tensorboard,
+            tools=self.tools,
+        )
+        return run
+
+    def key(self) -> Hashable:
+        """Equal for orders that give the same LoRA."""
+        model = model_fingerprint(self.model)
+        return (model, self.encoded.fingerprint, repr(self.config), self.resume, self.start_from)
+
+
+async def train_on_host(order: TrainRequest) -> Run:
+    """Train in the background while the node waits; the bar and text on the node follow.
+
+    Raises:
+        KilnError: see trainer.loop.train.
+        The host's InterruptProcessingException: the user interrupted; a checkpoint is saved.
+    """
+    progress, monitor = NodeProgress(order.node_id), order.monitor()
+    progress.say("waiting for the run that trains now ..." if others_run() else "starting ...")
+    try:
+        run, interrupted = await run_in_background(
+            lambda controls: order.train(controls, monitor, [_listener(progress)])
+        )
+    except NotStarted:
+        raise_interrupted()
+    except BaseException as error:
+        monitor.end("failed", str(error))
+        raise
+    if interrupted or (run.stopped and not monitor.finish_requested):
+        text = f"stopped at step {len(run.losses)} of {order.config.steps}; checkpoint and LoRA: {run.folder.name}"
+        progress.say(text)
+        monitor.end("stopped", text)
+        raise_interrupted()
+    text = "\n".join([run.sentence(), *run.advice])
+    progress.say(text)
+    monitor.end("stopped" if run.stopped else "done", text)
+    return run
+
+
+def train_in_background(order: TrainRequest) -> tuple[Run | None, str]:
+    """Train while the prompt and others go on.
+
+    An order that is in work already is not started again; one that has ended gives its run.
+
+    Returns:
+        the run when it has ended, and a sentence for the node.
+    """
+    key = order.key()
+    if key in _outcomes:
+        found = _outcomes[key]
+        if found is None:
+            return None, "This run trains in the background already; queue the graph again when it is done."
+        try:
+            run = load_run(found)
+        except KilnError as error:  # deleted since: train it again
+            log.info("%s", error)
+        else:
+            return run, run.sentence()
+    _begin(key)
+    waits = "after the run that trains now, " if others_run() else ""
+    monitor = order.monitor()
+
+    def watch(job: Job[Run]) -> None:
+        if not job.done:
+            waiting = job.controls.aside
+            if waiting and monitor.status == "running":
+                monitor.say("aside")
+            elif not waiting and monitor.status == "aside":
+                monitor.say("running")
+            return
+        outcome = None
+        try:
+            run = job.result()
+            ended = not run.stopped or monitor.finish_requested
+            outcome = run.folder if ended and run.losses else None
+            where = f" LoRA: {_publish(run)}" if outcome else f" Resume it with latest: {run.run_id}"
+            monitor.end(
+                "stopped" if run.stopped else "done", "\n".join([run.sentence() + ";" + where, *run.advice])
+            )
+        except NotStarted:
+            pass
+        except BaseException as error:
+            log.error("The training in the background ended: %s", error)
+            monitor.end("failed", str(error))
+            if not monitor.run_id:  # it has no panel yet
+                NodeProgress(order.node_id).say(str(error))
+        finally:
+            _end(key, outcome)
+
+    run_detached(lambda controls: order.train(controls, monitor, []), watch)
+    return None, (
+        f"Trains in the background, {waits}while other prompts run; they have the device first. The nodes behind did "
+        "not run: queue the graph again when it is done. The LoRA will also be in ComfyUI/output/loras."
+    )
+
+
+def outcomes_so_far() -> int:
+    """Goes up with every beginning and end of a run in the background."""
+    return _changes
+
+
+_outcomes: OrderedDict[Hashable, Path | None] = (
+    OrderedDict()
+)  # of runs in the background; None while they go on
+_changes = 0
+
+
+def _begin(key: Hashable) -> None:
+    global _changes
+    _changes += 1
+    _outcomes[key] = None
+    while len(_outcomes) > KEPT_OUTCOMES:
+        _outcomes.popitem(last=False)
+
+
+def _end(key: Hashable, folder: Path | None) -> None:
+    """folder: of the run whose LoRA is what was ordered; without one the next order trains again."""
+    global _changes
+    _changes += 1
+    _outcomes.pop(key, None)
+    if folder is not None:
+        _outcomes[key] = folder
+
+
+def _publish(run: Run) -> str:
+    """Save the LoRA where the host lists it for loading; returns where, for the user."""
+    try:
+        path = paths.background_lora_path(run.run_id)
+        save_lora(path, run.lora)
+        return f"output/loras/{path.name}"
+    except KilnError as error:
+        return f"in the run's folder only ({error})"
+
+
+def _listener(progress: NodeProgress) -> Any:
+    advice: tuple[str, ...] = ()
+
+    def listen(event: Event) -> None:
+        nonlocal advice
+        if isinstance(event, StepEvent):
+            lines = [step_line(event), *advice]
+            progress.show(event.step, event.total, "\n".join(lines))
+        elif isinstance(event, AdviceEvent):
+            advice = event.advice
+        elif isinstance(event, MessageEvent):
+            progress.say(event.text)
+
+    return listen

@@ -1,0 +1,125 @@
+"""Samples during a run, by the host's own sampler with the LoRA patched on as every loader of it would.
+
+This is what users will get from the file, and it shares nothing with the training: the run has left the device, the
+patches lie on a clone of the MODEL, the noise comes from a generator of its own, and torch's global generators are
+put back to where they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import numpy as np
+import torch
+from comfy.cli_args import args
+from torch import Tensor
+
+from ....trainer.config import SampleConfig, TrainConfig
+from ....trainer.errors import KilnError
+from ....trainer.events import Stopped
+from ....trainer.runs.samples import Sample, sample_path, write_sample
+from ..models.lora import apply_lora
+
+SAMPLERS: list[str] = list(comfy.samplers.KSampler.SAMPLERS)
+SCHEDULERS: list[str] = list(comfy.samplers.KSampler.SCHEDULERS)
+
+
+@dataclass(frozen=True)
+class SampleTools:
+    """What KilnSampleSettings hands to the run beside its plain settings."""
+
+    vae: Any
+    positive: dict[str, Any]  # CONDITIONING by prompt
+    negative: Any  # CONDITIONING
+
+
+def sample_tools(clip: Any, vae: Any, config: SampleConfig) -> SampleTools:
+    """Encode the prompts: from here on the text encoder is not needed.
+
+    Raises:
+        KilnError: there is no prompt, or the host has no such sampler.
+    """
+    if not config.each():
+        raise KilnError("prompts is empty; write what the samples should show, one prompt per line.")
+    for name, value, known in (
+        ("sampler_name", config.sampler_name, SAMPLERS),
+        ("scheduler", config.scheduler, SCHEDULERS),
+    ):
+        if value not in known:
+            raise KilnError(f"{name} is {value!r}; this ComfyUI has {', '.join(known)}.")
+
+    def encode(text: str) -> Any:
+        return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+    positive = {prompt: encode(prompt) for prompt, _ in config.each()}
+    return SampleTools(vae, positive, encode(config.negative_prompt))
+
+
+class HostSampler:
+    """A Sampler of one run."""
+
+    def __init__(
+        self, model: Any, tools: SampleTools, config: TrainConfig, folder: Path, graph: Mapping[str, Any]
+    ) -> None:
+        """model: the MODEL that is trained. folder: the run's. graph: for the pictures' metadata."""
+        self._model, self._tools, self._config, self._folder = model, tools, config, folder
+        self._graph = {} if args.disable_metadata else graph
+
+    def draw(self, adapter: dict[str, Tensor] | None, step: int) -> Iterator[Sample]:
+        """See trainer.runs.samples.Sampler."""
+        from ....trainer.lora_files.export import to_file  # it brings peft, which takes seconds
+
+        config = self._config.sample
+        model = self._model
+        if adapter is not None:
+            model, _ = apply_lora(model, None, to_file(adapter, self._config.adapter), config.strength)
+        for place, (prompt, seed) in enumerate(config.each()):
+            try:
+                frames = self._frames(model, prompt, seed)
+            except comfy.model_management.InterruptProcessingException as interrupt:
+                raise Stopped from interrupt
+            path = sample_path(self._folder, step, place)
+            animated = write_sample(path, frames, config.fps, self._graph)
+            yield Sample(place=place, prompt=prompt, path=path, animated=animated)
+
+    def _frames(self, model: Any, prompt: str, seed: int) -> np.ndarray:
+        """(F, H, W, 3), uint8."""
+        config, tools = self._config.sample, self._tools
+        device = torch.device(model.load_device)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.inference_mode():
+            empty = comfy.sample.fix_empty_latent_channels(model, _empty_latent(model, tools.vae, config))
+            # As the host draws it, which would reseed the generator that everybody uses
+            noise = torch.randn(empty.shape, generator=torch.Generator("cpu").manual_seed(seed))
+            latent = comfy.sample.sample(
+                model,
+                noise,
+                config.sampler_steps,
+                config.cfg,
+                config.sampler_name,
+                config.scheduler,
+                tools.positive[prompt],
+                tools.negative,
+                empty,
+                disable_pbar=True,
+                seed=seed,
+            )
+            images = tools.vae.decode(latent)  # (1, F, H, W, 3), (1, H, W, 3) of an image VAE
+            images = images.reshape(-1, *images.shape[-3:])[..., :3]
+            if not images.isfinite().all():
+                raise KilnError("the model drew numbers that are not finite")
+            return (images.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+
+
+def _empty_latent(model: Any, vae: Any, config: SampleConfig) -> Tensor:
+    latent_format = model.get_model_object("latent_format")
+    ratio = vae.spacial_compression_decode()
+    size = [config.height // ratio, config.width // ratio]
+    if latent_format.latent_dimensions == 3:
+        size.insert(0, (config.length - 1) // (vae.temporal_compression_decode() or 4) + 1)
+    return torch.zeros([1, latent_format.latent_channels, *size])

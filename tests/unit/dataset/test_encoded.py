@@ -1,0 +1,283 @@
+"""The cache of encoded items, and the order in which they are shown."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.media import clip
+from trainer.dataset.augment import Augmentation
+from trainer.dataset.batches import BatchOrder, ItemStore, SampleDraw, stack_conditioning
+from trainer.dataset.buckets import BucketOptions
+from trainer.dataset.caption_variants import CaptionVariation
+from trainer.dataset.encode import encode_dataset
+from trainer.dataset.encoded import EncodedDataset, EncodedItem, load_latent
+from trainer.dataset.items import Dataset
+from trainer.dataset.scan import ScanOptions, scan_folder
+from trainer.errors import KilnError
+
+from ..toy import TEXT, ToyEncoder, make_encoded
+
+
+def folder_of(tmp_path: Path, count: int = 3) -> Dataset:
+    folder = tmp_path / "images"
+    folder.mkdir(exist_ok=True)
+    for i in range(count):
+        Image.new("RGB", (32, 32), (i * 12, 0, 0)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"number {'x' * i}")
+    return scan_folder(folder)
+
+
+def encode(dataset: Dataset, tmp_path: Path, encoder: ToyEncoder, **options: int) -> EncodedDataset:
+    return encode_dataset(
+        dataset, encoder, tmp_path / "cache", BucketOptions(**{"resolution": 64, **options})
+    )
+
+
+def test_nothing_is_encoded_twice(tmp_path: Path) -> None:
+    dataset, encoder = folder_of(tmp_path), ToyEncoder()
+    first = encode(dataset, tmp_path, encoder)
+    assert (encoder.images, encoder.texts, first.encoded_now) == (3, 3, 6)
+    again = encode(dataset, tmp_path, encoder)
+    assert (encoder.images, encoder.texts, again.encoded_now) == (3, 3, 0)
+    assert again.items == first.items and again.fingerprint == first.fingerprint
+    assert first.describe() == "3 items, latents: 3 of 4x1x4x4\n6 of 6 encoded now"
+
+
+def test_one_change_encodes_one_thing(tmp_path: Path) -> None:
+    encoder = ToyEncoder()
+    first = encode(folder_of(tmp_path), tmp_path, encoder)
+    (tmp_path / "images" / "1.txt").write_text("another caption")
+    second = encode(scan_folder(tmp_path / "images"), tmp_path, encoder)
+    assert second.encoded_now == 1 and second.fingerprint != first.fingerprint
+    Image.new("RGB", (32, 32), "blue").save(tmp_path / "images" / "2.png")
+    assert encode(scan_folder(tmp_path / "images"), tmp_path, encoder).encoded_now == 1
+    encoder.image_fingerprint = "another VAE"
+    assert encode(scan_folder(tmp_path / "images"), tmp_path, encoder).encoded_now == 3
+
+
+def test_what_comes_back_is_what_went_in(tmp_path: Path) -> None:
+    dataset, encoder = folder_of(tmp_path), ToyEncoder()
+    encoded = encode(dataset, tmp_path, encoder)
+    latent, conditioning = encoded.items[2].load()
+    assert latent.shape == (4, 1, 4, 4) == encoded.items[2].shape
+    torch.testing.assert_close(conditioning["cross_attn"], encoder.encode_text("number xx")["cross_attn"])
+
+
+def test_empty_caption_keeps_its_length(tmp_path: Path) -> None:
+    dataset = folder_of(tmp_path, 1).with_captions([""])
+    conditioning = encode(dataset, tmp_path, ToyEncoder()).items[0].load()[1]
+    assert conditioning["cross_attn"].shape == (5, TEXT) and not conditioning["cross_attn"].any()
+
+
+def test_interruption_keeps_what_is_done(tmp_path: Path) -> None:
+    def interrupt(done: int, total: int) -> None:
+        if done == 2:
+            raise InterruptedError
+
+    encoder = ToyEncoder()
+    with pytest.raises(InterruptedError):
+        encode_dataset(
+            folder_of(tmp_path), encoder, tmp_path / "cache", BucketOptions(resolution=64), interrupt
+        )
+    assert encode(folder_of(tmp_path), tmp_path, encoder).encoded_now == 4
+
+
+def test_a_file_cut_short_is_encoded_again(tmp_path: Path) -> None:
+    encoder = ToyEncoder()
+    path = encode(folder_of(tmp_path), tmp_path, encoder).items[0].latent_path
+    path.write_bytes(path.read_bytes()[:40])
+    assert encode(folder_of(tmp_path), tmp_path, encoder).encoded_now == 1
+
+
+def test_a_lost_file_is_named(tmp_path: Path) -> None:
+    encoded = encode(folder_of(tmp_path), tmp_path, ToyEncoder())
+    encoded.items[0].text_path.unlink()
+    with pytest.raises(KilnError, match=r"is gone or damaged .*; delete the folder .*cache and queue again"):
+        encoded.items[0].load()
+
+
+def test_full_disk_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(tensors: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("trainer.safefile.save_file", full)
+    with pytest.raises(KilnError, match=r"No space left on device.*check free space"):
+        encode(folder_of(tmp_path), tmp_path, ToyEncoder())
+    assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+
+
+def test_order_shows_everything_and_one_shape_per_batch() -> None:
+    shapes, repeats = ["a", "b", "a", "a", "b"], [1, 2, 1, 3, 1]
+    order = BatchOrder(shapes, repeats, batch_size=2, seed=0)
+    for epoch in range(3):
+        numbers = range(epoch * order.batches_per_epoch, (epoch + 1) * order.batches_per_epoch)
+        batches = [order.batch(n) for n in numbers]
+        assert Counter(s.item for batch in batches for s in batch) == dict(enumerate(repeats))
+        assert all(len({shapes[s.item] for s in batch}) == 1 for batch in batches)
+        assert {s.epoch for batch in batches for s in batch} == {epoch}
+    assert [order.batch(n) for n in range(5)] != [order.batch(n + order.batches_per_epoch) for n in range(5)]
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 4)), min_size=1, max_size=20),
+    st.integers(1, 7),
+    st.integers(0, 2**64 - 1),
+)
+def test_order_loses_nothing(items: list[tuple[str, int]], batch_size: int, seed: int) -> None:
+    shapes, repeats = [s for s, _ in items], [r for _, r in items]
+    order = BatchOrder(shapes, repeats, batch_size, seed)
+    shown = [s.entry for n in range(order.batches_per_epoch) for s in order.batch(n)]
+    assert sorted(shown) == list(range(sum(repeats)))
+
+
+def test_one_bucket_per_batch_and_each_model_once(tmp_path: Path) -> None:
+    dataset, encoder = folder_of(tmp_path, 20), ToyEncoder()
+    for i in range(0, 20, 2):
+        Image.new("RGB", (48, 32), (0, i, 0)).save(tmp_path / "images" / f"{i}.png")
+    dataset = scan_folder(tmp_path / "images")
+    encode(dataset, tmp_path, encoder)
+    assert encoder.rooms == 1 and encoder.calls[:4] == [
+        (8, 1, 32, 48, 3),
+        (2, 1, 32, 48, 3),
+        (8, 1, 32, 32, 3),
+        (2, 1, 32, 32, 3),
+    ]
+    assert all(isinstance(call, str) for call in encoder.calls[4:]), "text and pixels are mixed"
+    encode(dataset, tmp_path, encoder)
+    assert encoder.rooms == 1, "the device is left alone when there is nothing to do"
+
+
+def test_large_pictures_come_in_smaller_batches(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(6):
+        Image.new("RGB", (1024, 1024), (i, 0, 0)).save(folder / f"{i}.png")
+    encoder = ToyEncoder()
+    encode(scan_folder(folder), tmp_path, encoder, resolution=1024)
+    assert [call[0] for call in encoder.calls if not isinstance(call, str)] == [4, 2]
+
+
+def test_stills_and_clips_in_one_run(tmp_path: Path) -> None:
+    folder_of(tmp_path, 2)
+    clip(tmp_path / "images" / "clip.mp4", frames=30)
+    (tmp_path / "images" / "clip.txt").write_text("a clip")
+    encoded = encode(scan_folder(tmp_path / "images"), tmp_path, ToyEncoder(), max_frames=9)
+    assert [i.shape for i in encoded.items] == [(4, 1, 4, 4), (4, 1, 4, 4), (4, 3, 6, 8)]
+    levels = load_latent(encoded.items[2].latent_path)["latent"][0].mean((1, 2))
+    assert levels[1] - levels[0] == pytest.approx(40 / 255, abs=0.02)  # 4 frames apart, 10 a frame
+    as_still = encode(scan_folder(tmp_path / "images"), tmp_path, ToyEncoder(), max_frames=1)
+    assert as_still.items[2].shape == (4, 1, 6, 8)
+
+
+def test_variants_are_encoded_once_and_chosen_per_showing(tmp_path: Path) -> None:
+    encoder, plain = ToyEncoder(), folder_of(tmp_path)
+    augmented = encode(plain.with_augmentation(Augmentation(variants=3)), tmp_path, encoder)
+    assert augmented.encoded_now == 3 * 3 + 3 and encoder.images == 9
+    more = encode(plain.with_augmentation(Augmentation(variants=5)), tmp_path, encoder)
+    assert more.encoded_now == 6, "the first three variants are the same"
+    assert more.items[0].latents[:3] == augmented.items[0].latents
+    assert (
+        encode(plain.with_augmentation(Augmentation(variants=5, seed=1)), tmp_path, encoder).encoded_now == 15
+    )
+    store, again = ItemStore(more.items, seed=3), ItemStore(more.items, seed=3)
+    chosen = [store.choose(SampleDraw(0, epoch, 0))[0] for epoch in range(500)]
+    assert chosen == [again.choose(SampleDraw(0, epoch, 0))[0] for epoch in range(500)]
+    assert all(60 < count < 140 for count in Counter(chosen).values()) and len(set(chosen)) == 5
+    other = ItemStore(more.items, seed=4)
+    assert chosen != [other.choose(SampleDraw(0, epoch, 0))[0] for epoch in range(500)]
+
+
+def test_captions_are_dropped_and_shuffled_as_promised(tmp_path: Path) -> None:
+    play = CaptionVariation(dropout=0.2, shuffle_tags=True, keep_first=1, variants=4)
+    dataset = folder_of(tmp_path, 1).with_captions(["zork, a, b, c, d"]).with_caption_play(play)
+    encoder = ToyEncoder()
+    encoded = encode(dataset, tmp_path, encoder)
+    (item,) = encoded.items
+    assert encoder.texts == 5 and len(item.texts) == 4
+    store = ItemStore(encoded.items, seed=1)
+    counts = Counter(store.choose(SampleDraw(0, epoch, 0))[1] for epoch in range(2000))
+    assert 340 < counts.pop(item.empty_text) < 460
+    assert all(320 < count < 480 for count in counts.values()) and len(counts) == 4
+    assert encode(dataset, tmp_path, encoder).fingerprint == encoded.fingerprint
+    stronger = dataset.with_caption_play(CaptionVariation(dropout=0.5, shuffle_tags=True, variants=4))
+    assert encode(stronger, tmp_path, encoder).fingerprint != encoded.fingerprint
+
+
+def test_validation_items_stay_as_they_are(tmp_path: Path) -> None:
+    folder_of(tmp_path, 4)
+    dataset = scan_folder(tmp_path / "images", ScanOptions(validation_share=0.25))
+    dataset = dataset.with_augmentation(Augmentation()).with_caption_play(CaptionVariation(dropout=1.0))
+    encoded = encode(dataset, tmp_path, ToyEncoder())
+    (held,) = [n for n, i in enumerate(encoded.items) if i.role == "validation"]
+    assert len(encoded.items[held].latents) == 1 and encoded.items[held].empty_text is None
+    store = ItemStore(encoded.items)
+    assert store.choose(SampleDraw(held, 5, 0)) == (
+        encoded.items[held].latent_path,
+        encoded.items[held].text_path,
+    )
+
+
+def test_masks_reach_the_batch_at_latent_size(tmp_path: Path) -> None:
+    folder_of(tmp_path, 2)
+    half = Image.new("L", (32, 32), 0)
+    half.paste(255, (16, 0, 32, 32))
+    (tmp_path / "images" / "masks").mkdir()
+    half.save(tmp_path / "images" / "masks" / "0.png")
+    encoder = ToyEncoder()
+    encoded = encode(scan_folder(tmp_path / "images"), tmp_path, encoder)
+    batch = ItemStore(encoded.items).load([SampleDraw(0, 0, 0), SampleDraw(1, 0, 1)])
+    assert batch.mask is not None and batch.mask.shape == (2, 1, 1, 4, 4)
+    assert "latents: 2 of 4x1x4x4; 1 with a loss mask" in encoded.describe()
+    assert batch.mask[0, 0, 0].tolist() == [[0, 0, 1, 1]] * 4 and bool((batch.mask[1] == 1).all())
+    assert ItemStore(encoded.items).load([SampleDraw(1, 0, 1)]).mask is None
+    half.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "images" / "masks" / "0.png")
+    assert encode(scan_folder(tmp_path / "images"), tmp_path, encoder).encoded_now == 1, (
+        "a new mask, one latent"
+    )
+    unmasked = encode(scan_folder(tmp_path / "images", ScanOptions(masks=False)), tmp_path, encoder)
+    assert ItemStore(unmasked.items).load([SampleDraw(0, 0, 0)]).mask is None
+
+
+def test_store_reads_beyond_its_limit(tmp_path: Path) -> None:
+    encoded = make_encoded(tmp_path)
+    keeping, reading = ItemStore(encoded.items), ItemStore(encoded.items, limit_bytes=0)
+    for indices in ([0, 1], [1, 0]):
+        showings = [SampleDraw(i, 0, i) for i in indices]
+        assert torch.equal(keeping.load(showings).latents, reading.load(showings).latents)
+    assert keeping._kept and not reading._kept
+
+
+def test_captions_of_different_lengths_are_padded() -> None:
+    stacked = stack_conditioning([{"cross_attn": torch.ones(2, 3)}, {"cross_attn": torch.ones(4, 3)}])
+    assert stacked["cross_attn"].shape == (2, 4, 3) and not stacked["cross_attn"][0, 2:].any()
+    with pytest.raises(KilnError, match="use one text encoder"):
+        stack_conditioning(
+            [{"cross_attn": torch.ones(2, 3)}, {"cross_attn": torch.ones(2, 3), "pooled": torch.ones(3)}]
+        )
+
+
+def test_an_item_survives_json(tmp_path: Path) -> None:
+    """Run files list items, with all their variants."""
+    item = dataclasses.replace(
+        make_encoded(tmp_path).items[0],
+        more_latents=(tmp_path / "a", tmp_path / "b"),
+        more_texts=(tmp_path / "c",),
+        empty_text=tmp_path / "d",
+        caption_dropout=0.2,
+        role="regularisation",
+    )
+    assert EncodedItem.from_dict(json.loads(json.dumps(item.to_dict()))) == item
+    plain = make_encoded(tmp_path).items[0]
+    assert EncodedItem.from_dict(json.loads(json.dumps(plain.to_dict()))) == plain
+    assert len(item.files) == 6

@@ -1,0 +1,35 @@
+"""A run of the toy model by all processes that started this file; the main one writes the LoRA.
+
+accelerate launch ... tests/unit/loop/parallel_run.py ITEMS_FOLDER OUTPUT.safetensors BATCH_SIZE
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+
+from safetensors.torch import save_file
+
+import scripts.cpu_torchvision  # noqa: F401 - before peft
+from tests.unit.toy import ToyDenoiser, hold_out, make_config, make_encoded
+from trainer.config import ValidationConfig
+from trainer.loop.distributed import AccelerateGroup, ProcessGroup
+from trainer.loop.train import train
+
+folder, output, batch_size = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+group = AccelerateGroup() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ProcessGroup()
+chosen = Path(group.broadcast_from_main(lambda: str(folder / f"run of {group.size}")))
+# 7 items to train on: the last batch is too small for two processes at batch size 2, and once for both
+encoded = hold_out(make_encoded(folder / f"items {group.rank}", count=9), 2)
+config = make_config(steps=20, batch_size=batch_size, gradient_accumulation=2, ema_decay=0.9)
+config = dataclasses.replace(config, validation=ValidationConfig(every=5), checkpoint_every=5)
+result = train(ToyDenoiser(), encoded, config, run_folder=chosen, group=group)
+if group.is_main:
+    save_file(result.adapter, output)
+    losses = {"losses": result.losses, "validation": [p.loss for p in result.validation]}
+    output.with_suffix(".json").write_text(json.dumps({**losses, "processes": group.size}))

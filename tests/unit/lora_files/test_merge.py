@@ -1,0 +1,214 @@
+"""Several LoRAs into one, and LoRAs of another rank: against dense matrices and against peft's own functions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft.utils import merge_utils
+from torch import Tensor
+
+from trainer.errors import KilnError
+from trainer.lora_files.files import LoraWeights
+from trainer.lora_files.formulas import delta, layers_of
+from trainer.lora_files.lowrank import dense_svd, resize
+from trainer.lora_files.merge import METHODS, merge_dense, merge_loras
+
+LAYER, CONV = "diffusion_model.blocks.0.self_attn.q", "diffusion_model.patch_embedding"
+
+
+def lora(rank: int, alpha: float | None, seed: int, conv: bool = True) -> LoraWeights:
+    g = torch.Generator().manual_seed(seed)
+    tensors = {
+        f"{LAYER}.lora_A.weight": torch.randn(rank, 20, generator=g),
+        f"{LAYER}.lora_B.weight": torch.randn(24, rank, generator=g),
+    }
+    if conv:
+        tensors[f"{CONV}.lora_A.weight"] = torch.randn(rank, 4, 3, 3, generator=g)
+        tensors[f"{CONV}.lora_B.weight"] = torch.randn(16, rank, 1, 1, generator=g)
+    if alpha is not None:
+        tensors |= {f"{k}.alpha": torch.tensor(alpha) for k in ([LAYER, CONV] if conv else [LAYER])}
+    return LoraWeights(tensors)
+
+
+def dense(weights: LoraWeights) -> dict[str, Tensor]:
+    return {name: found for name, parts in layers_of(weights).items() if (found := delta(parts)) is not None}
+
+
+def close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-6) -> bool:
+    return float((ours - theirs).norm() / theirs.norm()) < tolerance
+
+
+FIRST, SECOND = lora(4, 2.0, 1), lora(6, None, 2)
+
+
+def test_exact_is_the_sum_of_the_products() -> None:
+    merged, sentence = merge_loras([FIRST, SECOND], [0.7, -0.4])
+    one, two = dense(FIRST), dense(SECOND)
+    for name, found in dense(merged).items():
+        assert close(found, 0.7 * one[name] - 0.4 * two[name])
+    assert merged[f"{LAYER}.lora_A.weight"].shape == (10, 20) and merged[f"{CONV}.lora_A.weight"].shape == (
+        10,
+        4,
+        3,
+        3,
+    )
+    assert "exact of 2 LoRAs: 2 layers, rank 10, exact" in sentence
+
+
+def test_layers_that_only_one_has() -> None:
+    merged, _ = merge_loras([lora(4, 2.0, 1, conv=False), SECOND], [1.0, 0.5])
+    assert close(dense(merged)[CONV], 0.5 * dense(SECOND)[CONV])
+
+
+def test_svd_is_as_good_as_any_matrix_of_that_rank() -> None:
+    merged, sentence = merge_loras([FIRST, SECOND], [1.0, 1.0], "svd", rank=3)
+    lost, whole = 0.0, 0.0
+    for name, found in dense(merged).items():
+        target = (dense(FIRST)[name] + dense(SECOND)[name]).flatten(1)
+        values = torch.linalg.svdvals(target)
+        optimum = values[3:].square().sum().sqrt()
+        assert float((found.flatten(1) - target).norm()) == pytest.approx(float(optimum), rel=1e-4)
+        lost, whole = lost + float(optimum) ** 2, whole + float(values.square().sum())
+    assert f"rank 3, {100 * (1 - lost / whole):.2f} % of the energy kept" in sentence
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("exact", "svd")])
+def test_dense_arithmetic_is_peft_s(method: str) -> None:
+    deltas = [dense(FIRST)[LAYER], dense(SECOND)[LAYER]]
+    factor = torch.tensor([0.7, 0.4])
+    torch.manual_seed(11)
+    if method == "task_arithmetic":
+        expected = merge_utils.task_arithmetic(deltas, factor)
+    else:
+        expected = getattr(merge_utils, method)(deltas, factor, 0.6)
+    assert torch.equal(merge_dense(deltas, [0.7, 0.4], method, 0.6, 11), expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_full_rank_result_is_the_dense_one(method: str) -> None:
+    merged, _ = merge_loras([FIRST, SECOND], [0.7, 0.4], method, rank=20, density=0.6, seed=3)
+    again, _ = merge_loras([FIRST, SECOND], [0.7, 0.4], method, rank=20, density=0.6, seed=3)
+    assert all(torch.equal(merged[k], again[k]) for k in merged)
+    if method.startswith("dare"):
+        other, _ = merge_loras([FIRST, SECOND], [0.7, 0.4], method, rank=20, density=0.6, seed=4)
+        assert not torch.equal(dense(merged)[LAYER], dense(other)[LAYER])
+        return  # its draws belong to the layer; the arithmetic is checked above
+    deltas = [dense(FIRST)[LAYER], dense(SECOND)[LAYER]]
+    assert close(dense(merged)[LAYER], merge_dense(deltas, [0.7, 0.4], method, 0.6, 3), 1e-5)
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    merge_loras([FIRST, SECOND], [1.0, 1.0], "dare_linear", rank=4)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_other_families_through_svd() -> None:
+    g = torch.Generator().manual_seed(1)
+    shapes = {"w1_a": (24, 3), "w1_b": (3, 20), "w2_a": (24, 3), "w2_b": (3, 20)}
+    loha = LoraWeights({f"{LAYER}.hada_{k}": torch.randn(*v, generator=g) for k, v in shapes.items()})
+    with pytest.raises(KilnError, match="LoHa, which has no exact sum as a LoRA; choose the method svd"):
+        merge_loras([loha, FIRST], [1.0, 1.0])
+    merged, _ = merge_loras([loha, FIRST], [1.0, 1.0], "svd", rank=20)
+    assert close(dense(merged)[LAYER], dense(loha)[LAYER] + dense(FIRST)[LAYER], 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("second", "weights", "options", "message"),
+    [
+        (SECOND, [1.0], {}, "2 LoRAs and 1 weights were given"),
+        (SECOND, [1.0, 1.0], {"method": "mean"}, "method is 'mean'; choose one of exact"),
+        (SECOND, [1.0, 1.0], {"density": 0.0}, "density is 0.0; it must lie above 0"),
+        (
+            LoraWeights(
+                {f"{LAYER}.lora_A.weight": torch.ones(2, 9), f"{LAYER}.lora_B.weight": torch.ones(24, 2)}
+            ),
+            [1.0, 1.0],
+            {},
+            r"different size: .*self_attn.q is \(24, 9\) and \(24, 20\)",
+        ),
+        (SECOND, [float("nan"), 1.0], {}, "A weight is nan; give each LoRA a number"),
+        (SECOND, [1.0, 1.0], {"method": "svd", "rank": -1}, "rank is -1; it must be 0"),
+        (
+            LoraWeights({f"{LAYER}.hada_{k}": torch.ones(9, 9) for k in ("w1_a", "w1_b", "w2_a", "w2_b")}),
+            [1.0, 1.0],
+            {"method": "ties"},
+            r"different size: .*self_attn.q is \(9, 9\) and \(24, 20\); merge LoRAs of one model",
+        ),
+        (
+            LoraWeights({k.replace(LAYER, "lora_unet_down_blocks_0_proj_in"): t for k, t in SECOND.items()}),
+            [1.0, 1.0],
+            {},
+            r"for different models, Stable Diffusion \(UNet\) and Wan; merge LoRAs of one model",
+        ),
+        (
+            LoraWeights({**FIRST, f"{LAYER}.dora_scale": torch.ones(24, 1)}),
+            [1.0, 1.0],
+            {},
+            "is DoRA, whose change depends on the model's own weight",
+        ),
+    ],
+)
+def test_what_cannot_be_merged(
+    second: LoraWeights, weights: list[float], options: dict, message: str
+) -> None:
+    with pytest.raises(KilnError, match=message):
+        merge_loras([FIRST, second], weights, **options)
+
+
+def test_resize_to_a_rank_is_optimal() -> None:
+    small, sentence = resize(FIRST, 2)
+    for name, found in dense(small).items():
+        values = torch.linalg.svdvals(dense(FIRST)[name].flatten(1))
+        error = float((found - dense(FIRST)[name]).norm())
+        assert error == pytest.approx(float(values[2:].square().sum().sqrt()), rel=1e-4)
+    assert sentence.startswith("rank 2, ")
+
+
+def test_resize_by_energy_takes_the_smallest_rank_that_does() -> None:
+    small, _ = resize(SECOND, 64, energy=0.8)
+    for name, parts in layers_of(small).items():
+        values = torch.linalg.svdvals(dense(SECOND)[name].flatten(1)).double().square()
+        rank = parts["lora_A.weight"].shape[0]
+        assert values[:rank].sum() >= 0.8 * values.sum() > values[: rank - 1].sum()
+
+
+def test_resize_leaves_biases_and_norms_alone() -> None:
+    plain = {f"{LAYER}.diff_b": torch.ones(24), "diffusion_model.blocks.0.norm3.diff": torch.ones(20)}
+    plain |= {
+        "diffusion_model.blocks.0.norm3.diff_b": torch.ones(20),
+        "diffusion_model.blocks.0.modulation.diff": torch.ones(1, 6, 20),
+    }
+    small, sentence = resize(LoraWeights({**FIRST, **plain}), 2)
+    assert all(small[key].equal(tensor) for key, tensor in plain.items()) and sentence.startswith("rank 2, ")
+    assert not any("modulation.lora" in key or "norm3.lora" in key for key in small)
+    with pytest.raises(KilnError, match="only differences of biases and norms"):
+        resize(LoraWeights(plain), 2)
+
+
+@pytest.mark.parametrize(
+    ("rank", "energy", "message"), [(0, None, "rank is 0; it"), (4, 1.5, "energy is 1.5; it")]
+)
+def test_sizes_out_of_range(rank: int, energy: float | None, message: str) -> None:
+    with pytest.raises(KilnError, match=message):
+        resize(FIRST, rank, energy)
+
+
+def test_a_larger_rank_keeps_the_layer() -> None:
+    large, sentence = resize(FIRST, 64)
+    assert all(close(found, dense(FIRST)[name]) for name, found in dense(large).items())
+    assert sentence == "rank 4, 100.00 % of the energy kept"
+
+
+def test_randomised_svd_of_a_large_matrix_is_close_to_the_best() -> None:
+    g = torch.Generator().manual_seed(2)
+    matrix = torch.randn(2100, 8, generator=g) @ torch.randn(8, 2200, generator=g)
+    matrix += 0.01 * torch.randn(2100, 2200, generator=g)
+    u, s, vt = dense_svd(matrix, 8)
+    rest = float((matrix - (u[:, :8] * s[:8]) @ vt[:8]).norm())
+    total = float(matrix.square().sum())
+    assert (
+        rest**2 <= total - float(s[:8].square().sum()) + 1e-3 * total and rest < 0.011 * (2100 * 2200) ** 0.5
+    )

@@ -1,0 +1,61 @@
+"""run.toml and dataset.json: what is written comes back, what is wrong is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trainer.config import AdapterConfig, OptimizerConfig, TrainConfig
+from trainer.errors import KilnError
+from trainer.runs.runfile import RunFile, read_dataset, read_run_file, write_run_file
+
+from ..toy import hold_out, make_encoded
+
+CONFIG = TrainConfig(
+    steps=7,
+    seed=2**63,
+    adapter=AdapterConfig(target_modules='a "quoted" \\d+', rank_stabilised=True, rank_pattern="ffn=2"),
+    optimizer=OptimizerConfig(learning_rate=1.2345678901234567e-07),
+)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    encoded = hold_out(make_encoded(tmp_path, shapes=((4, 1, 2, 2), (4, 1, 2, 3))), 1)
+    run = RunFile(
+        model={"loader": "UNETLoader", "file": "a\\b.safetensors", "fingerprint": "f"}, config=CONFIG
+    )
+    path = write_run_file(tmp_path / "run", run, encoded)
+    assert read_run_file(path) == run
+    again = read_dataset(tmp_path / "run" / run.dataset)
+    assert again.fingerprint == encoded.fingerprint and again.items == encoded.items
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[model]", "[modle]", "holds 'modle'; known are dataset, model"),
+        ("steps = 7", "steps = 0", "steps is 0; it must lie between 1"),
+        ("steps = 7", "stesp = 7", "Unknown setting 'stesp'"),
+        ("steps = 7", "steps = = 7", "cannot be read"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, message: str) -> None:
+    path = write_run_file(
+        tmp_path / "run", RunFile(model={"loader": ""}, config=CONFIG), make_encoded(tmp_path)
+    )
+    text = path.read_text("utf-8")
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new), "utf-8")
+    with pytest.raises(KilnError, match=message):
+        read_run_file(path)
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    encoded = make_encoded(tmp_path)
+    write_run_file(tmp_path / "run", RunFile(model={"loader": ""}), encoded)
+    encoded.items[2].latent_path.unlink()
+    with pytest.raises(KilnError, match=r"latent2\.safetensors of dataset\.json is gone"):
+        read_dataset(tmp_path / "run" / "dataset.json")
+    with pytest.raises(KilnError, match="cannot be read"):
+        read_run_file(tmp_path / "run.toml")

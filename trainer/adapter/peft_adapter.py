@@ -1,0 +1,166 @@
+"""The adapters beside the plain LoRA: DoRA, LoHa, LoKr and OFT, each peft's own layer.
+
+Two things are ours. The base layer is a FrozenLinear. And whatever a layer draws while training (dropout of inputs,
+outputs, layers or blocks) comes from a seed of the step and the layer, as everywhere here.
+
+OFT turns the outputs of a layer, as the files of that name mean it, where peft's layer turns the inputs: the
+rotation is peft's, its place is not. (Qiu et al. 2023, arXiv 2306.07280: W' = R W.)
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import peft
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from ..config import AdapterConfig
+from ..rng import derive_seed
+from .frozen import FrozenLinear
+from .fused import FrozenWeights
+from .peft_config import peft_config
+from .protocol import Adapter, load_tensors
+from .targets import choose_targets, layer_shape
+
+
+class PeftAdapter(Adapter):
+    """One of peft's adapters inside a module."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        config: AdapterConfig,
+        seed: int,
+        weights: FrozenWeights,
+        device: torch.device | None = None,
+    ) -> None:
+        """Inject a fresh adapter whose update is zero; start values come from the seed."""
+        self.config = config
+        targets = choose_targets(module, config.target_modules, config.exclude_modules)
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft speaks of block sizes that it adjusts; see _turn_outputs
+            torch.manual_seed(derive_seed(seed, "init"))
+            peft.inject_adapter_in_model(peft_config(config, targets), module, "default")
+            found = dict(module.named_modules())
+            self.layers: dict[str, BaseTunerLayer] = {name: found[name] for name in targets}
+            for index, (name, layer) in enumerate(self.layers.items()):
+                assert isinstance(layer, BaseTunerLayer), f"peft made {type(layer).__name__} of {name}"
+                if config.kind == "oft":
+                    _turn_outputs(layer, layer_shape(name, config).rank, config)
+                if config.kind in ("loha", "lokr") and config.rank_dropout:
+                    _drop_outputs(layer, config.rank_dropout)
+                layer.base_layer = FrozenLinear(layer.base_layer, weights, device)
+                for parameter in _own(layer).values():
+                    parameter.data = parameter.data.to(device, torch.float32)
+                if config.dropout or config.rank_dropout:
+                    layer.forward = self._seeded(layer.forward, layer, index)
+        self._draws_of = (seed, 0)
+        self.disable_dropout()
+
+    def _seeded(self, forward: Callable[..., Tensor], layer: nn.Module, index: int) -> Callable[..., Tensor]:
+        def call(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            if not layer.training:
+                return forward(x, *args, **kwargs)
+            with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+                torch.manual_seed(derive_seed(self._draws_of[0], "dropout", self._draws_of[1], index))
+                return forward(x, *args, **kwargs)
+
+        return call
+
+    @property
+    def weights_loaded(self) -> bool:
+        return all(layer.base_layer.is_loaded for layer in self.layers.values())
+
+    def set_step(self, seed: int, micro_step: int) -> None:
+        self._draws_of = (seed, micro_step)
+        self._set_training(True)
+
+    def disable_dropout(self) -> None:
+        self._set_training(False)
+
+    def _set_training(self, training: bool) -> None:
+        for layer in self.layers.values():
+            for module in layer.modules():
+                module.training = training
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for layer in self.layers.values() for p in _own(layer).values()]
+
+    def output_matrices(self) -> list[nn.Parameter]:
+        if self.config.kind != "dora":
+            return []
+        return [layer.lora_B["default"].weight for layer in self.layers.values()]
+
+    def limit_norms(self) -> None:
+        """max_weight_norm is for the plain LoRA."""
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {f"{name}.{key}": p for name, layer in self.layers.items() for key, p in _own(layer).items()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """peft's names without the adapter's; for DoRA also "<layer>.base_ratio" (out,), the length of the frozen rows
+        over that of the updated ones, which the file needs."""
+        state = {k: t.detach().to("cpu", torch.float32, copy=True) for k, t in self._tensors().items()}
+        if self.config.kind == "dora":
+            state |= {f"{name}.base_ratio": _base_ratio(layer) for name, layer in self.layers.items()}
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        load_tensors(self._tensors(), state)
+
+
+def _own(layer: nn.Module) -> dict[str, nn.Parameter]:
+    """The adapter's parameters by peft's names without the adapter's ("hada_w1_a", "lora_A.weight")."""
+    return {
+        name.replace(".default", ""): parameter
+        for name, parameter in layer.named_parameters()
+        if not name.startswith("base_layer.")
+    }
+
+
+def _turn_outputs(layer: Any, block: int, config: AdapterConfig) -> None:
+    """Make an OFT layer of peft turn outputs: a rotation of that size, and a forward that uses it there."""
+    layer.in_features = layer.out_features
+    layer.update_layer(
+        "default",
+        0,
+        config=peft.OFTConfig(
+            r=0, oft_block_size=block, use_cayley_neumann=False, module_dropout=config.dropout
+        ),
+    )
+    rotation = layer.oft_R["default"]
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        y, bias = layer.base_layer(x), layer.base_layer.bias
+        if bias is None:
+            return rotation(y)
+        return rotation(y - bias) + bias
+
+    layer.forward = forward
+
+
+def _drop_outputs(layer: Any, rate: float) -> None:
+    """peft's rank_dropout of these kinds multiplies in place, which autograd refuses (peft 0.21): out of place here."""
+    whole = layer.get_delta_weight
+
+    def get_delta_weight(adapter: str, **options: Any) -> Tensor:
+        weight = whole(adapter)
+        if not layer.training:
+            return weight
+        kept = (torch.rand(len(weight), 1) >= rate).to(weight)
+        return weight * kept / (1 - rate)
+
+    layer.get_delta_weight = get_delta_weight
+
+
+@torch.no_grad()
+def _base_ratio(layer: Any) -> Tensor:
+    """|W| / |W + s B A| by row, (out,) on the CPU."""
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    weight = layer.base_layer.weight.float()
+    updated = torch.addmm(weight, b, a, alpha=layer.scaling["default"])
+    return (weight.norm(dim=1) / updated.norm(dim=1)).cpu()

@@ -1,0 +1,61 @@
+"""What the loop trains, whatever the kind of adapter."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import KilnError
+
+
+class Adapter(Protocol):
+    """What the loop trains, whatever its kind. It lives in a twin (see twin.py)."""
+
+    @property
+    def weights_loaded(self) -> bool:
+        """Whether the frozen weights are there at the moment, in so far as state_dict needs them."""
+        ...
+
+    def set_step(self, seed: int, micro_step: int) -> None:
+        """Switch training on for one forward and backward: chooses the dropout masks."""
+        ...
+
+    def disable_dropout(self) -> None:
+        """Switch dropout off, for validation and sampling."""
+        ...
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Everything trained, fp32, in model order."""
+        ...
+
+    def output_matrices(self) -> list[nn.Parameter]:
+        """The B matrices, for LoRA+; none for kinds without them."""
+        ...
+
+    def limit_norms(self) -> None:
+        """Scale updates down to max_weight_norm; after every step."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """By "<layer>.<part>": copies on the CPU, fp32."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """The inverse; raises KilnError for other layers or shapes."""
+        ...
+
+
+def load_tensors(tensors: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+    """Copy a saved state into an adapter's tensors; raises KilnError when one is missing or has another shape."""
+    for key, tensor in tensors.items():
+        if key not in state or state[key].shape != tensor.shape:
+            found = tuple(state[key].shape) if key in state else "nothing"
+            raise KilnError(
+                f"The saved adapter does not fit: {key} has {found}, this run needs {tuple(tensor.shape)}. "
+                "Use the rank and target modules it was made with, or start a new run."
+            )
+    with torch.no_grad():
+        for key, tensor in tensors.items():
+            tensor.copy_(state[key])

@@ -1,0 +1,141 @@
+"""Which layers of a network get an adapter, and of what rank."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from ..config import AdapterConfig
+from ..errors import KilnError
+
+# diffusers' names for the layers of a Wan block -> the model's own
+DIFFUSERS_ENDINGS = {
+    "to_q": "q",
+    "to_k": "k",
+    "to_v": "v",
+    "to_out.0": "o",
+    "ff.net.0.proj": "ffn.0",
+    "ffn.net.0.proj": "ffn.0",
+    "ff.net.2": "ffn.2",
+    "ffn.net.2": "ffn.2",
+}
+_NOT_BY_DEFAULT = re.compile(r"norm|mod(ulation)?\b|adaln|emb|time|router", re.IGNORECASE)
+_REGEX_SIGNS = re.compile(r"[*()\[\]|\\^$+?{}]")
+
+
+def linear_names(module: nn.Module) -> list[str]:
+    """Full names of all linear layers, in model order."""
+    return [name for name, m in module.named_modules() if is_linear(m)]
+
+
+def is_linear(module: nn.Module) -> bool:
+    """nn.Linear, or a quantised layer that has the same attributes and another base class."""
+    if isinstance(module, nn.Linear):
+        return True
+    if isinstance(module, BaseTunerLayer) or not all(
+        hasattr(module, n) for n in ("in_features", "out_features")
+    ):
+        return False
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.ndim == 2
+
+
+def choose_targets(module: nn.Module, wanted: str, unwanted: str = "") -> list[str]:
+    """Full names of the layers that get a LoRA.
+
+    Args:
+        module: the network.
+        wanted: AdapterConfig.target_modules.
+        unwanted: AdapterConfig.exclude_modules.
+
+    Raises:
+        KilnError: nothing matches, or a regular expression is malformed.
+    """
+    names = linear_names(module)
+    if not wanted.strip():
+        # Blocks are members of a ModuleList, so their layers' names hold a number: "blocks.3.ffn.0"
+        chosen = [n for n in names if re.search(r"\.\d+\.", n) and not _NOT_BY_DEFAULT.search(n)]
+    elif _REGEX_SIGNS.search(wanted):
+        pattern = compile_expression(wanted, "target_modules")
+        chosen = [n for n in names if pattern.fullmatch(n)]
+    else:
+        endings = [_known_ending(e, names) for e in wanted.replace(",", " ").split()]
+        chosen = [n for n in names if _ends_with(n, endings)]
+    if not chosen:
+        raise _no_such_layer(wanted, names)
+    if not unwanted.strip():
+        return chosen
+    out = compile_expression(unwanted, "exclude_modules")
+    kept = [n for n in chosen if not out.search(n)]
+    if not kept:
+        raise KilnError(
+            f"exclude_modules {unwanted!r} leaves out all {len(chosen)} layers; make it narrower."
+        )
+    return kept
+
+
+def compile_expression(text: str, setting: str) -> re.Pattern[str]:
+    """A user's regular expression; raises KilnError, naming the setting."""
+    try:
+        return re.compile(text.strip())
+    except re.error as error:
+        raise KilnError(f"{setting} is not a valid regular expression ({error}): {text!r}.") from error
+
+
+def _known_ending(ending: str, names: list[str]) -> str:
+    """The ending itself or its translation from diffusers, whichever some layer has."""
+    for candidate in (ending, DIFFUSERS_ENDINGS.get(ending, ending)):
+        if any(_ends_with(n, [candidate]) for n in names):
+            return candidate
+    raise _no_such_layer(ending, names)
+
+
+def _no_such_layer(wanted: str, names: list[str]) -> KilnError:
+    known = sorted({re.sub(r"^.*?\.\d+\.", "", n) for n in names})
+    return KilnError(
+        f"target_modules {wanted!r} matches no linear layer of this model; names that exist end in "
+        f"{', '.join(known[:12])}."
+    )
+
+
+def _ends_with(name: str, endings: Iterable[str]) -> bool:
+    return any(name == e or name.endswith("." + e) for e in endings)
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What one layer's update is made of."""
+
+    rank: int
+    alpha: float
+
+    def scale(self, config: AdapterConfig) -> float:
+        """Factor on the product of the two matrices."""
+        return self.alpha / (math.sqrt(self.rank) if config.rank_stabilised else self.rank)
+
+
+def layer_shape(name: str, config: AdapterConfig) -> LayerShape:
+    """Rank and alpha of the layer of that full name.
+
+    Raises:
+        KilnError: rank_pattern is malformed.
+    """
+    for part in filter(None, (p.strip() for p in config.rank_pattern.split(","))):
+        expression, sign, numbers = part.rpartition("=")
+        rank, _, alpha = numbers.partition(":")
+        try:
+            shape = LayerShape(int(rank), float(alpha) if alpha else config.alpha)
+        except ValueError:
+            shape = LayerShape(0, 0.0)
+        if not sign or shape.rank < 1 or not shape.alpha > 0:
+            raise KilnError(
+                f"rank_pattern holds {part!r}; write expression=rank or expression=rank:alpha, such as ffn=16:8."
+            )
+        if compile_expression(expression, "rank_pattern").search(name):
+            return shape
+    return LayerShape(config.rank, config.alpha)

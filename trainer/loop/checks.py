@@ -1,0 +1,67 @@
+"""Checks that model, dataset and settings go together, and that a run can be resumed with them."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from ..config import TrainConfig
+from ..dataset.encoded import EncodedDataset
+from ..denoiser import Denoiser
+from ..errors import KilnError
+from ..runs.checkpoint import read_state
+from . import objective
+
+log = logging.getLogger(__name__)
+
+
+def check_compatible(
+    denoiser: Denoiser, dataset: EncodedDataset, config: TrainConfig, processes: int
+) -> None:
+    """Raise KilnError when model, dataset, settings and number of processes do not go together."""
+    objective.check_objective(config.objective, denoiser.prediction)
+    if dataset.channels != denoiser.latent_channels:
+        raise KilnError(
+            f"The encoded latents have {dataset.channels} channels and this model needs {denoiser.latent_channels}; "
+            "encode the dataset with the VAE that belongs to the model."
+        )
+    if all(i.role == "validation" for i in dataset.items):
+        raise KilnError(
+            f"All {len(dataset.items)} items are held out for validation; connect items to train on."
+        )
+    if config.optimizer.update_in_backward and processes > 1:
+        raise KilnError("update_in_backward is for one process; switch it off to train with several.")
+
+
+def check_resumable(
+    path: Path, dataset: EncodedDataset, base_model: str, config: TrainConfig, processes: int
+) -> None:
+    """Raise KilnError when the run of checkpoint `path` cannot go on with these."""
+    state = read_state(path)
+    for what, saved, now in (
+        ("dataset", state.dataset, dataset.fingerprint),
+        ("model", state.base_model, base_model),
+    ):
+        if saved != now:
+            raise KilnError(
+                f"The run cannot be resumed: its {what} is not the one connected now. Connect the same {what}, or "
+                "start a new run."
+            )
+    for what, before, after in (
+        ("kind of adapter", state.config["adapter"].get("kind", "lora"), config.adapter.kind),
+        (
+            "update_in_backward",
+            str(state.config["optimizer"].get("update_in_backward", False)),
+            str(config.optimizer.update_in_backward),
+        ),
+        ("number of processes", str(state.processes), str(processes)),
+    ):
+        if before != after:
+            raise KilnError(
+                f"The run cannot be resumed: its {what} is {before} and is {after} now. Set it back, or start a new "
+                "run."
+            )
+    if state.step >= config.steps:
+        log.warning(
+            "The run has %d steps already and steps is %d: nothing is trained.", state.step, config.steps
+        )

@@ -1,0 +1,184 @@
+"""The training loop.
+
+    noisy = latents noised to a drawn level    prediction = model(noisy)    loss = (prediction - target)^2
+
+`train` runs on the calling thread and leaves the model alone when it returns, whatever happened. It stops at a step
+boundary when told to, keeps what it has learned, and can go on later from its checkpoint exactly where it was: every
+random draw is a function of the seed and the step (see rng.py), and whatever else a step depends on is in the
+checkpoint (see runs/checkpoint.py). What happens once in a while is in state.py, a step that goes wrong in guards.py.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..adapter.fused import FrozenWeights, resident_weights
+from ..config import MemoryConfig, TrainConfig
+from ..dataset.encoded import EncodedDataset
+from ..denoiser import Denoiser
+from ..events import Controls, Listener, Stopped
+from ..memory.placement import Placement
+from ..memory.recompute import checkpoint_blocks
+from ..runs.samples import Sampler
+from . import guards, objective
+from .checks import check_compatible
+from .distributed import ProcessGroup, all_reduce_gradients
+from .progress import TrainResult
+from .state import TrainingState
+
+
+def train(
+    denoiser: Denoiser,
+    dataset: EncodedDataset,
+    config: TrainConfig,
+    *,
+    run_folder: Path,
+    base_model: str = "",
+    weights: FrozenWeights = resident_weights,
+    controls: Controls | None = None,
+    emit: Listener = lambda event: None,
+    resume_from: Path | None = None,
+    start_from: dict[str, Tensor] | None = None,
+    group: ProcessGroup | None = None,
+    sampler: Sampler | None = None,
+    memory: MemoryConfig | None = None,
+    model_file: Path | None = None,
+) -> TrainResult:
+    """Train a LoRA.
+
+    Args:
+        denoiser: the frozen model.
+        dataset: encoded items.
+        config: all settings.
+        run_folder: checkpoints go here.
+        base_model: the model's fingerprint, kept in checkpoints.
+        weights: where frozen linear layers' weights come from.
+        controls: how others stop the run or borrow the device.
+        emit: receives events.
+        resume_from: a checkpoint folder of a run of the same model and dataset.
+        start_from: an adapter state dict to begin from instead of fresh values.
+        group: the processes that train together.
+        sampler: draws with the adapter as config.sample says; nothing that happens in it changes the result.
+        memory: config.memory with its level decided; without it auto is resident.
+        model_file: the safetensors file that the model's weights come from, unchanged; for streaming from it.
+
+    Raises:
+        KilnError: model, dataset and settings do not match, the checkpoint does not fit, the loss stays non-finite, or
+            the device's memory does not suffice. A checkpoint that cannot be written is a MessageEvent: the run goes
+            on.
+    """
+    started = time.monotonic()
+    controls, group = controls or Controls(), group or ProcessGroup()
+    check_compatible(denoiser, dataset, config, group.size)
+    with _device(controls) as session:
+        state = TrainingState(
+            denoiser=denoiser,
+            dataset=dataset,
+            config=config,
+            run_folder=run_folder,
+            base_model=base_model,
+            placement=Placement(denoiser, memory or config.memory, config.adapter, weights, model_file),
+            session=session,
+            group=group,
+            sampler=sampler,
+            emit=emit,
+            started=started,
+        )
+        state.set_up(start_from, resume_from)
+        trainable, progress, prefetcher = state.trainable, state.progress, state.prefetcher
+        try:
+            state.before_first_step()
+            while progress.step < config.steps and not state.stopped_early:
+                state.at_step_boundary(controls)
+                step, step_started = progress.step, time.monotonic()
+
+                # Forward and backward: the mean over all items of the step, however they are spread over micro-batches
+                # and processes
+                limit = guards.spike_limit(progress.losses, config.guards)
+                trainable.set_learning_rate(step, progress.guard.rate)
+                device_loss = all_reduce_gradients(
+                    group, trainable.buffers, _gradients_with_retry(state, step, limit)
+                )
+                device_norm = trainable.clip_gradients((limit / device_loss).clamp(max=1))
+                if step + 1 < config.steps:
+                    prefetcher.prefetch(step + 1, progress.guard.parts)
+                # The step's one wait for the device
+                loss, grad_norm = torch.stack([device_loss.float(), device_norm]).tolist()
+                progress.guard.clipped_spikes += loss > limit
+
+                # Optimizer step
+                rate = trainable.learning_rate(step, progress.guard.rate)
+                if math.isfinite(loss) and math.isfinite(grad_norm):
+                    trainable.optimizer_step()
+                    progress.guard.bad_in_a_row = 0
+                    progress.losses.append(loss)
+                elif state.skip_step(loss, grad_norm, rate):
+                    continue  # rolled back
+                state.report_step(progress.losses[-1], rate, grad_norm, time.monotonic() - step_started)
+
+                state.after_step(controls)  # validation, advice, checkpoint, samples: once in a while
+            state.save()
+            state.sample()
+        except Stopped:
+            state.save_stopped()
+            return state.result(stopped=True)
+        except Exception:
+            state.save()
+            raise
+        return state.result(stopped=False)
+
+
+@contextmanager
+def _device(controls: Controls) -> Iterator[ExitStack]:
+    """The device, and in it a stack for the session with the model; closed, then given back, whatever happens."""
+    controls.take_device()
+    try:
+        with ExitStack() as session:
+            yield session
+    finally:
+        controls.give_device()
+
+
+def _gradients_with_retry(state: TrainingState, step: int, limit: float) -> Tensor:
+    """`_gradients`; again in smaller pieces when the device's memory runs out."""
+    config = state.config.guards
+    if state.config.optimizer.update_in_backward:
+        # A step that ended half-way cannot be done again: some matrices have moved
+        config = replace(config, retry_out_of_memory=False)
+    return guards.with_less_memory(
+        lambda: _gradients(state, step, limit),
+        state.progress.guard,
+        config,
+        largest_batch=max(map(len, state.prefetcher.batches(step))),
+        clean_up=state.trainable.zero_grad,
+        warn=state.warn,
+    )
+
+
+def _gradients(state: TrainingState, step: int, limit: float) -> Tensor:
+    """Add one step's gradients of this process's share; returns its share of the loss, on the device.
+
+    limit: the loss above which the step counts as a spike.
+    """
+    denoiser, config, guard = state.denoiser, state.config, state.progress.guard
+    if guard.activation_checkpointing:
+        checkpoint_blocks(denoiser.module)
+    total = torch.zeros((), device=denoiser.device)
+    for micro_batch in state.prefetcher.get(step, guard.parts):
+        state.trainable.adapter.set_step(config.seed, micro_batch.place)
+        noised = micro_batch.noised
+        prediction = denoiser.forward(noised.noisy, noised.timestep, micro_batch.conditioning)
+        errors = objective.loss_per_item(prediction, noised.target, micro_batch.mask, config.objective)
+        loss = (errors * micro_batch.factor).sum()
+        if loss.requires_grad:  # not when dropout has switched every layer off
+            state.trainable.backward(loss, limit)
+        total += loss.detach()
+    return total

@@ -1,0 +1,210 @@
+"""How much of the device's memory a run will need, before it starts, and which memory level that calls for.
+
+weights        as they are; with an fp8 base the trained layers' at one byte each; streamed: two blocks and the rest
+adapter        4 bytes each for the values
+gradients      4 bytes each
+optimizer      bytes of memory per trained parameter, by name
+activations    what backward needs of each block (see activations.py); recomputed: those of the largest block, and the
+               inputs of all (of two, when they wait in CPU memory)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..config import STREAMED, MemoryConfig, TrainConfig
+from .activations import Activations
+from .blocks import find_blocks
+from .ledger import size_of
+
+# Bytes that an optimizer remembers per trained parameter
+OPTIMIZER_BYTES = {
+    "adamw": 8,
+    "adamw_8bit": 2,
+    "adafactor": 1,
+    "lion": 4,
+    "prodigy": 16,
+    "schedule_free_adamw": 8,
+}
+
+PARTS = ("weights", "adapter", "gradients", "optimizer", "activations")
+
+MARGIN = 0.9  # share of the free memory that auto counts on: the plan is a model, and allocators leave gaps
+
+# What auto tries, from the fastest to the smallest: level, and whether block inputs wait in CPU memory
+LADDER = (
+    ("resident", False),
+    ("checkpoint activations", False),
+    ("checkpoint activations", True),
+    ("stream blocks", False),
+    ("stream blocks", True),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Bytes by part at one level, and the advice when they are too many."""
+
+    memory: MemoryConfig = dataclasses.field(default_factory=lambda: MemoryConfig(level="resident"))
+    """The decided level."""
+    weights: int
+    adapter: int
+    gradients: int
+    optimizer: int
+    activations: int
+    reason: str = ""  # why auto chose the level
+    advice: str = ""
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, name) for name in PARTS)
+
+    def sentence(self) -> str:
+        """For the node's text."""
+        parts = ", ".join(f"{name} {getattr(self, name) / 2**30:.2f}" for name in PARTS)
+        text = f"needs about {self.total / 2**30:.2f} GiB ({parts}) at memory level {self.memory.level}"
+        if self.memory.offload_block_inputs and self.memory.level != "resident":
+            text += " with block inputs in CPU memory"
+        text += f", {self.reason}" if self.reason else ""
+        return f"{text}. {self.advice}" if self.advice else text
+
+
+def estimate(
+    module: nn.Module,
+    targets: list[str],
+    config: TrainConfig,
+    latent_shape: tuple[int, ...],
+    *,
+    bytes_per_value: int,
+    trained: int,
+    free: int | None = None,
+    streams: bool = True,
+    from_file: bool = False,
+    free_ram: int | None = None,
+) -> Estimate:
+    """Plan the memory of a run and decide its level.
+
+    Args:
+        module: the network.
+        targets: full names of the layers that are trained.
+        config: the run's settings.
+        latent_shape: of the largest item, (C, [F,] h, w).
+        bytes_per_value: of the precision that the network computes in.
+        trained: parameters of the adapter.
+        free: bytes the device has for the run, the weights included; None where that is not known.
+        streams: whether streaming frees memory of this device; not on the CPU, where the weights are anyway.
+        from_file: whether the weights are those of one file, so that they can be streamed from it.
+        free_ram: bytes of CPU memory that are free for weights; None where that is not known.
+    """
+    sizes = _Sizes(module, targets, config, latent_shape, bytes_per_value, trained)
+    if config.memory.level != "auto":
+        return _with_advice(sizes.plan(config.memory), sizes, config, free)
+    ladder = [
+        dataclasses.replace(
+            config.memory,
+            level=level,
+            offload_block_inputs=offload or (config.memory.offload_block_inputs and level != "resident"),
+        )
+        for level, offload in LADDER
+        if level == "resident" or (sizes.has_blocks and (streams or (level not in STREAMED and not offload)))
+    ]
+    plans = [sizes.plan(memory) for memory in ladder]
+    if free is None:
+        return plans[0]
+    chosen = next((p for p in plans if p.total <= MARGIN * free), min(plans, key=lambda p: p.total))
+    if chosen.memory.level == "stream blocks" and from_file and free_ram is not None:
+        kept = sizes.whole - chosen.weights
+        if free_ram < kept and config.memory.base_precision == "as it is":
+            chosen = sizes.plan(dataclasses.replace(chosen.memory, level="stream from file"))
+    reason = f"chosen for the {_gib(free)} that are free"
+    if chosen.memory.level != "resident":
+        reason += f" (resident needs {_gib(plans[0].total)})"
+    return _with_advice(dataclasses.replace(chosen, reason=reason), sizes, config, free)
+
+
+class _Sizes:
+    """The bytes that plans are made of."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        targets: list[str],
+        config: TrainConfig,
+        latent_shape: tuple[int, ...],
+        bytes_per_value: int,
+        trained: int,
+    ) -> None:
+        layers = dict(module.named_modules())
+        blocks = find_blocks(module)
+        self.has_blocks = bool(blocks)
+        self._config, self._trained = config, trained
+        self.whole = sum(size_of(p) for p in module.parameters())
+        as_it_is = [sum(size_of(p) for p in block.parameters()) for block in blocks]
+        saved = {id(layers[t]): max(0, size_of(layers[t].weight) - layers[t].weight.numel()) for t in targets}
+        in_fp8 = [
+            size - sum(saved.get(id(m), 0) for m in block.modules())
+            for size, block in zip(as_it_is, blocks, strict=True)
+        ]
+        self._blocks = {"as it is": as_it_is, "fp8": in_fp8}
+        outside = self.whole - sum(as_it_is)
+        inside = {id(m) for block in blocks for m in block.modules()}
+        self._outside = {
+            "as it is": outside,
+            "fp8": outside - sum(s for i, s in saved.items() if i not in inside),
+        }
+        self._values = Activations(module, targets, latent_shape)
+        self._bytes_per_value = bytes_per_value
+
+    def plan(self, memory: MemoryConfig) -> Estimate:
+        """At that level."""
+        blocks = self._blocks[memory.base_precision]
+        streamed = memory.level in STREAMED and blocks
+        weights = self._outside[memory.base_precision]
+        weights += 2 * max(blocks) if streamed else sum(blocks)
+        ema = 4 if self._config.optimizer.ema_decay else 0
+        name = self._config.optimizer.optimizer.lower()
+        return Estimate(
+            memory=memory,
+            weights=weights,
+            adapter=self._trained * (4 + ema),
+            gradients=0 if self._config.optimizer.update_in_backward else self._trained * 4,
+            optimizer=self._trained * OPTIMIZER_BYTES.get(name, 8),
+            activations=self.activations(memory) * self._config.batch_size,
+        )
+
+    def activations(self, memory: MemoryConfig) -> int:
+        """For one item."""
+        if memory.level == "resident":
+            return self._values.whole * self._bytes_per_value
+        return self._values.recomputed(memory.offload_block_inputs) * self._bytes_per_value
+
+
+def _with_advice(plan: Estimate, sizes: _Sizes, config: TrainConfig, free: int | None) -> Estimate:
+    if free is None or plan.total <= free:
+        return plan
+    return dataclasses.replace(plan, advice=_advice(plan, config, sizes.activations(plan.memory), free))
+
+
+def _advice(plan: Estimate, config: TrainConfig, per_item: int, free: int) -> str:
+    have = f"The device has {_gib(free)} free"
+    rest = free - (plan.total - plan.activations)
+    fitting = rest // max(per_item, 1)
+    if fitting >= 1:
+        more = math.ceil(config.batch_size * config.optimizer.gradient_accumulation / fitting)
+        return f"{have}; batch_size {fitting} with gradient_accumulation {more} would fit."
+    if rest > 0:
+        return (
+            f"{have}; a resolution lower by about {1 - (rest / per_item) ** 0.5:.0%} would fit. Activation "
+            "checkpointing is switched on by itself when the memory runs out."
+        )
+    if plan.memory.level in STREAMED:
+        return f"{have}, which does not hold two blocks and the adapter; lower the rank or use an fp8 base."
+    return f"{have}, which does not hold the weights and the adapter; lower the rank or use an fp8 model."
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"

@@ -1,0 +1,225 @@
+"""A merged model as a folder for `WanPipeline.from_pretrained`.
+
+The transformer is written; everything else of a pipeline (vae, text encoder, tokenizer, scheduler) is the same before
+and after a merge, so it is taken from a pipeline folder that the user already has: hard links where the disk allows it,
+which cost no room, and copies elsewhere. Without such a folder the result holds what can be made from nothing: the
+transformer, the scheduler and model_index.json.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from ..errors import KilnError
+from ..lora_files.keys import to_diffusers
+from .tensorfile import Entry, Planned, TensorFile, write_planned
+
+INDEX = "model_index.json"
+TRANSFORMER = "transformer"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")  # never carried on
+LINK_FROM = 1 << 20  # bytes; smaller files are copied, so that editing one leaves the other alone
+
+# As diffusers publishes Wan 2.1; values that are not told are the classes' own
+SCHEDULER = {
+    "_class_name": "UniPCMultistepScheduler",
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+    "flow_shift": 3.0,  # 480p; 5 suits 720p
+    "num_train_timesteps": 1000,
+}
+COMPONENTS = {
+    "scheduler": ["diffusers", "UniPCMultistepScheduler"],
+    "text_encoder": ["transformers", "UMT5EncoderModel"],
+    "tokenizer": ["transformers", "T5TokenizerFast"],
+    "transformer": ["diffusers", "WanTransformer3DModel"],
+    "vae": ["diffusers", "AutoencoderKLWan"],
+}
+FOR_IMAGES = {  # image to video
+    "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
+    "image_processor": ["transformers", "CLIPImageProcessor"],
+}
+
+
+def check_pipeline(pipeline: Path, config: Mapping[str, object]) -> None:
+    """Raise a KilnError unless a folder is a Wan pipeline whose transformer has this configuration."""
+    index = _read_json(pipeline / INDEX)
+    kind = str(index.get("_class_name"))
+    if not kind.startswith("Wan") or TRANSFORMER not in index:
+        raise KilnError(f"The pipeline {pipeline.name} is a {kind}; choose the folder of a Wan pipeline.")
+    there = _read_json(pipeline / TRANSFORMER / "config.json")
+    for name in ("num_layers", "num_attention_heads", "ffn_dim", "in_channels", "image_dim"):
+        if name in there and there[name] != config[name]:
+            raise KilnError(
+                f"The pipeline {pipeline.name} is of another size: its transformer's {name} is {there[name]}, and the "
+                f"model's is {config[name]}; choose the pipeline of the same model."
+            )
+
+
+def write_pipeline(
+    source: TensorFile,
+    prefix: str,
+    folder: Path,
+    plan: Sequence[Planned],
+    notes: dict[str, str],
+    tick: Callable[[int, int], None],
+    pipeline: Path | None,
+) -> str:
+    """Write the folder; Wan only.
+
+    Args:
+        source: the base file; its shapes tell the configuration.
+        prefix: of its tensors' names.
+        plan: the tensors, under the base's names.
+        notes: metadata of the weights' file.
+        pipeline: a pipeline folder to complete it with.
+
+    Returns:
+        A sentence on what is still missing, or nothing.
+
+    Raises:
+        KilnError: the base is no Wan, the pipeline does not fit, or the disk is full. What was written is taken away.
+    """
+    config = wan_config(source, prefix)
+    if pipeline is not None:
+        check_pipeline(pipeline, config)
+        if folder.resolve() == pipeline.resolve():
+            raise KilnError(f"{folder} is the pipeline itself; choose another name for the merged one.")
+    renamed = [_renamed(source, each, prefix) for each in plan]
+    made: list[Path] = []
+    try:
+        write_planned(folder / TRANSFORMER / WEIGHTS, renamed, notes, tick)
+        made.append(folder / TRANSFORMER / WEIGHTS)
+        _write_json(folder / TRANSFORMER / "config.json", config, made)
+        if pipeline is None:
+            return _bare(folder, config, made)
+        _complete(folder, pipeline, made)
+    except BaseException as error:
+        for path in made:
+            path.unlink(missing_ok=True)
+        for path in sorted(
+            {p for each in made for p in each.parents if folder in (p, *p.parents)}, reverse=True
+        ):
+            with contextlib.suppress(OSError):  # not empty: others' files
+                path.rmdir()
+        if isinstance(error, OSError):
+            raise KilnError(
+                f"Cannot write {folder} ({error}); check free space and write permission."
+            ) from error
+        raise
+    return ""
+
+
+def _renamed(source: TensorFile, each: Planned, prefix: str) -> Planned:
+    bare = each.entry.name[len(prefix) :]
+    layer, _, kind = bare.rpartition(".")
+    name = f"{to_diffusers(layer)}.{kind}" if kind in ("weight", "bias") else to_diffusers(bare)
+    if name is None or name.startswith("None."):
+        raise KilnError(
+            f"{source.path.name} holds {bare}, for which diffusers has no name; save it as comfyui."
+        )
+    return Planned(Entry(name, each.entry.dtype, each.entry.shape), each.make)
+
+
+def _bare(folder: Path, config: Mapping[str, object], made: list[Path]) -> str:
+    images = config["image_dim"] is not None
+    components = COMPONENTS | (FOR_IMAGES if images else {})
+    _write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER, made)
+    kind = "WanImageToVideoPipeline" if images else "WanPipeline"
+    _write_json(folder / INDEX, {"_class_name": kind, **dict(sorted(components.items()))}, made)
+    missing = [name for name in components if name not in ("transformer", "scheduler")]
+    return (
+        f"; {kind}.from_pretrained needs {', '.join(missing)} beside it: choose a pipeline folder that has them, "
+        "or pass them as arguments"
+    )
+
+
+def _complete(folder: Path, pipeline: Path, made: list[Path]) -> None:
+    """Everything of a pipeline but its transformer; model_index.json last, as the sign that the folder is whole."""
+    for path in sorted(pipeline.rglob("*")):
+        place = path.relative_to(pipeline)
+        hidden = any(part.startswith(".") for part in place.parts)
+        if not path.is_file() or hidden or place.parts[0] == TRANSFORMER or path.suffix in PICKLED:
+            continue
+        if place != Path(INDEX):
+            _take(path, folder / place, made)
+    _take(pipeline / INDEX, folder / INDEX, made)
+
+
+def _take(path: Path, target: Path, made: list[Path]) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    made.append(target)
+    target.unlink(missing_ok=True)
+    path = path.resolve()  # a download cache holds links; a hard link to a link would break with it
+    if path.stat().st_size >= LINK_FROM:
+        try:
+            os.link(path, target)
+            return
+        except OSError:  # another disk, or a file system without links
+            pass
+    shutil.copyfile(path, target)
+
+
+def _write_json(path: Path, values: Mapping[str, object], made: list[Path]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made.append(path)
+    path.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise KilnError(
+            f"{path.parent.name}/{path.name} of the pipeline cannot be read ({error}); choose a whole pipeline folder."
+        ) from error
+    if not isinstance(found, dict):
+        raise KilnError(f"{path.parent.name}/{path.name} is damaged; choose a whole pipeline folder.")
+    return found
+
+
+def wan_config(source: TensorFile, prefix: str) -> dict[str, object]:
+    """diffusers' configuration of a Wan transformer, read off its tensors' shapes.
+
+    Raises:
+        KilnError: the file holds no Wan.
+    """
+    shapes = {name[len(prefix) :]: entry.shape for name, entry in source.entries.items()}
+    needed = (
+        "patch_embedding.weight",
+        "head.head.weight",
+        "blocks.0.ffn.0.weight",
+        "text_embedding.0.weight",
+    )
+    if not all(name in shapes for name in needed):
+        raise KilnError(
+            f"{source.path.name} is not a Wan model in its own keys; only those are written for diffusers."
+        )
+    patch = shapes["patch_embedding.weight"]
+    dim, heads = patch[0], patch[0] // 128
+    image = shapes.get("img_emb.proj.1.weight")
+    positions = shapes.get("img_emb.emb_pos")
+    return {
+        "_class_name": "WanTransformer3DModel",
+        "patch_size": list(patch[2:]),
+        "num_attention_heads": heads,
+        "attention_head_dim": dim // heads,
+        "in_channels": patch[1],
+        "out_channels": shapes["head.head.weight"][0] // (patch[2] * patch[3] * patch[4]),
+        "text_dim": shapes["text_embedding.0.weight"][1],
+        "freq_dim": shapes["time_embedding.0.weight"][1],
+        "ffn_dim": shapes["blocks.0.ffn.0.weight"][0],
+        "num_layers": 1 + max(int(n.split(".")[1]) for n in shapes if n.startswith("blocks.")),
+        "cross_attn_norm": "blocks.0.norm3.weight" in shapes,
+        "qk_norm": "rms_norm_across_heads",
+        "eps": 1e-6,
+        "image_dim": None if image is None else image[1],
+        "added_kv_proj_dim": dim if "blocks.0.cross_attn.k_img.weight" in shapes else None,
+        "rope_max_seq_len": 1024,
+        "pos_embed_seq_len": None if positions is None else positions[1],
+    }

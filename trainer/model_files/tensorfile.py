@@ -1,0 +1,235 @@
+"""A safetensors file read and written one tensor at a time, by plain reads, so that memory holds one tensor and no map.
+
+The format (github.com/huggingface/safetensors): 8 bytes little-endian length, a JSON header of that length with dtype,
+shape and offsets by name, then the tensors' bytes. Sizes are known before values are, so the header can be written
+first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import secrets
+import struct
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from ..errors import KilnError
+from ..lora_files.reading import check_safetensors
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+FP8 = ("F8_E4M3", "F8_E5M2")
+_CHUNK = 16 << 20
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a file."""
+
+    name: str
+    dtype: str  # safetensors' name of it
+    shape: tuple[int, ...]
+    start: int = 0  # in the data part
+    end: int = 0
+
+
+class TensorFile:
+    """A safetensors file open for reading, by several threads if need be. Use it in a `with` block."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises KilnError: it is missing, pickled, damaged or cut off."""
+        check_safetensors(path)
+        self.path = path
+        self._file: BinaryIO = path.open("rb", buffering=0)
+        self._turn = threading.Lock()
+        self._scratch = threading.local()
+        length = struct.unpack("<Q", self._file.read(8))[0]
+        header = json.loads(self._file.read(length))
+        self.data_start = 8 + length  # of the data part, in the file
+        self.metadata: dict[str, str] = header.pop("__metadata__", {})
+        found = [Entry(k, v["dtype"], tuple(v["shape"]), *v["data_offsets"]) for k, v in header.items()]
+        self.entries = {e.name: e for e in sorted(found, key=lambda e: e.start)}
+
+    def __enter__(self) -> TensorFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, in its own type, in memory of its own."""
+        return self.read_rows(name, 0, self.entries[name].shape[0] if self.entries[name].shape else 1)
+
+    def read_rows(self, name: str, first: int, last: int, reuse: bool = False) -> Tensor:
+        """Rows first..last-1 of one tensor (a scalar is its only row).
+
+        With `reuse` they lie in memory that the same thread's next such call uses again.
+        """
+        entry = self.entries[name]
+        rows = entry.shape[0] if entry.shape else 1
+        width = (entry.end - entry.start) // max(rows, 1)
+        size = (min(last, rows) - first) * width
+        raw = self._reused(size) if reuse else torch.empty(size, dtype=torch.uint8)
+        self._fill(memoryview(raw.numpy().data), self.data_start + entry.start + first * width)
+        shape = (min(last, rows) - first, *entry.shape[1:]) if entry.shape else ()
+        return raw.view(DTYPES[entry.dtype]).reshape(shape)
+
+    def _fill(self, view: memoryview, place: int) -> None:
+        """Read bytes from a place of the file; threads do so side by side where the system can."""
+        done = 0
+        while done < len(view):
+            if hasattr(os, "preadv"):  # not on Windows
+                done += os.preadv(self._file.fileno(), [view[done:]], place + done) or _cut_off(self.path)
+                continue
+            with self._turn:
+                self._file.seek(place + done)
+                done += self._file.readinto(view[done:]) or _cut_off(self.path)  # type: ignore[attr-defined]
+
+    def _reused(self, size: int) -> Tensor:
+        held: Tensor | None = getattr(self._scratch, "raw", None)
+        if held is None or len(held) < size:
+            held = self._scratch.raw = torch.empty(size, dtype=torch.uint8)
+        return held[:size]
+
+    def copy_to(self, name: str, target: _Whole) -> None:
+        """One tensor's bytes, without looking at them."""
+        entry = self.entries[name]
+        done, size = 0, entry.end - entry.start
+        while done < size:
+            with self._turn:
+                self._file.seek(self.data_start + entry.start + done)
+                chunk = self._file.read(min(size - done, _CHUNK))
+            done += len(chunk) or _cut_off(self.path)
+            target.write(chunk)
+
+
+def _cut_off(path: Path) -> int:
+    raise KilnError(f"{path.name} ended while it was read; is somebody changing it?")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One tensor to be written: made when its turn comes, or copied from another file."""
+
+    entry: Entry  # name, dtype and shape; its offsets are not looked at
+    make: Callable[[], Iterable[Tensor]] | tuple[TensorFile, str]
+    """Gives the rows in order, in blocks of any number; or names a tensor of a file."""
+
+
+def byte_size(entry: Entry) -> int:
+    return math.prod(entry.shape) * DTYPES[entry.dtype].itemsize
+
+
+def write_planned(
+    path: Path,
+    plan: Sequence[Planned],
+    metadata: dict[str, str],
+    tick: Callable[[int, int], None] = lambda done, total: None,
+    late: Callable[[], dict[str, Tensor]] = dict,
+) -> None:
+    """Write a file tensor by tensor under a temporary name and rename it when it is whole.
+
+    Args:
+        plan: in the order in which the file will hold them.
+        tick: told the bytes done and in all; may raise to abandon the file.
+        late: tensors by name that are known only after the others; they replace what the plan gave.
+
+    Raises:
+        KilnError: writing failed; nothing is left behind.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
+    offset, places = 0, {}
+    for each in plan:
+        size = byte_size(each.entry)
+        header[each.entry.name] = {
+            "dtype": each.entry.dtype,
+            "shape": list(each.entry.shape),
+            "data_offsets": [offset, offset + size],
+        }
+        places[each.entry.name] = offset
+        offset += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with _temporary(path) as file:
+        file.reserve(8 + len(text) + offset)
+        file.write(struct.pack("<Q", len(text)) + text)
+        done = 0
+        for each in plan:
+            tick(done, offset)
+            if callable(each.make):
+                for block in each.make():
+                    assert block.dtype == DTYPES[each.entry.dtype], each.entry.name
+                    file.write(_bytes(block))
+            else:
+                each.make[0].copy_to(each.make[1], file)
+            done += byte_size(each.entry)
+        for name, tensor in late().items():
+            file.seek(8 + len(text) + places[name])
+            file.write(_bytes(tensor))
+        tick(offset, offset)
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[_Whole]:
+    temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb", buffering=0) as file:
+            yield _Whole(file)
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise KilnError(f"Cannot write {path} ({error}); check free space and write permission.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+class _Whole:
+    """An unbuffered file whose write takes all of what it is given."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek = file.seek
+
+    def reserve(self, size: int) -> None:
+        """Ask for the whole file's room: a full disk says so before the work, and writing is a third faster."""
+        if not hasattr(os, "posix_fallocate"):  # Windows, macOS
+            return
+        try:
+            os.posix_fallocate(self._file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # a file system without it
+                raise
+
+    def write(self, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[self._file.write(view) :]

@@ -1,0 +1,95 @@
+"""What a run has left on disk: for showing it, for opening its graph, and for deleting it.
+
+A run's folder holds files of ours with known names. A person may have put others beside them, such as a copy of the
+LoRA under a name of its own: those are never deleted.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from ..errors import KilnError
+from .run import LORA
+
+# Names that the engine itself gives: checkpoints, samples, the LoRA and what describes the run
+OURS = re.compile(
+    r"step-\d+|samples|run\.toml|dataset\.json|manifest\.json|result\.json|lora\.safetensors|\..*\.tmp.*"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifacts:
+    """What deleting a run would remove, and what it would keep."""
+
+    bytes: int = 0
+    checkpoints: int = 0
+    samples: int = 0
+    lora: bool = False
+    kept: list[str] = field(default_factory=list)  # names of what is not ours
+    paths: list[Path] = field(default_factory=list)  # what would go
+
+
+def leavings(folder: Path) -> Artifacts:
+    """Look at a run's folder; one that is gone has left nothing."""
+    entries = sorted(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else []
+    ours = [p for p in entries if OURS.fullmatch(p.name) and not p.is_symlink()]
+    files = [f for p in ours for f in ([p] if p.is_file() else p.rglob("*")) if f.is_file()]
+    return Artifacts(
+        bytes=sum(f.lstat().st_size for f in files),
+        checkpoints=sum(p.name.startswith("step-") for p in ours),
+        samples=sum(f.parent.name == "samples" and f.suffix == ".png" for f in files),
+        lora=(folder / LORA) in ours,
+        kept=[p.name for p in entries if p not in ours],
+        paths=ours,
+    )
+
+
+def remove(folder: Path) -> Artifacts:
+    """Delete what is ours in a run's folder, and the folder itself when nothing else is in it.
+
+    Raises:
+        KilnError: a file cannot be deleted; what could be is gone.
+    """
+    found = leavings(folder)
+    try:
+        for path in found.paths:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        if folder.is_dir() and not found.kept:
+            folder.rmdir()
+    except OSError as error:
+        raise KilnError(
+            f"The run {folder.name} cannot be deleted ({error}); close what uses its files."
+        ) from error
+    return found
+
+
+def has_graph(folder: Path) -> bool:
+    """Whether `graph` may find one; cheap, for lists."""
+    return (folder / LORA).is_file()
+
+
+def graph(folder: Path) -> dict[str, Any]:
+    """The graph that a run's LoRA carries: "workflow" as the canvas saves it, "prompt" as the server ran it; either
+    may be missing.
+
+    Raises:
+        KilnError: the run has left no LoRA, or its file is damaged.
+    """
+    if not has_graph(folder):
+        raise KilnError(f"The run {folder.name} has left no LoRA, which would carry its graph.")
+    try:
+        with safe_open(folder / LORA, "pt") as opened:
+            metadata = opened.metadata() or {}
+        return {name: json.loads(metadata[name]) for name in ("workflow", "prompt") if name in metadata}
+    except Exception as error:  # safetensors has its own error type
+        raise KilnError(f"The LoRA of the run {folder.name} cannot be read ({error}).") from error

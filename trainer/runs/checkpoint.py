@@ -1,0 +1,226 @@
+"""All that an exact resume needs, written whole or not at all.
+
+A checkpoint is a folder `step-00000250` in the run's folder: built under a temporary name, flushed to disk, renamed
+when it is complete. Its state.json is the last file written and holds size and SHA-256 of the others, so a checkpoint
+that was cut short or damaged later is told from a whole one and never loaded. `manifest.json` in the run's folder says
+which is the newest and which the best. Random numbers need no saving (see rng.py), nor does the learning-rate schedule
+(a function of the step).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..errors import KilnError
+from .optimizer_state import restore_state, state_to_save
+
+_PATTERN = "step-{:08d}"
+STATE, ADAPTER, OUTPUT, OPTIMIZER = (
+    "state.json",
+    "adapter.safetensors",
+    "output.safetensors",
+    "optimizer.safetensors",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """Where a run stands, beside its tensors."""
+
+    step: int  # optimizer steps done
+    losses: list[float]  # one per step; nan where the step was skipped
+    config: dict[str, Any]  # TrainConfig.to_dict()
+    dataset: str  # fingerprint
+    base_model: str  # fingerprint
+    processes: int = 1  # that train together
+    validation: list[dict[str, Any]] = field(default_factory=list)  # ValidationPoint as plain values
+    guard: dict[str, Any] = field(default_factory=dict)  # GuardState as plain values
+    ema_updates: int = 0
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the lowest validation loss so far."""
+        finite = [p for p in self.validation if p["step"] > 0 and math.isfinite(p["loss"])]
+        return min(finite, key=lambda p: p["loss"])["step"] if finite else None
+
+
+def save_checkpoint(
+    run_folder: Path,
+    state: RunState,
+    adapter: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    keep: int = 2,
+    output: dict[str, Tensor] | None = None,
+) -> Path:
+    """Write one checkpoint and remove all but the newest `keep` and the best.
+
+    Args:
+        run_folder: made when missing.
+        state: where the run stands.
+        adapter: the weights as they are trained.
+        optimizer: with its memory.
+        keep: how many of the newest stay.
+        output: the weights as they are used, where they differ (a running mean).
+
+    Raises:
+        KilnError: writing failed; older checkpoints are untouched.
+    """
+    final = run_folder / _PATTERN.format(state.step)
+    if _is_whole(final):
+        return final
+    temporary = run_folder / f".{final.name}.tmp"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        tensors, remembered = state_to_save(optimizer)
+        save_file(adapter, temporary / ADAPTER)
+        save_file(tensors, temporary / OPTIMIZER)
+        if output is not None:
+            save_file(output, temporary / OUTPUT)
+        written = {f.name: {"bytes": f.stat().st_size, "sha256": _hash(f)} for f in temporary.iterdir()}
+        values = {**asdict(state), "losses": [x if math.isfinite(x) else None for x in state.losses]}
+        text = json.dumps({**values, "optimizer": remembered, "files": written})
+        (temporary / STATE).write_text(text, encoding="utf-8")
+        for file in temporary.iterdir():
+            _flush(file)
+        _flush(temporary)
+        if final.is_dir():  # damaged, or it would have been returned above
+            shutil.rmtree(final)
+        os.replace(temporary, final)
+        _flush(run_folder)
+        _clean_up(run_folder, keep, state.best_step)
+    except Exception as error:  # safetensors wraps OSError in its own type
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise KilnError(f"Cannot write the checkpoint {final} ({error}); free some disk space.") from error
+    return final
+
+
+def find_checkpoints(run_folder: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
+    return sorted(p for p in run_folder.glob("step-*") if _is_whole(p))
+
+
+def best_checkpoint(run_folder: Path) -> Path | None:
+    """The checkpoint of the lowest validation loss, if it is there."""
+    newest = find_checkpoints(run_folder)[-1:]
+    best = read_state(newest[0]).best_step if newest else None
+    path = run_folder / _PATTERN.format(best or 0)
+    return path if best is not None and _is_whole(path) else None
+
+
+def read_state(checkpoint: Path) -> RunState:
+    """What a checkpoint says of its run.
+
+    Raises:
+        KilnError: it cannot be read.
+    """
+    values = _read_values(checkpoint)
+    values.pop("optimizer", None)
+    values.pop("files", None)
+    try:
+        values["losses"] = [math.nan if x is None else x for x in values["losses"]]
+        return RunState(**values)
+    except (KeyError, TypeError) as error:
+        raise _unreadable(checkpoint, error) from error
+
+
+def read_adapter(checkpoint: Path) -> dict[str, Tensor]:
+    """The adapter's state dict as it was trained."""
+    return _read_tensors(checkpoint, ADAPTER)
+
+
+def read_output(checkpoint: Path) -> dict[str, Tensor]:
+    """The adapter's state dict as it is to be used: the running mean where there is one."""
+    return _read_tensors(checkpoint, OUTPUT if (checkpoint / OUTPUT).is_file() else ADAPTER)
+
+
+def restore_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Put the saved memory back; learning rate and other settings stay as the optimizer was made.
+
+    Raises:
+        KilnError: it is the memory of another kind of optimizer, or cannot be read.
+    """
+    tensors = _read_tensors(checkpoint, OPTIMIZER)
+    try:
+        restore_state(optimizer, tensors, _read_values(checkpoint)["optimizer"])
+    except (KeyError, IndexError, ValueError) as error:
+        raise KilnError(
+            f"The optimizer's memory in {checkpoint.name} does not fit {type(optimizer).__name__}; choose the "
+            "optimizer that the run was started with, or start a new run."
+        ) from error
+
+
+def _read_values(checkpoint: Path) -> dict[str, Any]:
+    try:
+        return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _unreadable(checkpoint, error) from error
+
+
+def _read_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
+    """Raises KilnError when the file is not, byte for byte, the one that was written."""
+    expected = _read_values(checkpoint)["files"].get(name, {}).get("sha256")
+    try:
+        if _hash(checkpoint / name) != expected:
+            raise ValueError(f"{name} has changed since it was written")
+        return load_file(checkpoint / name)
+    except Exception as error:  # safetensors has its own error type
+        raise _unreadable(checkpoint, error) from error
+
+
+def _unreadable(checkpoint: Path, error: Exception) -> KilnError:
+    return KilnError(f"The checkpoint {checkpoint} cannot be read ({error}); resume from another one.")
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Its state can be read and every file it names has its size: enough to list it; reading also checks the hash."""
+    try:
+        files = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["files"]
+        return all((checkpoint / name).stat().st_size == f["bytes"] for name, f in files.items())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _clean_up(run_folder: Path, keep: int, best_step: int | None) -> None:
+    """Remove what is neither new nor best, and say in manifest.json what is left."""
+    best = _PATTERN.format(best_step or 0)
+    for old in find_checkpoints(run_folder)[:-keep]:
+        if old.name != best:
+            shutil.rmtree(old, ignore_errors=True)
+    names = [p.name for p in find_checkpoints(run_folder)]
+    manifest = {"newest": names[-1], "best": best if best in names else None, "whole": names}
+    temporary = run_folder / ".manifest.tmp"
+    temporary.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    _flush(temporary)
+    os.replace(temporary, run_folder / "manifest.json")
+
+
+def _hash(file: Path) -> str:
+    digest = hashlib.sha256()
+    with open(file, "rb") as opened:
+        while block := opened.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """To the disk itself. A folder can be flushed on POSIX only."""
+    if path.is_dir():
+        if os.name == "posix":
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+        return
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,337 @@
+"""Every run ever made, in one SQLite file: what was tried, on what, how it went, what the user thought of it.
+
+Write-ahead logging, and small transactions: a process that is killed at any moment leaves a whole file that lacks at
+most the last two seconds of its curve (checkpoints, not this file, are what a run is resumed from). `Recorder` is the
+listener that fills it while a run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..dataset.encoded import EncodedDataset
+from ..errors import KilnError
+from ..events import AdviceEvent, Event, SampleEvent, StepEvent, ValidationEvent
+
+# One script per version of the schema; a file of an older version gets those it lacks, in order, in one transaction.
+MIGRATIONS = (
+    """
+    CREATE TABLE runs (
+        id TEXT PRIMARY KEY, started REAL NOT NULL, updated REAL NOT NULL, status TEXT NOT NULL,
+        folder TEXT NOT NULL, config TEXT NOT NULL, dataset TEXT NOT NULL, items INTEGER NOT NULL,
+        held_out INTEGER NOT NULL, base_model TEXT NOT NULL, step INTEGER NOT NULL DEFAULT 0,
+        seconds REAL NOT NULL DEFAULT 0, advice TEXT NOT NULL DEFAULT '[]', files TEXT NOT NULL DEFAULT '[]',
+        message TEXT NOT NULL DEFAULT '');
+    CREATE TABLE points (
+        run TEXT NOT NULL REFERENCES runs (id) ON DELETE CASCADE, kind TEXT NOT NULL, step INTEGER NOT NULL,
+        value REAL, PRIMARY KEY (run, kind, step)) WITHOUT ROWID;
+    """,
+    """
+    ALTER TABLE runs ADD COLUMN rating INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE runs ADD COLUMN notes TEXT NOT NULL DEFAULT '';
+    CREATE TABLE samples (
+        run TEXT NOT NULL REFERENCES runs (id) ON DELETE CASCADE, step INTEGER NOT NULL, prompt TEXT NOT NULL,
+        path TEXT NOT NULL);
+    CREATE INDEX samples_by_run ON samples (run, step);
+    """,
+)
+ORDERS = ("newest", "rating", "validation", "loss")
+FLUSH_SECONDS = 2.0
+SILENT_SECONDS = 600.0  # a run that says it is running and has not been heard of for so long is not
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One run as the history knows it."""
+
+    id: str  # name of its folder
+    started: float  # seconds since 1970
+    status: str  # running, done, stopped, failed, or lost (its process ended without a word)
+    folder: Path
+    config: dict[str, Any]
+    dataset: str  # fingerprint
+    items: int  # trained on
+    held_out: int  # for validation
+    base_model: str  # fingerprint
+    step: int
+    seconds: float
+    advice: list[str]
+    files: list[str]
+    message: str  # why it failed
+    rating: int  # 1-5 by the user, 0 for none
+    notes: str
+    loss: float | None  # mean of the last 50 steps
+    best_loss: float | None  # lowest validation loss
+    best_step: int | None
+
+
+class History:
+    """The file. Usable from any thread; several processes may have it open."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens or makes the file and brings its schema up to date.
+
+        Raises:
+            KilnError: it is damaged, or was written by a newer version.
+        """
+        self._lock = threading.RLock()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._db = sqlite3.connect(path, timeout=10.0, check_same_thread=False, isolation_level=None)
+            self._db.row_factory = sqlite3.Row
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            self._db.execute("PRAGMA foreign_keys = ON")
+            self._migrate(path)
+        except sqlite3.Error as error:
+            raise KilnError(
+                f"The history of runs {path} cannot be opened ({error}); move it away and a new one is made."
+            ) from error
+
+    def close(self) -> None:
+        self._db.close()
+
+    def _migrate(self, path: Path) -> None:
+        with self._transaction():
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            if version > len(MIGRATIONS):
+                raise KilnError(
+                    f"The history of runs {path} was written by a newer LoRA Kiln (version {version} of the file, "
+                    f"this one knows {len(MIGRATIONS)}); update the pack."
+                )
+            for script in MIGRATIONS[version:]:
+                for statement in filter(str.strip, script.split(";")):
+                    self._db.execute(statement)
+            self._db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+    @contextmanager
+    def _transaction(self) -> Any:
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    def start(
+        self, run_id: str, folder: Path, config: dict[str, Any], dataset: EncodedDataset, base_model: str
+    ) -> None:
+        """A run begins, or goes on after it was stopped: rating and notes stay."""
+        held_out = sum(i.role == "validation" for i in dataset.items)
+        now = time.time()
+        values = (
+            str(folder),
+            json.dumps(config),
+            dataset.fingerprint,
+            len(dataset.items) - held_out,
+            held_out,
+        )
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO runs (id, started, updated, status, folder, config, dataset, items, held_out, base_model) "
+                "VALUES (?, ?, ?, 'running', ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET updated = "
+                "excluded.updated, status = 'running', config = excluded.config, message = ''",
+                (run_id, now, now, *values, base_model),
+            )
+
+    def add_points(self, run_id: str, points: Iterable[tuple[str, int, float]]) -> None:
+        """(kind, step, value) of a run's curves; a step measured again replaces what was there."""
+        rows = [(run_id, k, s, v if math.isfinite(v) else None) for k, s, v in points]
+        with self._transaction() as db:
+            db.executemany("INSERT OR REPLACE INTO points VALUES (?, ?, ?, ?)", rows)
+            steps = [row[2] for row in rows if row[1] == "loss"]
+            db.execute(
+                "UPDATE runs SET updated = ?, step = coalesce(?, step) WHERE id = ?",
+                (time.time(), steps[-1] if steps else None, run_id),
+            )
+
+    def add_sample(self, run_id: str, step: int, prompt: str, path: Path) -> None:
+        """A picture that was drawn with the LoRA at that step; drawn again, it replaces what was there."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM samples WHERE run = ? AND path = ?", (run_id, str(path)))
+            db.execute("INSERT INTO samples VALUES (?, ?, ?, ?)", (run_id, step, prompt, str(path)))
+
+    def samples(self, run_id: str) -> list[tuple[int, str, Path]]:
+        """(step, prompt, path), by step and in the order in which they were drawn."""
+        with self._lock:
+            found = self._db.execute(
+                "SELECT step, prompt, path FROM samples WHERE run = ? ORDER BY step, rowid", (run_id,)
+            ).fetchall()
+        return [(r["step"], r["prompt"], Path(r["path"])) for r in found]
+
+    def set_advice(self, run_id: str, advice: Sequence[str]) -> None:
+        with self._transaction() as db:
+            db.execute("UPDATE runs SET advice = ? WHERE id = ?", (json.dumps(list(advice)), run_id))
+
+    def end(
+        self, run_id: str, status: str, *, seconds: float = 0.0, files: Sequence[Path] = (), message: str = ""
+    ) -> None:
+        """A run is over: status "done", "stopped" or "failed"; seconds of this session are added up."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE runs SET status = ?, updated = ?, seconds = seconds + ?, files = ?, message = ? WHERE id = ?",
+                (status, time.time(), seconds, json.dumps([str(f) for f in files]), message, run_id),
+            )
+
+    def rate(self, run_id: str, rating: int | None = None, notes: str | None = None) -> None:
+        """What the user thinks: rating 1-5 (0 takes it back), notes; None leaves either as it is.
+
+        Raises:
+            KilnError: there is no such run, or the rating is out of range.
+        """
+        if rating is not None and not 0 <= rating <= 5:
+            raise KilnError(f"rating is {rating}; it must lie between 0 and 5.")
+        with self._transaction() as db:
+            done = db.execute(
+                "UPDATE runs SET rating = coalesce(?, rating), notes = coalesce(?, notes) WHERE id = ?",
+                (rating, notes, run_id),
+            )
+            if not done.rowcount:
+                raise KilnError(f"The history holds no run {run_id!r}; choose one from the table.")
+
+    def forget(self, run_id: str) -> None:
+        """Take a run out, with its curves and the list of its samples. Its files stay."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM runs WHERE id = ?", (run_id,))
+
+    def curve(self, run_id: str, kind: str = "loss") -> list[tuple[int, float]]:
+        """(step, value) in order; nan where a step was skipped."""
+        with self._lock:
+            found = self._db.execute(
+                "SELECT step, value FROM points WHERE run = ? AND kind = ? ORDER BY step", (run_id, kind)
+            ).fetchall()
+        return [(r["step"], math.nan if r["value"] is None else r["value"]) for r in found]
+
+    def record(self, run_id: str) -> Record | None:
+        """The run of that id."""
+        return next((_record(row) for row in self._rows("WHERE id = ?", run_id)), None)
+
+    def records(self, words: str = "", order: str = "newest", dataset: str | None = None) -> list[Record]:
+        """Runs that hold all of the words (in id, status, settings, notes or advice), in order.
+
+        Args:
+            words: separated by blanks, upper and lower case alike; empty for all.
+            order: one of ORDERS: "newest", "rating" (highest first), "validation" or "loss" (lowest first, those
+                without last).
+            dataset: only runs of the dataset with this fingerprint.
+        """
+        found = [r for r in self._rows() if dataset is None or r["dataset"] == dataset]
+        records = [_record(r) for r in found if _holds(r, words)]
+        if order == "rating":
+            records.sort(key=lambda r: -r.rating)
+        if order == "validation":
+            records.sort(key=lambda r: math.inf if r.best_loss is None else r.best_loss)
+        if order == "loss":
+            records.sort(key=lambda r: math.inf if r.loss is None else r.loss)
+        return records
+
+    def _rows(self, where: str = "", *values: str) -> list[sqlite3.Row]:
+        """Newest first, each with the figures of its curves."""
+        with self._lock:
+            return self._db.execute(
+                "SELECT runs.*, (SELECT avg(value) FROM (SELECT value FROM points WHERE run = id AND kind = 'loss' "
+                "ORDER BY step DESC LIMIT 50)) AS loss, (SELECT min(value) FROM points WHERE run = id AND "
+                "kind = 'validation' AND step > 0) AS best_loss, (SELECT step FROM points WHERE run = id AND "
+                "kind = 'validation' AND step > 0 AND value IS NOT NULL ORDER BY value, step LIMIT 1) AS best_step "
+                f"FROM runs {where} ORDER BY started DESC, id DESC",
+                values,
+            ).fetchall()
+
+
+def _record(row: sqlite3.Row) -> Record:
+    values = {name: row[name] for name in Record.__dataclass_fields__}
+    if row["status"] == "running" and time.time() - row["updated"] > SILENT_SECONDS:
+        values["status"] = "lost"
+    for name in ("config", "advice", "files"):
+        values[name] = json.loads(row[name])
+    return Record(**{**values, "folder": Path(row["folder"])})
+
+
+def _holds(row: sqlite3.Row, words: str) -> bool:
+    text = " ".join(str(row[n]) for n in ("id", "status", "config", "notes", "advice")).lower()
+    return all(word in text for word in words.lower().split())
+
+
+def as_table(records: Sequence[Record]) -> str:
+    """Plain text, one run a line, for people."""
+    head = (
+        "run",
+        "status",
+        "steps",
+        "items",
+        "kind",
+        "rank",
+        "rate",
+        "loss",
+        "validation",
+        "rating",
+        "notes",
+    )
+    lines = [head]
+    for r in records:
+        adapter, optimizer = r.config.get("adapter", {}), r.config.get("optimizer", {})
+        best = "" if r.best_loss is None else f"{r.best_loss:.4f} at {r.best_step}"
+        lines.append(
+            (
+                r.id,
+                r.status,
+                f"{r.step}/{r.config.get('steps', '?')}",
+                str(r.items),
+                str(adapter.get("kind", "lora")),
+                str(adapter.get("rank", "?")),
+                f"{optimizer.get('learning_rate', 0):g}",
+                "" if r.loss is None else f"{r.loss:.4f}",
+                best,
+                "*" * r.rating,
+                r.notes or "; ".join(a.split(":")[0] for a in r.advice),
+            )
+        )
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    return "\n".join(
+        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+class Recorder:
+    """A listener that writes one run's curves and advice, a few times a minute and at every measurement."""
+
+    def __init__(self, history: History, run_id: str) -> None:
+        self._history, self._run_id = history, run_id
+        self._points: list[tuple[str, int, float]] = []
+        self._last = time.monotonic()
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, StepEvent):
+            self._points += [
+                ("loss", event.step, event.loss),
+                ("learning_rate", event.step, event.learning_rate),
+                ("grad_norm", event.step, event.grad_norm),
+            ]
+            if time.monotonic() - self._last >= FLUSH_SECONDS:
+                self.flush()
+        elif isinstance(event, ValidationEvent):
+            self._points.append(("validation", event.step, event.loss))
+            self._points += [(f"band {i}", event.step, v) for i, v in enumerate(event.bands)]
+            self.flush()
+        elif isinstance(event, AdviceEvent):
+            self._history.set_advice(self._run_id, event.advice)
+        elif isinstance(event, SampleEvent):
+            self._history.add_sample(self._run_id, event.step, event.prompt, event.path)
+
+    def flush(self) -> None:
+        """Write what is waiting."""
+        self._last = time.monotonic()
+        if self._points:
+            self._history.add_points(self._run_id, self._points)
+            self._points.clear()

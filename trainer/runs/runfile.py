@@ -1,0 +1,108 @@
+"""A run as two files that start it again without a graph: run.toml and, beside it, dataset.json.
+
+Every run of the training node leaves them in its folder; `python headless.py train run.toml` reads them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..config import THEMES, TrainConfig
+from ..dataset.encoded import EncodedDataset, EncodedItem
+from ..errors import KilnError
+from ..safefile import write_text
+
+NAME = "run.toml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFile:
+    """What headless training needs to know."""
+
+    model: dict[str, str]
+    """How the model is loaded: "loader" (a node of the host), "file" (as that node names it) and the loader's other
+    settings; "fingerprint" to tell that it is the same. "loader" is empty where the graph's model came another way."""
+    dataset: str = "dataset.json"  # relative to the file's folder
+    output: str = "lora.safetensors"  # relative to the file's folder
+    resume: str = "new run"
+    config: TrainConfig = field(default_factory=TrainConfig)
+
+
+def write_run_file(folder: Path, run: RunFile, dataset: EncodedDataset) -> Path:
+    """Write both files; returns run.toml's path.
+
+    Raises:
+        KilnError: writing failed.
+    """
+    items = [item.to_dict() for item in dataset.items]
+    write_text(
+        folder / run.dataset, json.dumps({"items": items, "fingerprint": dataset.fingerprint}, indent=1)
+    )
+    values = run.config.to_dict()
+    tables = {f"train.{name}": values.pop(name) for name in THEMES}
+    top = {"dataset": run.dataset, "output": run.output, "resume": run.resume}
+    lines = ["# python headless.py train run.toml", *_pairs(top)]
+    for name, table in {"model": run.model, "train": values, **tables}.items():
+        lines += ["", f"[{name}]", *_pairs(table)]
+    write_text(folder / NAME, "\n".join(lines) + "\n")
+    return folder / NAME
+
+
+def read_run_file(path: Path) -> RunFile:
+    """The inverse.
+
+    Raises:
+        KilnError: it is not there, no TOML, or names what is not known.
+    """
+    try:
+        import tomllib  # type: ignore[import-not-found,unused-ignore]
+    except ImportError as error:  # Python 3.10
+        raise KilnError("Reading run.toml needs Python 3.11 or newer; use the training node.") from error
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise KilnError(
+            f"The run file {path} cannot be read ({error}); export it again or mend it."
+        ) from error
+    known = {"model", "train", "dataset", "output", "resume"}
+    unknown = sorted(set(values) - known)
+    if unknown or "model" not in values:
+        raise KilnError(
+            f"The run file {path.name} {'holds ' + repr(unknown[0]) if unknown else 'has no [model]'}; known are "
+            f"{', '.join(sorted(known))}."
+        )
+    config = TrainConfig.from_dict(values.pop("train", {}))
+    return RunFile(**values, config=config)
+
+
+def read_dataset(path: Path) -> EncodedDataset:
+    """The items that write_run_file listed.
+
+    Raises:
+        KilnError: the file or an item's file is not there, or the list is malformed.
+    """
+    try:
+        listed = json.loads(path.read_text("utf-8"))["items"]
+        items = tuple(EncodedItem.from_dict(item) for item in listed)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise KilnError(f"The dataset file {path} cannot be read ({error}); export the run again.") from error
+    for file in (f for item in items for f in item.files):
+        if not file.is_file():
+            raise KilnError(
+                f"The encoded file {file} of {path.name} is gone; run the Encode Dataset node again."
+            )
+    return EncodedDataset(items)
+
+
+def _pairs(table: dict[str, Any]) -> list[str]:
+    return [f"{name} = {_literal(value)}" for name, value in table.items()]
+
+
+def _literal(value: Any) -> str:
+    """TOML's spelling: JSON's, as long as a float shows that it is one."""
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(value, ensure_ascii=False)  # JSON would write an emoji as two escapes: no TOML
