@@ -30,7 +30,7 @@ from lora_kiln.trainer.config import (  # type: ignore[import-not-found]
     TrainConfig,
 )
 from lora_kiln.trainer.dataset.from_graph import encoded_from_latents  # type: ignore[import-not-found]
-from lora_kiln.trainer.loop.train import train as loop  # type: ignore[import-not-found]
+from lora_kiln.trainer.loop.train import train  # type: ignore[import-not-found]
 from lora_kiln.trainer.lora_files.export import to_file  # type: ignore[import-not-found]
 from lora_kiln.trainer.lora_files.files import LoraWeights  # type: ignore[import-not-found]
 from lora_kiln.trainer.runs.job import Job  # type: ignore[import-not-found]
@@ -69,7 +69,7 @@ def train_ours(model: Any, latents: list[Any], texts: list[Any], folder: Path) -
     )
     denoiser = HostDenoiser(model, (OPTIONS["batch_size"], *dataset.items[0].shape))
     job = Job(
-        lambda controls: loop.train(
+        lambda controls: train(
             denoiser, dataset, config, run_folder=folder / "run", weights=host_weights, controls=controls
         )
     )

@@ -33,8 +33,8 @@ from lora_kiln.trainer.config import (  # type: ignore[import-not-found]
 )
 from lora_kiln.trainer.dataset.from_graph import encoded_from_latents  # type: ignore[import-not-found]
 from lora_kiln.trainer.events import Controls, StepEvent  # type: ignore[import-not-found]
-from lora_kiln.trainer.loop.train import objective
-from lora_kiln.trainer.loop.train import train as loop  # type: ignore[import-not-found]
+from lora_kiln.trainer.loop import objective
+from lora_kiln.trainer.loop.train import train  # type: ignore[import-not-found]
 from lora_kiln.trainer.loop.trainable import Trainable  # type: ignore[import-not-found]
 from lora_kiln.trainer.memory.ledger import size_of  # type: ignore[import-not-found]
 from lora_kiln.trainer.memory.placement import Placement  # type: ignore[import-not-found]
@@ -64,7 +64,7 @@ def train(model: Any, folder: Path) -> tuple[int, list[float]]:
     memory = Memory(task.device)
 
     def work(controls: Controls) -> None:
-        loop.train(
+        train(
             HostDenoiser(model, tuple(make_latent(task).shape)),
             dataset,
             CONFIG,

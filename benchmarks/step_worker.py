@@ -32,8 +32,8 @@ from lora_kiln.trainer.config import (  # type: ignore[import-not-found]
 )
 from lora_kiln.trainer.dataset.from_graph import encoded_from_latents  # type: ignore[import-not-found]
 from lora_kiln.trainer.events import StepEvent  # type: ignore[import-not-found]
-from lora_kiln.trainer.loop.train import objective
-from lora_kiln.trainer.loop.train import train as loop  # type: ignore[import-not-found]
+from lora_kiln.trainer.loop import objective
+from lora_kiln.trainer.loop.train import train  # type: ignore[import-not-found]
 from lora_kiln.trainer.runs.job import Job  # type: ignore[import-not-found]
 from train_node import host_inputs, input_names
 
@@ -60,7 +60,7 @@ def ours(model: Any, folder: Path) -> None:
     denoiser = HostDenoiser(model, tuple(make_latent(task).shape))
     turns.wait_for_go()
     job = Job(  # on a thread, as the node does it
-        lambda controls: loop.train(
+        lambda controls: train(
             denoiser,
             dataset,
             config,

@@ -27,7 +27,7 @@ from lora_kiln.nodes.host.models.denoiser import HostDenoiser  # type: ignore[im
 from lora_kiln.nodes.host.models.start_from import start_state  # type: ignore[import-not-found]
 from lora_kiln.trainer.adapter.inject import make_adapter  # type: ignore[import-not-found]
 from lora_kiln.trainer.config import AdapterConfig  # type: ignore[import-not-found]
-from lora_kiln.trainer.loop.train import objective  # type: ignore[import-not-found]
+from lora_kiln.trainer.loop import objective  # type: ignore[import-not-found]
 from lora_kiln.trainer.lora_files.export import to_file  # type: ignore[import-not-found]
 from lora_kiln.trainer.lora_files.files import save_lora  # type: ignore[import-not-found]
 from torch import Tensor

@@ -14,7 +14,7 @@ import comfy.model_management
 import comfy.sd
 import torch
 from lora_kiln.nodes.host.models.denoiser import HostDenoiser  # type: ignore[import-not-found]
-from lora_kiln.trainer.loop.train import objective  # type: ignore[import-not-found]
+from lora_kiln.trainer.loop import objective  # type: ignore[import-not-found]
 from torch import Tensor
 
 torch.manual_seed(0)

@@ -31,7 +31,7 @@ from lora_kiln.nodes.host.memory.frozen_weights import host_weights  # type: ign
 from lora_kiln.nodes.host.models.denoiser import HostDenoiser  # type: ignore[import-not-found]
 from lora_kiln.trainer.adapter.lora import LoraAdapter  # type: ignore[import-not-found]
 from lora_kiln.trainer.config import AdapterConfig  # type: ignore[import-not-found]
-from lora_kiln.trainer.loop.train import objective  # type: ignore[import-not-found]
+from lora_kiln.trainer.loop import objective  # type: ignore[import-not-found]
 from lora_kiln.trainer.lora_files.files import save_lora, to_default_format  # type: ignore[import-not-found]
 from torch import Tensor
 

@@ -33,7 +33,7 @@ from lora_kiln.trainer.config import (  # type: ignore[import-not-found]
     MemoryConfig,
     TrainConfig,
 )
-from lora_kiln.trainer.loop.train import objective  # type: ignore[import-not-found]
+from lora_kiln.trainer.loop import objective  # type: ignore[import-not-found]
 from lora_kiln.trainer.memory.blocks import find_blocks  # type: ignore[import-not-found]
 from lora_kiln.trainer.memory.ledger import size_of  # type: ignore[import-not-found]
 from lora_kiln.trainer.memory.placement import Placement  # type: ignore[import-not-found]
