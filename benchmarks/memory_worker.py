@@ -50,7 +50,7 @@ CONFIG = TrainConfig(
 )
 
 
-def train(model: Any, folder: Path) -> tuple[int, list[float]]:
+def train_as_node(model: Any, folder: Path) -> tuple[int, list[float]]:
     """Peak above the loaded model, and the seconds of every step, of a run as the node makes it."""
     dataset = encoded_from_latents(
         [{"samples": make_latent(task)}], [[[make_text(task), {}]]], folder / "items"
@@ -130,7 +130,7 @@ def main() -> None:
     plan = plan_memory(model, denoiser, CONFIG, tuple(make_latent(task).shape[1:]), Path(task.model))
     del denoiser
     with tempfile.TemporaryDirectory() as folder:
-        peak, seconds = train(model, Path(folder))
+        peak, seconds = train_as_node(model, Path(folder))
     measured = count(model)
     say(
         {
