@@ -27,6 +27,7 @@ from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..families import FAMILIES
 from ..rng import derive_seed, generator
 from .dropout import dropout_mask
 
@@ -256,13 +257,9 @@ class SharedInput:
         return first.as_strided((sum(self.ranks), first.shape[1]), (first.shape[1], 1))
 
 
-# Attention modules by the last part of their name, and which of their layers read the same tensor
-_SHARING: dict[str, list[tuple[str, ...]]] = {
-    "self_attn": [("q", "k", "v")],
-    "cross_attn": [("k", "v"), ("k_img", "v_img")],
-    "attn1": [("to_q", "to_k", "to_v")],
-    "attn2": [("to_k", "to_v")],
-}
+_SHARED_INPUTS = {
+    module: groups for family in FAMILIES for module, groups in family.shared_inputs.items()
+}  # by the last part of an attention module's name
 
 
 def share_inputs(layers: dict[str, FusedLoraLinear]) -> None:
@@ -272,7 +269,7 @@ def share_inputs(layers: dict[str, FusedLoraLinear]) -> None:
         layers: by full name, in model order.
     """
     for parent in {name.rpartition(".")[0] for name in layers}:
-        for names in _SHARING.get(parent.rpartition(".")[2], []):
+        for names in _SHARED_INPUTS.get(parent.rpartition(".")[2], ()):
             found = [layers.get(f"{parent}.{name}") for name in names]
             together = [layer for layer in found if layer is not None]
             if len(together) == len(names) and len({layer.in_features for layer in together}) == 1:

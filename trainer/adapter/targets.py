@@ -12,19 +12,8 @@ from torch import Tensor, nn
 
 from ..config import AdapterConfig
 from ..errors import KilnError
+from ..families import FAMILIES, NEVER_DEFAULT_TARGETS
 
-# diffusers' names for the layers of a Wan block -> the model's own
-DIFFUSERS_ENDINGS = {
-    "to_q": "q",
-    "to_k": "k",
-    "to_v": "v",
-    "to_out.0": "o",
-    "ff.net.0.proj": "ffn.0",
-    "ffn.net.0.proj": "ffn.0",
-    "ff.net.2": "ffn.2",
-    "ffn.net.2": "ffn.2",
-}
-_NOT_BY_DEFAULT = re.compile(r"norm|mod(ulation)?\b|adaln|emb|time|router", re.IGNORECASE)
 _REGEX_SIGNS = re.compile(r"[*()\[\]|\\^$+?{}]")
 
 
@@ -59,7 +48,7 @@ def choose_targets(module: nn.Module, wanted: str, unwanted: str = "") -> list[s
     names = linear_names(module)
     if not wanted.strip():
         # Blocks are members of a ModuleList, so their layers' names hold a number: "blocks.3.ffn.0"
-        chosen = [n for n in names if re.search(r"\.\d+\.", n) and not _NOT_BY_DEFAULT.search(n)]
+        chosen = [n for n in names if re.search(r"\.\d+\.", n) and not NEVER_DEFAULT_TARGETS.search(n)]
     elif _REGEX_SIGNS.search(wanted):
         pattern = compile_expression(wanted, "target_modules")
         chosen = [n for n in names if pattern.fullmatch(n)]
@@ -88,8 +77,8 @@ def compile_expression(text: str, setting: str) -> re.Pattern[str]:
 
 
 def _known_ending(ending: str, names: list[str]) -> str:
-    """The ending itself or its translation from diffusers, whichever some layer has."""
-    for candidate in (ending, DIFFUSERS_ENDINGS.get(ending, ending)):
+    """The ending itself or what a family calls it whose diffusers name it is, whichever some layer has."""
+    for candidate in (ending, *(f.target_aliases[ending] for f in FAMILIES if ending in f.target_aliases)):
         if any(_ends_with(n, [candidate]) for n in names):
             return candidate
     raise _no_such_layer(ending, names)

@@ -3,8 +3,9 @@
 A key is a prefix, a layer and an ending: "lora_unet_" + "blocks_0_self_attn_q" + ".lora_down.weight". Readers turn any
 spelling into ours ("diffusion_model.blocks.0.self_attn.q" + ".lora_A.weight"), writers turn ours into any other.
 
-Layers of Wan are known by name, in the model's own words and in diffusers'. Layers of other models keep their spelling
-until a model's own list of layers says what they are (`resolve`): underscores cannot be taken apart without one.
+Layers of the families that have a table of names (trainer/families.py) are known in the model's own words and in
+diffusers'. Layers of other models keep their spelling until a model's own list of layers says what they are (`lookup`):
+underscores cannot be taken apart without one.
 
     comfyui    diffusion_model.blocks.0.self_attn.q.lora_A.weight, .alpha      also ai-toolkit, diffusion-pipe
     (host)     diffusion_model.blocks.0.self_attn.q.lora_down.weight, .alpha   ComfyUI's TrainLoraNode
@@ -17,7 +18,9 @@ until a model's own list of layers says what they are (`resolve`): underscores c
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+
+from ..families import FAMILIES, Family, family_of_layers
 
 PREFIX = "diffusion_model."  # ours
 FORMATS = ("comfyui", "kohya", "diffusers", "peft")  # what can be written
@@ -75,74 +78,58 @@ PREFIXES = (
 )
 FLAT_PREFIXES = ("lora_transformer_", "lora_unet__", "lora_unet_", "lycoris_")
 
-# Wan: the model's own name of a layer -> diffusers'. First those inside a block, then those outside.
-WAN_BLOCK = {
-    **{
-        f"self_attn.{o}": f"attn1.{d}"
-        for o, d in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0"))
-    },
-    **{
-        f"cross_attn.{o}": f"attn2.{d}"
-        for o, d in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0"))
-    },
-    "cross_attn.k_img": "attn2.add_k_proj",
-    "cross_attn.v_img": "attn2.add_v_proj",
-    "cross_attn.norm_k_img": "attn2.norm_added_k",
-    "self_attn.norm_q": "attn1.norm_q",
-    "self_attn.norm_k": "attn1.norm_k",
-    "cross_attn.norm_q": "attn2.norm_q",
-    "cross_attn.norm_k": "attn2.norm_k",
-    "ffn.0": "ffn.net.0.proj",
-    "ffn.2": "ffn.net.2",
-    "norm2": "norm3",
-    "norm3": "norm2",
-    "before_proj": "proj_in",
-    "after_proj": "proj_out",
-    "modulation": "scale_shift_table",
-}
-WAN_OUTSIDE = {
-    "patch_embedding": "patch_embedding",
-    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
-    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
-    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
-    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
-    "time_projection.1": "condition_embedder.time_proj",
-    "img_emb.proj.0": "condition_embedder.image_embedder.norm1",
-    "img_emb.proj.1": "condition_embedder.image_embedder.ff.net.0.proj",
-    "img_emb.proj.3": "condition_embedder.image_embedder.ff.net.2",
-    "img_emb.proj.4": "condition_embedder.image_embedder.norm2",
-    "img_emb.emb_pos": "condition_embedder.image_embedder.pos_embed",
-    "head.head": "proj_out",
-    "head.modulation": "scale_shift_table",
-}
-_BLOCK = re.compile(r"^((?:vace_)?blocks)\.(\d+)\.(.+)$")
-_FLAT_BLOCK = re.compile(r"^((?:vace_)?blocks)_(\d+)_(.+)$")
-_FROM_DIFFUSERS = ({d: o for o, d in WAN_BLOCK.items()}, {d: o for o, d in WAN_OUTSIDE.items()})
-
 
 def flat(name: str) -> str:
     """A layer's name as kohya writes it."""
     return name.replace(".", "_")
 
 
-_FLAT_WAN = tuple(
-    {flat(name): own for own, theirs in table.items() for name in (theirs, own)}
-    for table in (WAN_BLOCK, WAN_OUTSIDE)
-)
+# of `model_of`: says nothing of the diffusion model
+TEXT_ENCODER, UNKNOWN_MODEL = "a text encoder", "an unknown model"
+NO_MODEL = frozenset({TEXT_ENCODER, UNKNOWN_MODEL})
+_TEXT_ENCODER_LAYER = re.compile(r"^(lora_te|text_encoder|te[12]?[._])")
 
-# What a LoRA is for, told from its layers' names. The first that fits is meant.
-MODELS = (
-    ("Wan", re.compile(r"blocks\.\d+\.(self_attn|cross_attn|ffn)\.")),
-    ("Flux or HunyuanVideo", re.compile(r"double_blocks|single_blocks|single_transformer_blocks")),
-    ("Qwen-Image", re.compile(r"transformer_blocks[._]\d+[._](img_mlp|txt_mlp|attn[._]add_q_proj)")),
-    ("Stable Diffusion (UNet)", re.compile(r"(down|up|input|output)_blocks|mid(dle)?_block")),
-    ("Stable Diffusion 3", re.compile(r"joint_blocks")),
-    ("a text encoder", re.compile(r"^(lora_te|text_encoder|te[12]?[._])")),
-)
-NO_MODEL = frozenset(
-    {"a text encoder", "an unknown model"}
-)  # of `model_of`: says nothing of the diffusion model
-WAN_SIZES = {1536: "Wan 1.3B", 3072: "Wan 2.2 5B", 5120: "Wan 14B"}
+
+class _DiffusersNames:
+    """Layer names of one family in its own words and in diffusers', dotted or flat."""
+
+    def __init__(self, family: Family) -> None:
+        assert family.block_list is not None
+        blocks = family.block_list.pattern
+        self._dotted = re.compile(rf"^{blocks}\.(\d+)\.(.+)$")
+        self._flat = re.compile(rf"^{blocks}_(\d+)_(.+)$")
+        self._own_to_diffusers = (family.diffusers_in_block, family.diffusers_outside)
+        self._diffusers_to_own = tuple({d: o for o, d in table.items()} for table in self._own_to_diffusers)
+        self._flat_to_own = tuple(
+            {flat(name): own for own, theirs in table.items() for name in (theirs, own)}
+            for table in self._own_to_diffusers
+        )
+
+    def in_block(self, name: str) -> bool:
+        """Whether it is the dotted name of a layer inside a block."""
+        return self._dotted.match(name) is not None
+
+    def to_diffusers(self, name: str) -> str | None:
+        return self._translate(self._dotted, self._own_to_diffusers, name)
+
+    def from_diffusers(self, name: str) -> str | None:
+        return self._translate(self._dotted, self._diffusers_to_own, name)
+
+    def from_flat(self, name: str) -> str | None:
+        """From either spelling with _ for each dot."""
+        return self._translate(self._flat, self._flat_to_own, name)
+
+    @staticmethod
+    def _translate(pattern: re.Pattern[str], tables: Sequence[Mapping[str, str]], name: str) -> str | None:
+        in_block, outside = tables
+        match = pattern.match(name)
+        if match is None:
+            return outside.get(name)
+        inside = in_block.get(match[3])
+        return None if inside is None else f"{match[1]}.{match[2]}.{inside}"
+
+
+_NAMES = [_DiffusersNames(family) for family in FAMILIES if family.block_list is not None]
 
 
 def split_key(key: str) -> tuple[str, str] | None:
@@ -155,29 +142,17 @@ def split_key(key: str) -> tuple[str, str] | None:
 
 
 def to_diffusers(name: str) -> str | None:
-    """A Wan layer in diffusers' words, or None when it is not one of Wan's."""
-    match = _BLOCK.match(name)
-    if match:
-        inside = WAN_BLOCK.get(match[3])
-        return None if inside is None else f"{match[1]}.{match[2]}.{inside}"
-    return WAN_OUTSIDE.get(name)
+    """A layer's own name in diffusers' words, or None when no family's table has it."""
+    return next((found for names in _NAMES if (found := names.to_diffusers(name))), None)
 
 
 def from_diffusers(name: str) -> str | None:
     """The inverse of to_diffusers."""
-    match = _BLOCK.match(name)
-    if match:
-        inside = _FROM_DIFFUSERS[0].get(match[3])
-        return None if inside is None else f"{match[1]}.{match[2]}.{inside}"
-    return _FROM_DIFFUSERS[1].get(name)
+    return next((found for names in _NAMES if (found := names.from_diffusers(name))), None)
 
 
 def _from_flat(name: str) -> str | None:
-    match = _FLAT_BLOCK.match(name)
-    if match:
-        inside = _FLAT_WAN[0].get(match[3])
-        return None if inside is None else f"{match[1]}.{match[2]}.{inside}"
-    return _FLAT_WAN[1].get(name)
+    return next((found for names in _NAMES if (found := names.from_flat(name))), None)
 
 
 def _bare(spelled: str) -> Iterable[str]:
@@ -193,8 +168,10 @@ def own_layers(spelled: Iterable[str], names: Mapping[str, str] | None = None) -
         names: the model's own layers, from `lookup`; without it only Wan's are recognised.
     """
     found = {each: _own_layer(each, names) for each in spelled}
-    if names is None and not any(_BLOCK.match(own.removeprefix(PREFIX)) for own in found.values()):
-        # "proj_out" and the like are words of many models: Wan's only beside Wan's blocks
+    if names is None and not any(
+        family.in_block(own.removeprefix(PREFIX)) for own in found.values() for family in _NAMES
+    ):
+        # "proj_out" and the like are words of many models: a family's only beside its blocks
         return {each: each for each in found}
     return found
 
@@ -276,11 +253,11 @@ def model_of(layers: Iterable[str], widths: Mapping[str, int] | None = None) -> 
         layers: its layers.
         widths: input width of a layer, where known.
     """
-    found = list(layers)
-    for name, pattern in MODELS:
-        if any(pattern.search(layer) for layer in found):
-            if name != "Wan":
-                return name
-            width = next((w for k, w in (widths or {}).items() if k.endswith("_attn.q")), 0)
-            return WAN_SIZES.get(width, f"Wan of width {width}" if width else "Wan")
-    return "an unknown model"
+    names = list(layers)
+    family = family_of_layers(names)
+    if family is None:
+        return TEXT_ENCODER if any(map(_TEXT_ENCODER_LAYER.search, names)) else UNKNOWN_MODEL
+    if not family.sizes:
+        return family.name
+    width = next((w for k, w in (widths or {}).items() if k.endswith("_attn.q")), 0)
+    return family.sizes.get(width, f"{family.name} of width {width}" if width else family.name)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trainer.errors import KilnError
+from trainer.families import WAN
 from trainer.lora_files import keys
 from trainer.lora_files.files import FORMATS, LoraWeights, save_lora
 from trainer.lora_files.formulas import changed, family_of, layers_of
@@ -205,7 +206,7 @@ def test_finetrainers_keep_alpha_in_the_metadata(tmp_path: Path) -> None:
 
 
 def test_every_wan_layer_there_and_back() -> None:
-    layers = [f"blocks.11.{inside}" for inside in keys.WAN_BLOCK] + list(keys.WAN_OUTSIDE)
+    layers = [f"blocks.11.{inside}" for inside in WAN.diffusers_in_block] + list(WAN.diffusers_outside)
     for layer in layers:
         assert keys.from_diffusers(keys.to_diffusers(layer) or "") == layer
     names = keys.lookup(layers)

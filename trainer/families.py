@@ -1,0 +1,130 @@
+"""What is known of each model family, as data: the one place to describe a new one.
+
+Everything a family leaves out has a default that holds for networks nobody has described: such a network trains, its
+LoRA files keep the network's own layer names, and no layers are computed together. Read by:
+
+    adapter/targets.py     which layers get an adapter when the user names none; names of target modules that are taken
+    adapter/fused.py       which layers read the same tensor
+    lora_files/keys.py     layer names in LoRA files of other tools; what a LoRA file is for
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+# Layers of any network that get no adapter when the user names no targets
+NEVER_DEFAULT_TARGETS = re.compile(r"norm|mod(ulation)?\b|adaln|emb|time|router", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A model family. Layer names are the network's own, relative to its root: "blocks.0.self_attn.q"."""
+
+    name: str
+    """As people call it; shown to the user."""
+
+    layers: re.Pattern[str]
+    """Searched in the layer names of a network or a LoRA file, in any tool's spelling: found in one, it is this
+    family's. Families are tried in the order of FAMILIES."""
+
+    sizes: Mapping[int, str] = field(default_factory=dict)
+    """Input width of the attention's q -> name of the model size."""
+
+    target_aliases: Mapping[str, str] = field(default_factory=dict)
+    """Name of a target module as diffusers says it -> as the network does."""
+
+    shared_inputs: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+    """Last part of an attention module's name -> groups of its linear layers that are called one after the other with
+    the same tensor."""
+
+    block_list: re.Pattern[str] | None = None
+    """The list of blocks in layer names, as a group in front of the block's number: r"((?:vace_)?blocks)". The blocks
+    are called so in diffusers too."""
+
+    diffusers_in_block: Mapping[str, str] = field(default_factory=dict)
+    """Layer inside a block -> diffusers' name of it."""
+
+    diffusers_outside: Mapping[str, str] = field(default_factory=dict)
+    """Layer outside the blocks -> diffusers' name of it."""
+
+
+_ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0"}
+
+WAN = Family(
+    name="Wan",
+    layers=re.compile(r"blocks\.\d+\.(self_attn|cross_attn|ffn)\."),
+    sizes={1536: "Wan 1.3B", 3072: "Wan 2.2 5B", 5120: "Wan 14B"},
+    target_aliases={
+        **{theirs: ours for ours, theirs in _ATTENTION.items()},
+        "ff.net.0.proj": "ffn.0",
+        "ffn.net.0.proj": "ffn.0",
+        "ff.net.2": "ffn.2",
+        "ffn.net.2": "ffn.2",
+    },
+    shared_inputs={
+        "self_attn": (("q", "k", "v"),),
+        "cross_attn": (("k", "v"), ("k_img", "v_img")),
+    },
+    block_list=re.compile(r"((?:vace_)?blocks)"),
+    diffusers_in_block={
+        **{f"self_attn.{ours}": f"attn1.{theirs}" for ours, theirs in _ATTENTION.items()},
+        **{f"cross_attn.{ours}": f"attn2.{theirs}" for ours, theirs in _ATTENTION.items()},
+        "cross_attn.k_img": "attn2.add_k_proj",
+        "cross_attn.v_img": "attn2.add_v_proj",
+        "cross_attn.norm_k_img": "attn2.norm_added_k",
+        "self_attn.norm_q": "attn1.norm_q",
+        "self_attn.norm_k": "attn1.norm_k",
+        "cross_attn.norm_q": "attn2.norm_q",
+        "cross_attn.norm_k": "attn2.norm_k",
+        "ffn.0": "ffn.net.0.proj",
+        "ffn.2": "ffn.net.2",
+        "norm2": "norm3",
+        "norm3": "norm2",
+        "before_proj": "proj_in",
+        "after_proj": "proj_out",
+        "modulation": "scale_shift_table",
+    },
+    diffusers_outside={
+        "patch_embedding": "patch_embedding",
+        "time_embedding.0": "condition_embedder.time_embedder.linear_1",
+        "time_embedding.2": "condition_embedder.time_embedder.linear_2",
+        "text_embedding.0": "condition_embedder.text_embedder.linear_1",
+        "text_embedding.2": "condition_embedder.text_embedder.linear_2",
+        "time_projection.1": "condition_embedder.time_proj",
+        "img_emb.proj.0": "condition_embedder.image_embedder.norm1",
+        "img_emb.proj.1": "condition_embedder.image_embedder.ff.net.0.proj",
+        "img_emb.proj.3": "condition_embedder.image_embedder.ff.net.2",
+        "img_emb.proj.4": "condition_embedder.image_embedder.norm2",
+        "img_emb.emb_pos": "condition_embedder.image_embedder.pos_embed",
+        "head.head": "proj_out",
+        "head.modulation": "scale_shift_table",
+    },
+)
+
+FLUX = Family(
+    name="Flux or HunyuanVideo",
+    layers=re.compile(r"double_blocks|single_blocks|single_transformer_blocks"),
+)
+
+QWEN_IMAGE = Family(
+    name="Qwen-Image",
+    layers=re.compile(r"transformer_blocks[._]\d+[._](img_mlp|txt_mlp|attn[._]add_q_proj)"),
+)
+
+STABLE_DIFFUSION = Family(
+    name="Stable Diffusion (UNet)",
+    layers=re.compile(r"(down|up|input|output)_blocks|mid(dle)?_block"),
+    shared_inputs={"attn1": (("to_q", "to_k", "to_v"),), "attn2": (("to_k", "to_v"),)},
+)
+
+STABLE_DIFFUSION_3 = Family(name="Stable Diffusion 3", layers=re.compile(r"joint_blocks"))
+
+FAMILIES = (WAN, FLUX, QWEN_IMAGE, STABLE_DIFFUSION, STABLE_DIFFUSION_3)
+
+
+def family_of_layers(layers: Iterable[str]) -> Family | None:
+    """The family of a network or a LoRA file, by its layer names; None when none is recognised."""
+    names = list(layers)
+    return next((f for f in FAMILIES if any(f.layers.search(name) for name in names)), None)
