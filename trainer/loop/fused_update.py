@@ -17,6 +17,7 @@ class FusedUpdate:
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self.optimizer: torch.optim.Optimizer | None = None
+        self.loss_scale = 1.0  # divided out of each gradient
         self._squares: list[Tensor] = []
         for parameter in parameters:
             parameter.register_post_accumulate_grad_hook(self._step)
@@ -25,6 +26,8 @@ class FusedUpdate:
         """One optimizer step for one parameter. Values that are no numbers count as 0: whether there are any is not
         known before the whole step is over."""
         assert self.optimizer is not None and parameter.grad is not None
+        if self.loss_scale != 1:
+            parameter.grad.div_(self.loss_scale)
         self._squares.append(parameter.grad.detach().square().sum())
         parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
         all_params = [group["params"] for group in self.optimizer.param_groups]

@@ -35,6 +35,9 @@ class GuardState:
     clipped_spikes: int = 0
     activation_checkpointing: bool = False
     parts: int = 1  # into which each batch is cut
+    loss_scale: float = 2.0**16  # of models that compute in fp16, see loss_scale.py
+    steps_since_overflow: int = 0  # of a scaled gradient
+    overflows: int = 0  # steps that were computed again at half the scale
 
     @classmethod
     def from_dict(cls, values: dict[str, object]) -> GuardState:

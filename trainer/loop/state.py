@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..config import TrainConfig
@@ -32,6 +33,7 @@ from ..runs.samples import Sampler, draw_samples
 from . import guards, validation
 from .checks import check_resumable
 from .distributed import ProcessGroup
+from .loss_scale import overflowed
 from .prefetch import Prefetcher
 from .progress import Progress, TrainResult
 from .trainable import Trainable
@@ -97,6 +99,8 @@ class TrainingState:
         store = ItemStore(items, config.seed)
         self.prefetcher = Prefetcher(self.denoiser, config, self.order, store, self.group)
         self.held_out = ItemStore([i for i in dataset.items if i.role == "validation"], config.seed)
+        if self.denoiser.dtype == torch.float16:
+            self.emit(MessageEvent(text="The model computes in fp16: the loss is scaled for its gradients."))
         if self.placement.compiles:
             self.emit(
                 MessageEvent(text="Compiling the blocks in the first step; this takes a minute or more ...")
@@ -149,6 +153,18 @@ class TrainingState:
             controls.at_boundary(self.session.close, self.enter_session)
 
     # When the loss or its gradient is not finite
+
+    def overflowed(self, loss: float, grad_norm: float) -> bool:
+        """Adjust the loss scale of an fp16 model; True when the step is to be computed again at a smaller one."""
+        guard = self.progress.guard
+        if self.denoiser.dtype != torch.float16 or not overflowed(guard, loss, grad_norm):
+            return False
+        log.info("fp16 gradients overflowed: loss scale %g from now on", guard.loss_scale)
+        # With update_in_backward some matrices have been updated already: the step counts as skipped
+        if self.config.optimizer.update_in_backward:
+            return False
+        self.trainable.zero_grad()
+        return True
 
     def skip_step(self, loss: float, grad_norm: float, rate: float) -> bool:
         """Count the step as skipped; True when that was once too often and the run was rolled back.

@@ -31,6 +31,7 @@ from ..runs.samples import Sampler
 from . import guards, objective
 from .checks import check_compatible
 from .distributed import ProcessGroup, all_reduce_gradients
+from .loss_scale import loss_scale
 from .progress import TrainResult
 from .state import TrainingState
 
@@ -104,6 +105,7 @@ def train(
                 # and processes
                 limit = guards.spike_limit(progress.losses, config.guards)
                 trainable.set_learning_rate(step, progress.guard.rate)
+                trainable.loss_scale = loss_scale(progress.guard, denoiser.dtype)
                 device_loss = all_reduce_gradients(
                     group, trainable.buffers, _gradients_with_retry(state, step, limit)
                 )
@@ -112,6 +114,8 @@ def train(
                     prefetcher.prefetch(step + 1, progress.guard.parts)
                 # The step's one wait for the device
                 loss, grad_norm = torch.stack([device_loss.float(), device_norm]).tolist()
+                if state.overflowed(loss, grad_norm):
+                    continue  # the same step at half the loss scale
                 progress.guard.clipped_spikes += loss > limit
 
                 # Optimizer step

@@ -26,6 +26,7 @@ class Trainable:
 
     Attributes:
         adapter: the layers in the shared clone.
+        loss_scale: factor on the loss in backward, divided out again by clip_gradients (see loss_scale.py).
         buffers: all its values, and their gradients, as one vector or two (see adapter/flat.py).
         ema_updates: steps that the EMA has seen.
     """
@@ -39,6 +40,7 @@ class Trainable:
     ) -> None:
         """start: an adapter state dict to begin from instead of fresh values; layers it lacks stay fresh."""
         self._config = config
+        self.loss_scale = 1.0
         self.adapter = make_adapter(denoiser.module, config.adapter, config.seed, weights, denoiser.device)
         # Output matrices apart, for LoRA+; the input matrices of q, k and v become neighbours, which fused.py uses
         self._outputs = self.adapter.output_matrices()
@@ -100,17 +102,20 @@ class Trainable:
         """Add the gradients of a loss to what is there. With update_in_backward the optimizer steps meanwhile, so a
         loss that is not finite is left out here, and one above `limit` is scaled down to it."""
         if self._fused_update is None:
-            loss.backward()
+            (loss if self.loss_scale == 1 else loss * self.loss_scale).backward()
         elif loss.isfinite():  # waits for the device
-            (loss * (limit / loss.detach()).clamp(max=1)).backward()
+            self._fused_update.loss_scale = self.loss_scale
+            (loss * (self.loss_scale * (limit / loss.detach()).clamp(max=1))).backward()
 
     def clip_gradients(self, factor: Tensor | None = None) -> Tensor:
-        """Multiply the gradients by `factor`, then scale them down to max_grad_norm; returns their norm in between.
-        Nothing waits for the device."""
+        """Divide the gradients by the loss scale, multiply them by `factor`, then scale them down to max_grad_norm;
+        returns their norm before the last. Nothing waits for the device."""
         if self._fused_update is not None:
             return self._fused_update.pop_grad_norm()
         norm = torch.nn.utils.get_total_norm([b.grad for b in self.buffers if b.grad is not None])
         scale = torch.ones_like(norm) if factor is None else factor.to(norm)
+        if self.loss_scale != 1:
+            scale = scale / self.loss_scale
         norm = norm * scale
         if limit := self._config.optimizer.max_grad_norm:
             scale = scale * (limit / (norm + 1e-6)).clamp(max=1)
