@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainer.lora_files.files import LoraWeights
+    from trainer.lora_files.lora_weights import LoraWeights
 
 PACK = "lora_kiln"
 NEEDED = ("torch", "numpy", "safetensors", "diffusers", "peft", "yaml", "PIL")  # what requirements.txt brings
@@ -75,25 +75,25 @@ def info(arguments: argparse.Namespace) -> str:
 def convert(arguments: argparse.Namespace) -> str:
     names = None
     if arguments.model is not None:
-        with engine("model_files.tensorfile").TensorFile(arguments.model) as model:
+        with engine("model_files.safetensors_file").SafetensorsFile(arguments.model) as model:
             names = engine("model_files.merge_into_file").layer_names(model)
-    lora = engine("lora_files.reading").read_lora(arguments.file, names)
+    lora = engine("lora_files.read").read_lora(arguments.file, names)
     return _save(lora, arguments)
 
 
 def resize(arguments: argparse.Namespace) -> str:
-    lora = engine("lora_files.reading").read_lora(arguments.file)
-    smaller, sentence = engine("lora_files.lowrank").resize(lora, arguments.rank, arguments.energy)
+    lora = engine("lora_files.read").read_lora(arguments.file)
+    smaller, sentence = engine("lora_files.resize").resize(lora, arguments.rank, arguments.energy)
     return f"{_save(smaller, arguments)}\n{sentence}"
 
 
 def merge(arguments: argparse.Namespace) -> str:
     _check_merge(arguments)
-    read = engine("lora_files.reading").read_lora
+    read = engine("lora_files.read").read_lora
     pairs = [(path, weight, read(path)) for path, weight in map(_weighted, arguments.loras)]
     if arguments.base is not None:
         stream, out = engine("model_files.merge_into_file"), _free(arguments.out, arguments.force)
-        loras = [stream.Strength(lora, weight, path.name) for path, weight, lora in pairs]
+        loras = [stream.WeightedLora(lora, weight, path.name) for path, weight, lora in pairs]
         layout = "diffusers" if arguments.format == "diffusers" else "comfyui"
         sentence = stream.merge_into_file(
             arguments.base,
@@ -151,13 +151,13 @@ def load_host(base_directory: str | None) -> None:
 
 
 def _save(lora: LoraWeights, arguments: argparse.Namespace) -> str:
-    files, out = engine("lora_files.files"), arguments.out
+    save, out = engine("lora_files.save"), arguments.out
     if out.suffix != ".safetensors":  # "my.v2" is a name without an ending
         out = out.with_name(f"{out.name}.safetensors")
     _free(out, arguments.force)
     if arguments.format == "peft":
         _free(out.with_suffix(""), arguments.force)
-    return str(files.save_lora(out, lora, format=arguments.format, dtype=arguments.dtype))
+    return str(save.save_lora(out, lora, format=arguments.format, dtype=arguments.dtype))
 
 
 def _free(path: Path, force: bool) -> Path:

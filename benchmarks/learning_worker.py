@@ -31,8 +31,8 @@ from lora_kiln.trainer.config import (  # type: ignore[import-not-found]
 )
 from lora_kiln.trainer.dataset.from_graph import encoded_from_latents  # type: ignore[import-not-found]
 from lora_kiln.trainer.loop.train import train  # type: ignore[import-not-found]
-from lora_kiln.trainer.lora_files.export import to_file  # type: ignore[import-not-found]
-from lora_kiln.trainer.lora_files.files import LoraWeights  # type: ignore[import-not-found]
+from lora_kiln.trainer.lora_files.export import export_adapter  # type: ignore[import-not-found]
+from lora_kiln.trainer.lora_files.lora_weights import LoraWeights  # type: ignore[import-not-found]
 from lora_kiln.trainer.runs.job import Job  # type: ignore[import-not-found]
 from PIL import Image
 from tiny_wan import check, world
@@ -75,7 +75,7 @@ def train_ours(model: Any, latents: list[Any], texts: list[Any], folder: Path) -
     )
     job.start()
     job.wait()
-    lora = LoraWeights(to_file(job.result().adapter, config.adapter), {})
+    lora = LoraWeights(export_adapter(job.result().adapter, config.adapter), {})
     return apply_lora(model, None, lora, 1.0)[0]
 
 

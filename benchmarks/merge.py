@@ -30,7 +30,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from trainer.model_files.tensorfile import DTYPES
+from trainer.model_files.safetensors_file import DTYPES
 
 DIM, FFN = 5120, 13824  # Wan 14B
 LINEAR = {
@@ -134,8 +134,8 @@ def merged(base: Path, lora: Path, out: Path) -> tuple[float, int, int]:
 
 def one(base: Path, lora: Path, out: Path) -> None:
     """What the fresh process does."""
-    from trainer.lora_files.reading import read_lora
-    from trainer.model_files.merge_into_file import Strength, merge_into_file
+    from trainer.lora_files.read import read_lora
+    from trainer.model_files.merge_into_file import WeightedLora, merge_into_file
 
     def resident() -> int:  # not getrusage's ru_maxrss: a process inherits that from the one that started it
         status = Path("/proc/self/status").read_text()
@@ -143,7 +143,7 @@ def one(base: Path, lora: Path, out: Path) -> None:
 
     warm(base, out)
     before, began = resident(), time.perf_counter()
-    merge_into_file(base, out, [Strength(read_lora(lora), 0.85)])
+    merge_into_file(base, out, [WeightedLora(read_lora(lora), 0.85)])
     seconds = time.perf_counter() - began
     print(json.dumps({"seconds": seconds, "peak": resident(), "before": before}))
 

@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..trainer.errors import KilnError
-from ..trainer.lora_files.files import LoraWeights, to_default_format
+from ..trainer.lora_files.lora_weights import LoraWeights
 from ..trainer.lora_files.strengths import parse_sweep
 from ..trainer.report.grid import MODES, comparison_grid
 from ..trainer.runs import checkpoint
@@ -90,9 +90,11 @@ def _stages(run: Run) -> list[tuple[str, LoraWeights]]:
         raise KilnError(
             f"The run {run.run_id} has no checkpoints on disk; disconnect run, or train with checkpoints."
         )
+    from ..trainer.lora_files.export import export_adapter  # it imports peft, which takes seconds
+
     states = [(checkpoint.read_state(path).step, path) for path in found]
     return [
-        (f"step {step}", LoraWeights(to_default_format(checkpoint.read_adapter(path), run.config.adapter)))
+        (f"step {step}", LoraWeights(export_adapter(checkpoint.read_adapter(path), run.config.adapter)))
         for step, path in states
         if step < len(run.losses)
     ]

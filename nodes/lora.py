@@ -6,7 +6,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainer.lora_files.files import DTYPES, FORMATS, LoraWeights, save_lora
+from ..trainer.lora_files.keys import FORMATS
+from ..trainer.lora_files.lora_weights import LoraWeights
+from ..trainer.lora_files.save import DTYPES, save_lora
 from ..trainer.lora_files.strengths import BlockWeights, parse_schedule
 from . import types
 from .host import paths

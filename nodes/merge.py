@@ -6,11 +6,11 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainer.lora_files.files import LoraWeights
-from ..trainer.lora_files.lowrank import resize
+from ..trainer.lora_files.lora_weights import LoraWeights
 from ..trainer.lora_files.merge import METHODS, merge_loras
-from ..trainer.model_files.extract import extract_lora
-from ..trainer.model_files.merge_into_file import BASE_DTYPES, LAYOUTS, Strength, merge_into_file
+from ..trainer.lora_files.resize import resize
+from ..trainer.model_files.extract_lora import extract_lora
+from ..trainer.model_files.merge_into_file import BASE_DTYPES, LAYOUTS, WeightedLora, merge_into_file
 from . import types
 from .host.canvas.progress import NodeProgress, ticker
 from .host.models import model_files
@@ -216,7 +216,7 @@ class KilnSaveMergedModel(io.ComfyNode):
         node, path = cls.hidden.unique_id, new_output_path(model_files.KIND, filename_prefix)
         path = path.with_suffix("") if layout == "diffusers" else path
         loras = [
-            Strength(lora, weight, f"LoRA {i}")
+            WeightedLora(lora, weight, f"LoRA {i}")
             for i, (lora, weight) in enumerate(zip(*_collect(values), strict=True), 1)
         ]
         base, tick = model_files.model_path(base_name), ticker(node)

@@ -7,8 +7,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..trainer.errors import KilnError
-from ..trainer.lora_files.files import LoraWeights
-from ..trainer.lora_files.strengths import PromptLora, find_name, parse_prompt
+from ..trainer.lora_files.lora_weights import LoraWeights
+from ..trainer.lora_files.prompt_tags import PromptLora, find_lora_file, parse_prompt
 from . import types
 from .host import paths
 from .host.canvas.progress import NodeProgress
@@ -56,7 +56,7 @@ class KilnPromptLora(io.ComfyNode):
     def fingerprint_inputs(cls, prompt: str | None = None, **_: Any) -> Any:
         try:
             wanted = parse_prompt(prompt or "").loras
-            found = [paths.lora_path(find_name(each.name, paths.lora_names())).stat() for each in wanted]
+            found = [paths.lora_path(find_lora_file(each.name, paths.lora_names())).stat() for each in wanted]
         except KilnError:
             return prompt
         return [(status.st_size, status.st_mtime_ns) for status in found]
@@ -70,7 +70,7 @@ class KilnPromptLora(io.ComfyNode):
             raise KilnError(
                 "The prompt says lora_weight and there is no LoRA; connect one, or name a file as <lora:name:0.8>."
             )
-        names = [find_name(each.name, paths.lora_names()) for each in parsed.loras]
+        names = [find_lora_file(each.name, paths.lora_names()) for each in parsed.loras]
         weight = 1.0 if parsed.weight is None else parsed.weight
         if lora is not None:
             model, clip = apply_lora(model, clip, lora, weight)

@@ -28,8 +28,8 @@ from lora_kiln.nodes.host.models.start_from import start_state  # type: ignore[i
 from lora_kiln.trainer.adapter.inject import make_adapter  # type: ignore[import-not-found]
 from lora_kiln.trainer.config import AdapterConfig  # type: ignore[import-not-found]
 from lora_kiln.trainer.loop import objective  # type: ignore[import-not-found]
-from lora_kiln.trainer.lora_files.export import to_file  # type: ignore[import-not-found]
-from lora_kiln.trainer.lora_files.files import save_lora  # type: ignore[import-not-found]
+from lora_kiln.trainer.lora_files.export import export_adapter  # type: ignore[import-not-found]
+from lora_kiln.trainer.lora_files.save import save_lora  # type: ignore[import-not-found]
 from torch import Tensor
 
 import nodes
@@ -82,7 +82,7 @@ def main() -> None:
                 with torch.no_grad():
                     answer = trained.forward(noised.noisy, noised.timestep, {"cross_attn": text})
                 state = adapter.state_dict()
-            file = to_file(state, config)
+            file = export_adapter(state, config)
             save_lora(Path(folder) / f"{name}.safetensors", file)
             with torch.inference_mode():
                 (with_lora,) = nodes.LoraLoaderModelOnly().load_lora_model_only(

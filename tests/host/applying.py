@@ -23,9 +23,10 @@ import comfy.utils
 import folder_paths
 import torch
 from lora_kiln.nodes.host.models.lora import put_on, read_lora  # type: ignore[import-not-found]
-from lora_kiln.trainer.lora_files.files import LoraWeights, save_lora  # type: ignore[import-not-found]
-from lora_kiln.trainer.lora_files.formulas import changed, layers_of  # type: ignore[import-not-found]
+from lora_kiln.trainer.lora_files.formulas import group_by_layer, merged_weight  # type: ignore[import-not-found]
+from lora_kiln.trainer.lora_files.lora_weights import LoraWeights  # type: ignore[import-not-found]
 from lora_kiln.trainer.lora_files.merge import merge_loras  # type: ignore[import-not-found]
+from lora_kiln.trainer.lora_files.save import save_lora  # type: ignore[import-not-found]
 from torch import Tensor
 
 import nodes
@@ -105,7 +106,7 @@ def main() -> None:
         kinds = ("lora", "lora, no alpha", "dora rows", "dora columns", "dora of peft", "loha", "lokr")
         for kind in (*kinds, "oft", "oft of peft", "difference"):
             lora = family(kind, shapes)
-            layers = {k.removeprefix(OURS): p for k, p in layers_of(lora).items()}
+            layers = {k.removeprefix(OURS): p for k, p in group_by_layer(lora).items()}
             errors, loader = [], []
             save_lora(
                 Path(folder) / "host.safetensors", lora, dtype="keep"
@@ -115,7 +116,7 @@ def main() -> None:
                 assert (done.model is patcher) == (strength == 0), "strength 0 costs nothing"
                 ours = weights_of(done.model)
                 expected = {
-                    k: changed(layers[k], w.double(), strength).float() if k in layers else w
+                    k: merged_weight(layers[k], w.double(), strength).float() if k in layers else w
                     for k, w in base.items()
                 }
                 errors.append(worst(ours, expected, base))

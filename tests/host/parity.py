@@ -32,7 +32,8 @@ from lora_kiln.nodes.host.models.denoiser import HostDenoiser  # type: ignore[im
 from lora_kiln.trainer.adapter.lora import LoraAdapter  # type: ignore[import-not-found]
 from lora_kiln.trainer.config import AdapterConfig  # type: ignore[import-not-found]
 from lora_kiln.trainer.loop import objective  # type: ignore[import-not-found]
-from lora_kiln.trainer.lora_files.files import save_lora, to_default_format  # type: ignore[import-not-found]
+from lora_kiln.trainer.lora_files.export import export_adapter  # type: ignore[import-not-found]
+from lora_kiln.trainer.lora_files.save import save_lora  # type: ignore[import-not-found]
 from torch import Tensor
 
 import nodes
@@ -123,7 +124,7 @@ def main() -> None:
 
     # The saved file through both loaders
     with tempfile.TemporaryDirectory() as folder:
-        save_lora(Path(folder) / "parity.safetensors", to_default_format(state, config))
+        save_lora(Path(folder) / "parity.safetensors", export_adapter(state, config))
         folder_paths.add_model_folder_path("loras", folder)
         with torch.inference_mode():
             (with_lora,) = nodes.LoraLoaderModelOnly().load_lora_model_only(

@@ -256,7 +256,7 @@ def test_the_import_check_sees(module: str, source: str, broken: list[str]) -> N
 
 def test_the_floor_check_sees() -> None:
     assert climbs("trainer.runs.run", {"trainer.loop.train", "trainer.errors"}) == ["trainer.loop.train"]
-    assert climbs("trainer.adapter.fused", {"trainer.dataset.items", "trainer.adapter.flat"}) == [
+    assert climbs("trainer.adapter.fused", {"trainer.dataset.items", "trainer.adapter.flat_parameter"}) == [
         "trainer.dataset.items"
     ]
 

@@ -11,7 +11,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
-from ..adapter.flat import flatten
+from ..adapter.flat_parameter import flatten_parameters
 from ..adapter.fused import FrozenWeights
 from ..adapter.inject import make_adapter
 from ..config import TrainConfig
@@ -27,7 +27,7 @@ class Trainable:
     Attributes:
         adapter: the layers in the shared clone.
         loss_scale: factor on the loss in backward, divided out again by clip_gradients (see loss_scale.py).
-        buffers: all its values, and their gradients, as one vector or two (see adapter/flat.py).
+        buffers: all its values, and their gradients, as one vector or two (see adapter/flat_parameter.py).
         ema_updates: steps that the EMA has seen.
     """
 
@@ -50,7 +50,9 @@ class Trainable:
         if config.optimizer.update_in_backward:
             self._fused_update = FusedUpdate([*self._inputs, *self._outputs])
         with_gradients = self._fused_update is None
-        self.buffers = [flatten(part, with_gradients) for part in (self._inputs, self._outputs) if part]
+        self.buffers = [
+            flatten_parameters(part, with_gradients) for part in (self._inputs, self._outputs) if part
+        ]
         self._schedule = make_schedule(config)
         self._start = {**self.adapter.state_dict(), **(start or {})}
         self.reset()

@@ -1,44 +1,59 @@
-"""What a LoRA is, in words and numbers: for the shell's `info` and for anybody who wonders what a file holds."""
+"""Describes a LoRA file: format, kind, ranks, norms and how it was trained. The shell's `info` prints it."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from .files import PEFT_FILE, LoraWeights
-from .formulas import Parts, delta, family_of, layers_of, needs_base, rank_of, scale_of
+from .formulas import (
+    LayerTensors,
+    delta_weight,
+    group_by_layer,
+    kind_of,
+    needs_base_weight,
+    rank_of,
+    scale_of,
+)
 from .keys import PREFIX, format_of, model_of
-from .lowrank import factors
-from .reading import read_lora, read_safetensors
+from .lora_weights import LoraWeights
+from .read import read_lora, read_safetensors
+from .save import PEFT_FILE
+from .svd import low_rank_factors
 
-SHOWN = ("steps", "base_model", "dataset", "merge", "extract")  # of our own metadata, beside the settings
+_SHOWN_METADATA = ("steps", "base_model", "dataset", "merge", "extract")  # of ours, beside the settings
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Plain values.
+    """Numbers, texts and dicts of them, as JSON can hold.
+
+    Args:
+        path: a .safetensors file, or the folder of a peft adapter.
 
     Raises:
-        KilnError: see adapter.reading.
+        KilnError: see read.read_lora.
     """
     lora = read_lora(path)
     raw, _ = read_safetensors(path / PEFT_FILE if path.is_dir() else path)
-    layers = layers_of(lora)
-    widths = {k: int(p["lora_A.weight"].shape[1]) for k, p in layers.items() if "lora_A.weight" in p}
-    norms = {name: norm for name, parts in layers.items() if (norm := _norm(parts)) is not None}
+    layers = group_by_layer(lora)
+    widths = {k: int(t["lora_A.weight"].shape[1]) for k, t in layers.items() if "lora_A.weight" in t}
+    norms = {name: norm for name, tensors in layers.items() if (norm := _norm(tensors)) is not None}
     return {
         "file": path.name,
         "format": format_of(raw),
         "for": model_of(layers, widths),
-        "family": _counted(family_of(parts) for parts in layers.values()),
+        "family": _counts(kind_of(tensors) for tensors in layers.values()),
         "layers": len(layers),
-        "rank": _counted(rank_of(parts) for parts in layers.values()),
-        "alpha": _counted(round(scale_of(parts) * (rank_of(parts) or 0), 4) for parts in layers.values()),
-        "dtype": _counted(
+        "rank": _counts(rank_of(tensors) for tensors in layers.values()),
+        "alpha": _counts(
+            round(scale_of(tensors) * (rank_of(tensors) or 0), 4) for tensors in layers.values()
+        ),
+        "dtype": _counts(
             str(t.dtype).removeprefix("torch.") for k, t in raw.items() if not k.endswith(".alpha")
         ),
         "parameters": sum(t.numel() for t in raw.values()),
@@ -50,30 +65,36 @@ def describe(path: Path) -> dict[str, Any]:
                 for k in sorted(norms, key=norms.__getitem__)[:-4:-1]
             },
         },
-        "training": training_of(lora),
+        "training": training_metadata(lora),
     }
 
 
-def _norm(parts: Parts) -> float | None:
-    """Frobenius norm of the change; of B A without making the product: |B A|^2 = sum of (B^T B) * (A A^T)."""
-    if needs_base(parts):
+def _norm(tensors: LayerTensors) -> float | None:
+    """Frobenius norm of D (see formulas.py); None where it depends on the frozen weight.
+
+    Of B A without computing the product: |B A|^2 = sum of (B^T B) * (A A^T).
+    """
+    if needs_base_weight(tensors):
         return None
-    pair = factors(parts)
-    if pair is not None:
-        b, a = (t.double() for t in pair)
+    factors = low_rank_factors(tensors)
+    if factors is not None:
+        b, a = (t.double() for t in factors)
         return float(((b.T @ b) * (a @ a.T)).sum().clamp_min(0).sqrt())
-    change: Tensor | None = delta(parts)
-    return None if change is None else float(change.norm())
+    delta: Tensor | None = delta_weight(tensors)
+    return None if delta is None else float(delta.norm())
 
 
-def _counted(values: Any) -> dict[str, int]:
+def _counts(values: Iterable[Any]) -> dict[str, int]:
+    """How often each value occurs, the most frequent first."""
     return {str(value): count for value, count in Counter(values).most_common()}
 
 
-def training_of(lora: LoraWeights) -> dict[str, Any]:
-    """What the metadata says of the training: ours, kohya's (ss_...) or none."""
+def training_metadata(lora: LoraWeights) -> dict[str, Any]:
+    """What the metadata tells of the training: our own fields, else kohya's (ss_..., modelspec...), else nothing."""
     ours = {
-        name: lora.metadata[f"lora_kiln.{name}"] for name in SHOWN if f"lora_kiln.{name}" in lora.metadata
+        name: lora.metadata[f"lora_kiln.{name}"]
+        for name in _SHOWN_METADATA
+        if f"lora_kiln.{name}" in lora.metadata
     }
     if "lora_kiln.config" in lora.metadata:
         with contextlib.suppress(ValueError):  # another program may have put anything there
@@ -85,10 +106,10 @@ def training_of(lora: LoraWeights) -> dict[str, Any]:
     }
 
 
-def as_text(found: dict[str, Any]) -> str:
-    """The same for a terminal."""
+def as_text(description: dict[str, Any]) -> str:
+    """A description from `describe` as lines for a terminal."""
     lines = []
-    for name, value in found.items():
+    for name, value in description.items():
         if isinstance(value, dict) and value and all(isinstance(v, int) for v in value.values()):
             value = ", ".join(k if len(value) == 1 else f"{k} ({count})" for k, count in value.items())
         elif isinstance(value, dict):

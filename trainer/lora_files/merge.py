@@ -1,12 +1,12 @@
-"""Several LoRAs into one.
+"""Merges several LoRAs into one.
 
-Adding A factors and B factors apart is not the sum of the products: (B1 + B2)(A1 + A2) has cross terms. So either the
-factors are laid side by side, which is exact and lets the ranks add up,
+Adding A matrices and B matrices separately is not the sum of the products: (B1 + B2)(A1 + A2) has cross terms. So
+either the factors are concatenated, which is exact and makes the rank the sum of the ranks,
 
     w1 s1 B1 A1 + w2 s2 B2 A2 = [w1 s1 B1 | w2 s2 B2] [A1 ; A2]          s = alpha / rank
 
-or the changes are made, merged as dense matrices by peft's own arithmetic (peft.utils.merge_utils: task arithmetic;
-TIES, arXiv 2306.01708; DARE, arXiv 2311.03099) and brought back to a rank by SVD. The result's alpha is its rank.
+or the products are merged as dense matrices by peft's own functions (peft.utils.merge_utils: task arithmetic; TIES,
+arXiv 2306.01708; DARE, arXiv 2311.03099) and reduced to a rank by SVD. The result's alpha is its rank.
 """
 
 from __future__ import annotations
@@ -25,18 +25,13 @@ from torch import Tensor
 
 from ..errors import KilnError
 from ..rng import derive_seed
-from .files import LoraWeights
-from .formulas import Parts, delta, family_of, layers_of, needs_base, shape_of
+from .formulas import LayerTensors, delta_weight, group_by_layer, kind_of, needs_base_weight, shape_of
 from .keys import NO_MODEL, model_of
-from .lowrank import dense_svd, factors, kernel_of, product_svd, split
+from .lora_weights import LoraWeights
+from .svd import dense_svd, factors_from_svd, kernel_shape, low_rank_factors, product_svd
 
 METHODS = ("exact", "svd", "task_arithmetic", "ties", "dare_linear", "dare_ties", "magnitude_prune")
-BESIDE = (
-    "diff",
-    "diff_b",
-    "w_norm",
-    "b_norm",
-)  # plain differences beside or instead of factors: weighted sums
+_DIFFERENCES = ("diff", "diff_b", "w_norm", "b_norm")  # merged as weighted sums
 
 Tick = Callable[[int, int], None]  # layers done, layers in all
 
@@ -52,53 +47,60 @@ def merge_loras(
     device: torch.device | None = None,
     tick: Tick = lambda done, total: None,
 ) -> tuple[LoraWeights, str]:
-    """One LoRA from several.
+    """Merge several LoRAs into one.
 
     Args:
         loras: in our keys; ranks, alphas and layers may differ.
-        weights: strength of each.
-        method: one of METHODS. exact: the weighted sum, ranks add. svd: the same at a rank. The others: see above.
-        rank: of the result, for all but exact; 0: the sum of the ranks.
-        density: share of the values kept, 0-1, for ties, dare and magnitude_prune.
-        seed: of DARE's draws.
-        device: where to factorise.
+        weights: strength of each, any finite number.
+        method: one of METHODS. exact: the weighted sum, at the sum of the ranks. svd: the same, reduced to `rank`. The
+            others: see the head of this file.
+        rank: of the result, for all methods but exact; 0: the sum of the ranks.
+        density: share (above 0, at most 1) of the values kept, for ties, dare and magnitude_prune.
+        seed: of DARE's random draws.
+        device: where to factorise; where the tensors are without.
+        tick: called before each layer.
 
     Returns:
         The LoRA, and a sentence on ranks and kept energy.
 
     Raises:
-        KilnError: the LoRAs are for different models, are of a kind that has no sum, or the settings are out of range.
+        KilnError: the LoRAs are for different models, are of a kind that cannot be added (DoRA, OFT, GLoRA), or the
+            settings are out of range.
     """
-    _check(loras, weights, method, rank, density)
-    every = [layers_of(lora) for lora in loras]
-    names = list(dict.fromkeys(name for layers in every for name in layers))
+    _check_settings(loras, weights, method, rank, density)
+    grouped = [group_by_layer(lora) for lora in loras]
+    names = list(dict.fromkeys(name for layers in grouped for name in layers))
     merged = LoraWeights({}, {"lora_kiln.merge": f"{method} of {len(loras)}, weights {list(weights)}"})
-    kept, total, ranks = 0.0, 0.0, []
+    kept_energy, total_energy, ranks = 0.0, 0.0, []
     for index, name in enumerate(names):
         tick(index, len(names))
-        mine = [(layers[name], w) for layers, w in zip(every, weights, strict=True) if name in layers]
-        _check_layer(name, [parts for parts, _ in mine])
-        for part in BESIDE:
-            found = [w * parts[part].float() for parts, w in mine if part in parts]
-            if found:
-                merged[f"{name}.{part}"] = torch.stack(found).sum(0)
-        low = [(parts, w) for parts, w in mine if _has_rank(parts)]
-        if not low:
+        weighted = [(layers[name], w) for layers, w in zip(grouped, weights, strict=True) if name in layers]
+        _check_layer(name, [tensors for tensors, _ in weighted])
+        for part in _DIFFERENCES:
+            differences = [w * tensors[part].float() for tensors, w in weighted if part in tensors]
+            if differences:
+                merged[f"{name}.{part}"] = torch.stack(differences).sum(0)
+        factorised = [(tensors, w) for tensors, w in weighted if _has_rank(tensors)]
+        if not factorised:
             continue
         if method == "exact":
-            new = _side_by_side(name, low)
+            new = _concatenate(name, factorised)
         else:
             layer_seed = derive_seed(seed, "dare", zlib.crc32(name.encode()))
-            new, energy, whole = _compressed(name, low, method, rank, density, layer_seed, device)
-            kept, total = kept + energy, total + whole
+            new, kept, total = _merge_at_rank(name, factorised, method, rank, density, layer_seed, device)
+            kept_energy, total_energy = kept_energy + kept, total_energy + total
         ranks.append(new["lora_A.weight"].shape[0])
         merged.update({f"{name}.{part}": tensor for part, tensor in new.items()})
-    share = "exact" if method == "exact" else f"{100 * kept / max(total, 1e-30):.2f} % of the energy kept"
+    share = (
+        "exact"
+        if method == "exact"
+        else f"{100 * kept_energy / max(total_energy, 1e-30):.2f} % of the energy kept"
+    )
     span = "-".join(str(r) for r in sorted({min(ranks, default=0), max(ranks, default=0)}))
     return merged, f"{method} of {len(loras)} LoRAs: {len(names)} layers, rank {span}, {share}"
 
 
-def _check(
+def _check_settings(
     loras: Sequence[LoraWeights], weights: Sequence[float], method: str, rank: int, density: float
 ) -> None:
     if method not in METHODS:
@@ -114,27 +116,28 @@ def _check(
     for weight in weights:
         if not math.isfinite(weight):
             raise KilnError(f"A weight is {weight}; give each LoRA a number.")
-    models = {model_of(layers_of(lora)) for lora in loras} - NO_MODEL
+    models = {model_of(group_by_layer(lora)) for lora in loras} - NO_MODEL
     if len(models) > 1:
         raise KilnError(
             f"The LoRAs are for different models, {' and '.join(sorted(models))}; merge LoRAs of one model."
         )
 
 
-def _has_rank(parts: Parts) -> bool:
-    return any(part.startswith(("lora_A", "hada_", "lokr_")) for part in parts)
+def _has_rank(tensors: LayerTensors) -> bool:
+    """Whether the layer has factors (LoRA, LoHa, LoKr), and not only plain differences."""
+    return any(part.startswith(("lora_A", "hada_", "lokr_")) for part in tensors)
 
 
-def _check_layer(name: str, every: Sequence[Parts]) -> None:
+def _check_layer(name: str, candidates: Sequence[LayerTensors]) -> None:
+    """Raise KilnError when one layer's adapters cannot be added: by their kind, or because their shapes differ."""
     shapes = set()
-    for parts in every:
-        if needs_base(parts) or family_of(parts) == "GLoRA":
+    for tensors in candidates:
+        if needs_base_weight(tensors) or kind_of(tensors) == "GLoRA":
             raise KilnError(
-                f"{name} is {family_of(parts)}, whose change depends on the model's own weight; merge it into the "
-                f"model "
-                "instead (Merge Into Model, Save Merged Model)."
+                f"{name} is {kind_of(tensors)}, whose change depends on the model's own weight; merge it into the "
+                "model instead (Merge Into Model, Save Merged Model)."
             )
-        shape = shape_of(parts)
+        shape = shape_of(tensors)
         if shape is not None:
             shapes.add(shape)
     if len(shapes) > 1:
@@ -144,61 +147,77 @@ def _check_layer(name: str, every: Sequence[Parts]) -> None:
         )
 
 
-def _side_by_side(name: str, mine: Sequence[tuple[Parts, float]]) -> Parts:
+def _concatenate(name: str, weighted: Sequence[tuple[LayerTensors, float]]) -> LayerTensors:
+    """The exact weighted sum of one layer's LoRAs: their A stacked as rows, their B side by side.
+
+    Args:
+        name: the layer's, for messages.
+        weighted: each LoRA's tensors and its weight.
+
+    Raises:
+        KilnError: one is no plain product B A (LoHa, LoKr, Tucker).
+    """
     pairs = []
-    for parts, weight in mine:
-        pair = factors(parts)
-        if pair is None:
+    for tensors, weight in weighted:
+        factors = low_rank_factors(tensors)
+        if factors is None:
             raise KilnError(
-                f"{name} is {family_of(parts)}, which has no exact sum as a LoRA; choose the method svd."
+                f"{name} is {kind_of(tensors)}, which has no exact sum as a LoRA; choose the method svd."
             )
-        pairs.append((pair[0] * weight, pair[1]))
+        pairs.append((factors[0] * weight, factors[1]))
     b, a = torch.cat([b for b, _ in pairs], 1), torch.cat([a for _, a in pairs], 0)
-    kernel = kernel_of(mine[0][0])
+    kernel = kernel_shape(weighted[0][0])
     if kernel:
         a, b = a.reshape(len(a), *kernel), b.reshape(*b.shape, *[1] * (len(kernel) - 1))
     return {"lora_A.weight": a.contiguous(), "lora_B.weight": b.contiguous()}
 
 
-def _compressed(
+def _merge_at_rank(
     name: str,
-    mine: Sequence[tuple[Parts, float]],
+    weighted: Sequence[tuple[LayerTensors, float]],
     method: str,
     rank: int,
     density: float,
     seed: int,
     device: torch.device | None,
-) -> tuple[Parts, float, float]:
-    """The merged layer at a rank, its energy and the energy before."""
-    pairs = [factors(parts) for parts, _ in mine]
-    full = sum(pair[1].shape[0] for pair in pairs if pair is not None)
+) -> tuple[LayerTensors, float, float]:
+    """One layer merged and reduced to a rank: its tensors, the energy kept, and the energy before the reduction."""
+    pairs = [low_rank_factors(tensors) for tensors, _ in weighted]
+    rank_sum = sum(pair[1].shape[0] for pair in pairs if pair is not None)
     if method == "svd" and all(pair is not None for pair in pairs):
-        joined = _side_by_side(name, mine)
-        b, a = joined["lora_B.weight"].flatten(1).to(device), joined["lora_A.weight"].flatten(1).to(device)
+        exact = _concatenate(name, weighted)
+        b, a = exact["lora_B.weight"].flatten(1).to(device), exact["lora_A.weight"].flatten(1).to(device)
         u, s, vt = product_svd(b, a)
-        kernel, whole = kernel_of(joined), float(s.double().square().sum())
+        kernel, total_energy = kernel_shape(exact), float(s.double().square().sum())
     else:
-        deltas = [delta(parts) for parts, _ in mine]
-        found = [d for d in deltas if d is not None]
-        dense = merge_dense(found, [w for _, w in mine], method, density, seed)
+        deltas = [delta_weight(tensors) for tensors, _ in weighted]
+        dense = merge_dense(
+            [d for d in deltas if d is not None], [w for _, w in weighted], method, density, seed
+        )
         kernel = tuple(dense.shape[1:]) if dense.dim() > 2 else ()
         matrix = dense.flatten(1).to(device)
-        full = full or min(matrix.shape)
-        u, s, vt = dense_svd(matrix, rank or full)
-        whole = float(matrix.double().square().sum())
-    chosen = min(rank or full, len(s))
-    new = {part: tensor.cpu() for part, tensor in split(u, s, vt, chosen, kernel).items()}
-    return new, float(s[:chosen].double().square().sum()), whole
+        rank_sum = rank_sum or min(matrix.shape)
+        u, s, vt = dense_svd(matrix, rank or rank_sum)
+        total_energy = float(matrix.double().square().sum())
+    chosen = min(rank or rank_sum, len(s))
+    new = {part: tensor.cpu() for part, tensor in factors_from_svd(u, s, vt, chosen, kernel).items()}
+    return new, float(s[:chosen].double().square().sum()), total_energy
 
 
 def merge_dense(
     deltas: Sequence[Tensor], weights: Sequence[float], method: str, density: float, seed: int
 ) -> Tensor:
-    """Dense changes of one layer, merged by peft's functions.
+    """Merge the weight differences of one layer by peft's functions.
 
     Args:
         deltas: all of one shape, fp32, CPU.
-        method: of METHODS; exact and svd are the weighted sum.
+        weights: one for each.
+        method: one of METHODS; exact and svd are the weighted sum.
+        density: share (0-1) of the values kept.
+        seed: of DARE's random draws; torch's global generator is left as it was.
+
+    Returns:
+        The merged difference, of the same shape.
     """
     merge_utils = _peft_arithmetic()
     tensors, factor = [d.contiguous() for d in deltas], torch.tensor(list(weights), dtype=deltas[0].dtype)
@@ -206,19 +225,17 @@ def merge_dense(
         return merge_utils.task_arithmetic(tensors, factor)
     function = getattr(merge_utils, method)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="The density"
-        )  # 1 keeps everything: that is what was asked for
+        warnings.filterwarnings("ignore", message="The density")  # 1 keeps everything, as the caller chose
         torch.manual_seed(seed)
         return function(tensors, factor, density)
 
 
 @functools.cache
 def _peft_arithmetic() -> ModuleType:
-    """peft.utils.merge_utils, read as a file of its own.
+    """The module peft.utils.merge_utils, loaded from its file without importing peft.
 
-    It needs nothing but torch, and `import peft` would bring transformers with it and through that a torchvision,
-    which must fit torch: a shell without ComfyUI may have one that does not.
+    It needs only torch, while `import peft` imports transformers and through it torchvision, which must fit torch: a
+    shell without ComfyUI may have one that does not.
     """
     package = importlib.util.find_spec("peft")
     if package is None or package.origin is None:

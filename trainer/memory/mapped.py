@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import KilnError
-from ..model_files.tensorfile import DTYPES, TensorFile
+from ..model_files.safetensors_file import DTYPES, SafetensorsFile
 from .cpu_tuning import trim_heap
 from .ledger import size_of
 
@@ -135,7 +135,7 @@ def _map(path: Path, wanted: Iterable[str], writable: bool) -> dict[str, Tensor]
     """Those of the file's tensors that are wanted. Each has a storage of its own; the mapping lasts as long as one."""
     found = {}
     wanted = list(wanted)
-    with TensorFile(path) as file:
+    with SafetensorsFile(path) as file:
         prefix = next((p for p in PREFIXES if any(p + name in file.entries for name in wanted)), "")
         memory = _memory(path, writable)
         for name in wanted:

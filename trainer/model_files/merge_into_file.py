@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from ..errors import KilnError
-from ..lora_files.files import LoraWeights
-from ..lora_files.formulas import Parts, changed, layers_of, scale_of
+from ..lora_files.formulas import LayerTensors, group_by_layer, merged_weight, scale_of
 from ..lora_files.keys import PREFIX, lookup, model_of
-from ..lora_files.reading import to_our_keys
+from ..lora_files.lora_weights import LoraWeights
+from ..lora_files.read import to_our_keys
 from .fp8_rounding import from_fp8, largest_by_row, largest_value, new_scale, to_fp8
 from .pipeline_folder import write_pipeline
-from .tensorfile import DTYPES, FLOATS, FP8, Entry, Planned, TensorFile, write_planned
+from .safetensors_file import DTYPES, FLOATS, FP8, Entry, PlannedTensor, SafetensorsFile, write_tensors
 from .workers import Workers
 
 BASE_DTYPES = {"base": None, "fp32": "F32", "bf16": "BF16", "fp16": "F16"}
@@ -48,7 +48,7 @@ Tick = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Strength:
+class WeightedLora:
     """One LoRA to merge."""
 
     lora: LoraWeights
@@ -60,7 +60,7 @@ class Strength:
 class _Changes:
     """What to do to each tensor of the base, by its name there."""
 
-    weights: dict[str, list[tuple[Parts, float]]] = field(default_factory=dict)
+    weights: dict[str, list[tuple[LayerTensors, float]]] = field(default_factory=dict)
     biases: dict[str, list[tuple[Tensor, float]]] = field(default_factory=dict)
     unmatched: list[str] = field(default_factory=list)
 
@@ -68,7 +68,7 @@ class _Changes:
 def merge_into_file(
     base: Path,
     target: Path,
-    loras: Sequence[Strength],
+    loras: Sequence[WeightedLora],
     *,
     dtype: str = "base",
     layout: str = "comfyui",
@@ -100,7 +100,7 @@ def merge_into_file(
     for each in loras:
         if not math.isfinite(each.strength):
             raise KilnError(f"The strength of {each.name} is {each.strength}; give a number.")
-    with TensorFile(base) as source, Workers() as workers:
+    with SafetensorsFile(base) as source, Workers() as workers:
         prefix = _prefix(source)
         changes = _changes(source, prefix, loras)
         wanted = BASE_DTYPES[dtype]
@@ -118,7 +118,7 @@ def merge_into_file(
         if layout == "diffusers":
             missing = write_pipeline(source, prefix, target, plan, notes, tick, pipeline)
         else:
-            write_planned(target, plan, notes, tick, late=lambda: scales)
+            write_tensors(target, plan, notes, tick, late=lambda: scales)
     merged = len(changes.weights)
     left = (
         f"; {len(changes.unmatched)} layers fit nothing: {', '.join(changes.unmatched[:3])}"
@@ -128,7 +128,7 @@ def merge_into_file(
     return f"{merged} of {len(source.entries)} tensors changed{left}{missing}"
 
 
-def _prefix(source: TensorFile) -> str:
+def _prefix(source: SafetensorsFile) -> str:
     return next(p for p in BASE_PREFIXES if p == "" or any(k.startswith(p) for k in source.entries))
 
 
@@ -136,7 +136,7 @@ def _only_quantised(name: str) -> bool:
     return name.endswith(QUANTISED_ONLY) or name.split(".")[-1] == MARKER
 
 
-def layer_names(source: TensorFile) -> dict[str, str]:
+def layer_names(source: SafetensorsFile) -> dict[str, str]:
     """Every spelling of the file's layers -> their own name there without prefix, see keys.lookup."""
     prefix = _prefix(source)
     bare = [name[len(prefix) :] for name in source.entries if name.startswith(prefix)]
@@ -145,11 +145,11 @@ def layer_names(source: TensorFile) -> dict[str, str]:
     )
 
 
-def _changes(source: TensorFile, prefix: str, loras: Sequence[Strength]) -> _Changes:
+def _changes(source: SafetensorsFile, prefix: str, loras: Sequence[WeightedLora]) -> _Changes:
     names, changes = layer_names(source), _Changes()
     for each in loras:
         fitted = 0
-        layers = layers_of(to_our_keys(each.lora, names, each.name))
+        layers = group_by_layer(to_our_keys(each.lora, names, each.name))
         for layer, parts in layers.items():
             bare = prefix + layer.removeprefix(PREFIX)
             key = next((k for k in (f"{bare}.weight", bare) if k in source.entries), None)
@@ -170,7 +170,7 @@ def _changes(source: TensorFile, prefix: str, loras: Sequence[Strength]) -> _Cha
     return changes
 
 
-def _register(changes: _Changes, key: str, bare: str, parts: Parts, strength: float) -> None:
+def _register(changes: _Changes, key: str, bare: str, parts: LayerTensors, strength: float) -> None:
     weight = {k: t for k, t in parts.items() if k not in PARTS_OF_BIAS}
     if "w_norm" in weight:
         weight["diff"] = weight.pop("w_norm")
@@ -181,7 +181,7 @@ def _register(changes: _Changes, key: str, bare: str, parts: Parts, strength: fl
             changes.biases.setdefault(f"{bare}.bias", []).append((parts[part], strength))
 
 
-def _check(source: TensorFile, key: str, parts: Parts, each: Strength) -> None:
+def _check(source: SafetensorsFile, key: str, parts: LayerTensors, each: WeightedLora) -> None:
     entry = source.entries[key]
     if entry.dtype not in FLOATS:
         raise KilnError(
@@ -199,21 +199,21 @@ def _check(source: TensorFile, key: str, parts: Parts, each: Strength) -> None:
 
 
 def _planned(
-    source: TensorFile,
+    source: SafetensorsFile,
     entry: Entry,
     changes: _Changes,
     wanted: str | None,
     scales: dict[str, Tensor],
     device: torch.device | None,
     workers: Workers,
-) -> Planned:
+) -> PlannedTensor:
     """How one tensor of the base comes into the new file."""
     dtype = wanted if wanted is not None and entry.dtype in FLOATS else entry.dtype
     new = Entry(entry.name, dtype, entry.shape)
     scale = _scale_name(source, entry.name)
     touched = entry.name in changes.weights or entry.name in changes.biases
     if not touched and (dtype == entry.dtype):
-        return Planned(new, (source, entry.name))
+        return PlannedTensor(new, (source, entry.name))
 
     change = _Change(source, entry, changes, scale, device)
 
@@ -222,7 +222,7 @@ def _planned(
             return _requantised(source, entry.name, change, scale, scales, workers)
         return workers.map(lambda span: change(span).to(DTYPES[dtype], copy=True), change.spans)
 
-    return Planned(new, make)
+    return PlannedTensor(new, make)
 
 
 class _Change:
@@ -236,7 +236,7 @@ class _Change:
 
     def __init__(
         self,
-        source: TensorFile,
+        source: SafetensorsFile,
         entry: Entry,
         changes: _Changes,
         scale: str | None,
@@ -314,28 +314,28 @@ class _Change:
         return held[: shape.numel()].view(shape)
 
 
-def _scalar(source: TensorFile, name: str) -> float:
+def _scalar(source: SafetensorsFile, name: str) -> float:
     return float(source.read(name).float().max())
 
 
-def _scale_name(source: TensorFile, name: str) -> str | None:
+def _scale_name(source: SafetensorsFile, name: str) -> str | None:
     if not name.endswith(".weight") or source.entries[name].dtype not in FP8:
         return None
     found = (name.removesuffix(".weight") + ending for ending in SCALES)
     return next((scale for scale in found if scale in source.entries), None)
 
 
-def _apply(rows: Tensor, parts: Parts, strength: float, first: int) -> Tensor:
+def _apply(rows: Tensor, parts: LayerTensors, strength: float, first: int) -> Tensor:
     """Some rows of a weight with an adapter on, from row `first`; all of them unless it is a plain LoRA."""
     if set(parts) <= PLAIN:  # in place: one pass over the weight
         a, b = parts["lora_A.weight"].float().flatten(1), parts["lora_B.weight"].float().flatten(1)
         rows.flatten(1).addmm_(b[first : first + len(rows)], a, alpha=strength * scale_of(parts))
         return rows
-    return changed(parts, rows, strength)
+    return merged_weight(parts, rows, strength)
 
 
 def _requantised(
-    source: TensorFile,
+    source: SafetensorsFile,
     name: str,
     change: _Change,
     scale: str | None,

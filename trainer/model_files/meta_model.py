@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..errors import KilnError
-from .tensorfile import DTYPES, TensorFile
+from .safetensors_file import DTYPES, SafetensorsFile
 
 # What files put before the network's own names: whole checkpoints, and files of diffusion models alone
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.")
@@ -27,7 +27,7 @@ def read_shapes(path: Path) -> tuple[Shapes, torch.dtype]:
     Raises:
         KilnError: the file is missing, damaged, or holds no network.
     """
-    with TensorFile(path) as file:
+    with SafetensorsFile(path) as file:
         entries = list(file.entries.values())
     prefix = next((p for p in PREFIXES if any(e.name.startswith(p) for e in entries)), "")
     inside = [e for e in entries if e.name.startswith(prefix)]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..errors import KilnError
 from ..lora_files.keys import to_diffusers
-from .tensorfile import Entry, Planned, TensorFile, write_planned
+from .safetensors_file import Entry, PlannedTensor, SafetensorsFile, write_tensors
 
 INDEX = "model_index.json"
 TRANSFORMER = "transformer"
@@ -62,10 +62,10 @@ def check_pipeline(pipeline: Path, config: Mapping[str, object]) -> None:
 
 
 def write_pipeline(
-    source: TensorFile,
+    source: SafetensorsFile,
     prefix: str,
     folder: Path,
-    plan: Sequence[Planned],
+    plan: Sequence[PlannedTensor],
     notes: dict[str, str],
     tick: Callable[[int, int], None],
     pipeline: Path | None,
@@ -93,7 +93,7 @@ def write_pipeline(
     renamed = [_renamed(source, each, prefix) for each in plan]
     made: list[Path] = []
     try:
-        write_planned(folder / TRANSFORMER / WEIGHTS, renamed, notes, tick)
+        write_tensors(folder / TRANSFORMER / WEIGHTS, renamed, notes, tick)
         made.append(folder / TRANSFORMER / WEIGHTS)
         _write_json(folder / TRANSFORMER / "config.json", config, made)
         if pipeline is None:
@@ -115,7 +115,7 @@ def write_pipeline(
     return ""
 
 
-def _renamed(source: TensorFile, each: Planned, prefix: str) -> Planned:
+def _renamed(source: SafetensorsFile, each: PlannedTensor, prefix: str) -> PlannedTensor:
     bare = each.entry.name[len(prefix) :]
     layer, _, kind = bare.rpartition(".")
     name = f"{to_diffusers(layer)}.{kind}" if kind in ("weight", "bias") else to_diffusers(bare)
@@ -123,7 +123,7 @@ def _renamed(source: TensorFile, each: Planned, prefix: str) -> Planned:
         raise KilnError(
             f"{source.path.name} holds {bare}, for which diffusers has no name; save it as comfyui."
         )
-    return Planned(Entry(name, each.entry.dtype, each.entry.shape), each.make)
+    return PlannedTensor(Entry(name, each.entry.dtype, each.entry.shape), each.make)
 
 
 def _bare(folder: Path, config: Mapping[str, object], made: list[Path]) -> str:
@@ -183,7 +183,7 @@ def _read_json(path: Path) -> dict[str, object]:
     return found
 
 
-def wan_config(source: TensorFile, prefix: str) -> dict[str, object]:
+def wan_config(source: SafetensorsFile, prefix: str) -> dict[str, object]:
     """diffusers' configuration of a Wan transformer, read off its tensors' shapes.
 
     Raises:

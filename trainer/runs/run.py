@@ -14,7 +14,7 @@ from safetensors import safe_open
 from ..config import AdapterConfig, TrainConfig
 from ..errors import KilnError
 from ..events import ValidationPoint
-from ..lora_files.files import LoraWeights
+from ..lora_files.lora_weights import LoraWeights
 from ..safefile import write_text
 from . import checkpoint
 

@@ -20,9 +20,8 @@ from comfy.weight_adapter.base import WeightAdapterBase
 from torch import Tensor, nn
 
 from ....trainer.errors import KilnError
-from ....trainer.lora_files import formulas as families
-from ....trainer.lora_files import keys, reading
-from ....trainer.lora_files.files import LoraWeights
+from ....trainer.lora_files import formulas, keys, read
+from ....trainer.lora_files.lora_weights import LoraWeights
 from ....trainer.lora_files.strengths import BlockWeights
 
 log = logging.getLogger(__name__)
@@ -55,14 +54,14 @@ def read_lora(path: Path) -> LoraWeights:
     """A LoRA file of any format, in our keys, with its metadata.
 
     Raises:
-        KilnError: see trainer.lora_files.reading.
+        KilnError: see trainer.lora_files.read.
     """
-    return reading.read_lora(path)
+    return read.read_lora(path)
 
 
 def in_our_keys(lora: Mapping[str, Tensor]) -> LoraWeights:
     """A LoRA as another node made it (the host's trainer writes lora_up and lora_down) in our keys."""
-    return LoraWeights(reading.to_our_keys(lora), getattr(lora, "metadata", {}))
+    return LoraWeights(read.to_our_keys(lora), getattr(lora, "metadata", {}))
 
 
 def apply_lora(
@@ -102,7 +101,7 @@ def put_on(
         )
     if strength == 0 and (strength_clip == 0 or clip is None):
         return Applied(model, clip, 0, ())
-    layers = families.layers_of(lora)
+    layers = formulas.group_by_layer(lora)
     for_model, left = _match(lora, layers, comfy.lora.model_lora_keys_unet(model.model, {}), model)
     for_clip: dict[str, Patches] = {}
     if clip is not None and left:
@@ -136,10 +135,10 @@ def _layer(key: str) -> str | None:
 
 def _match(
     lora: Mapping[str, Tensor],
-    layers: Mapping[str, families.Parts],
+    layers: Mapping[str, formulas.LayerTensors],
     key_map: dict[str, Any],
     model: Any | None = None,
-) -> tuple[dict[str, Patches], dict[str, families.Parts]]:
+) -> tuple[dict[str, Patches], dict[str, formulas.LayerTensors]]:
     """Patches by layer, and the layers that fit nothing.
 
     Host-made patches wherever the host knows the adapter, so that the result is the host's own to the last bit.
@@ -153,7 +152,7 @@ def _match(
         loaded = comfy.lora.load_lora(translated, key_map)
         return ({"the host's": loaded}, {}) if loaded else ({}, dict(layers))
     names = None
-    left: dict[str, families.Parts] = {}
+    left: dict[str, formulas.LayerTensors] = {}
     weights = dict(model.model.named_parameters()) if model is not None else {}
     for layer, parts in layers.items():
         known = layer
@@ -175,7 +174,7 @@ def _layer_names(key_map: dict[str, Any]) -> list[str]:
     return [k.removeprefix(keys.PREFIX) for k in key_map if k.startswith(keys.PREFIX)]
 
 
-def _patches(known: str, parts: families.Parts, target: Any) -> Patches:
+def _patches(known: str, parts: formulas.LayerTensors, target: Any) -> Patches:
     hosts_only = (
         "dora_scale" in parts
         or "rescale" in parts
@@ -188,7 +187,7 @@ def _patches(known: str, parts: families.Parts, target: Any) -> Patches:
 
 
 def _check_shape(
-    layer: str, parts: families.Parts, weight: Any, lora: Mapping[str, Tensor], model: Any
+    layer: str, parts: formulas.LayerTensors, weight: Any, lora: Mapping[str, Tensor], model: Any
 ) -> None:
     """The host only logs a LoRA of another size of model, and goes on without it."""
     if (
@@ -197,7 +196,7 @@ def _check_shape(
         or not weight.is_floating_point()
     ):
         return
-    shape = families.shape_of(parts)
+    shape = formulas.shape_of(parts)
     if "diff" in parts:
         fits = shape is None or shape[0] * shape[1] == weight.numel()
     else:
@@ -212,7 +211,7 @@ def _check_shape(
 
 
 def _made_for(lora: Mapping[str, Tensor]) -> str:
-    layers = families.layers_of(lora)
+    layers = formulas.group_by_layer(lora)
     widths = {k: p["lora_A.weight"].shape[1] for k, p in layers.items() if "lora_A.weight" in p}
     return keys.model_of(layers, widths)
 
@@ -313,7 +312,7 @@ class OwnAdapter(WeightAdapterBase):
 
     name = "lora_kiln"
 
-    def __init__(self, parts: families.Parts) -> None:
+    def __init__(self, parts: formulas.LayerTensors) -> None:
         self.parts = parts
         self.weights = list(parts.values())
         self.loaded_keys: set[str] = set()
@@ -334,6 +333,6 @@ class OwnAdapter(WeightAdapterBase):
             for name, t in self.parts.items()
         }
         base = weight.to(intermediate_dtype)
-        change = families.changed(parts, base, strength) - base
+        change = formulas.merged_weight(parts, base, strength) - base
         weight += function(change.to(weight.dtype))
         return weight

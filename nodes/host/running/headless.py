@@ -62,7 +62,7 @@ def train_file(path: Path, group: ProcessGroup) -> Path | None:
 
 
 def _copy(run: Any, output: Path) -> None:
-    from ....trainer.lora_files.files import save_lora
+    from ....trainer.lora_files.save import save_lora
 
     save_lora(output, run.lora)
 

@@ -13,7 +13,7 @@ from ....trainer.config import TrainConfig
 from ....trainer.dataset.encoded import EncodedDataset
 from ....trainer.errors import KilnError
 from ....trainer.events import AdviceEvent, Controls, Event, Listener, MessageEvent, StepEvent
-from ....trainer.lora_files.files import save_lora
+from ....trainer.lora_files.save import save_lora
 from ....trainer.report.console import step_line
 from ....trainer.runs.job import Job, NotStarted, others_run
 from ....trainer.runs.run import Run, load_run

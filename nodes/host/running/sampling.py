@@ -73,12 +73,12 @@ class HostSampler:
 
     def draw(self, adapter: dict[str, Tensor] | None, step: int) -> Iterator[Sample]:
         """See trainer.runs.samples.Sampler."""
-        from ....trainer.lora_files.export import to_file  # it brings peft, which takes seconds
+        from ....trainer.lora_files.export import export_adapter  # it brings peft, which takes seconds
 
         config = self._config.sample
         model = self._model
         if adapter is not None:
-            model, _ = apply_lora(model, None, to_file(adapter, self._config.adapter), config.strength)
+            model, _ = apply_lora(model, None, export_adapter(adapter, self._config.adapter), config.strength)
         for place, (prompt, seed) in enumerate(config.each()):
             try:
                 frames = self._frames(model, prompt, seed)

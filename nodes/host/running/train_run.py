@@ -16,7 +16,8 @@ from ....trainer.dataset.encoded import EncodedDataset
 from ....trainer.errors import KilnError
 from ....trainer.events import Controls, Listener, MessageEvent, emitter
 from ....trainer.loop.distributed import ProcessGroup
-from ....trainer.lora_files.files import LoraWeights, origin_metadata, save_lora
+from ....trainer.lora_files.lora_weights import LoraWeights, origin_metadata
+from ....trainer.lora_files.save import save_lora
 from ....trainer.report.tensorboard import TensorBoardListener, missing_sentence
 from ....trainer.runs import runfile
 from ....trainer.runs.history import History, Recorder
@@ -58,7 +59,7 @@ def train_run(
     """
     # peft and diffusers take seconds to import: not at the host's start
     from ....trainer.loop.train import train
-    from ....trainer.lora_files.export import to_file
+    from ....trainer.lora_files.export import export_adapter
     from ....trainer.runs.checkpoint import read_state
     from ....trainer.runs.run import LORA, Run, choose_checkpoint, run_folder_for, save_result
     from ..memory.frozen_weights import host_weights
@@ -134,7 +135,7 @@ def train_run(
             run_id=folder.name,
             folder=folder,
             config=config,
-            lora=LoraWeights(to_file(result.adapter, config.adapter), metadata),
+            lora=LoraWeights(export_adapter(result.adapter, config.adapter), metadata),
             losses=result.losses,
             seconds=result.seconds,
             stopped=result.stopped,

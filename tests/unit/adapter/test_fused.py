@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.adapter.dropout import dropout_mask
-from trainer.adapter.flat import flatten
+from trainer.adapter.flat_parameter import flatten_parameters
 from trainer.adapter.fused import FusedLoraLinear, _LoraLinears, resident_weights, share_inputs
 
 
@@ -158,7 +158,7 @@ def test_layers_that_share_an_input_equal_peft(flat: bool) -> None:
     assert [len(layers[n].shared.layers) for n in names] == [3, 3, 3, 1, 2, 2]
     if flat:
         for side in (0, 1):
-            flatten([layer.matrices[side] for layer in layers.values()])
+            flatten_parameters([layer.matrices[side] for layer in layers.values()])
         group = layers["self_attn.q"].shared
         stacked = group.stacked_a([m for layer in group.layers for m in layer.matrices])
         assert stacked.data_ptr() == layers["self_attn.q"].matrices[0].data_ptr(), "a view, no copy"

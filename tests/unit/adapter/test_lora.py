@@ -15,7 +15,10 @@ from trainer.adapter.lora import LoraAdapter
 from trainer.adapter.targets import choose_targets
 from trainer.config import AdapterConfig
 from trainer.errors import KilnError
-from trainer.lora_files.files import LoraWeights, origin_metadata, save_lora, spelled, to_default_format
+from trainer.lora_files.convert import convert_keys
+from trainer.lora_files.export import export_adapter
+from trainer.lora_files.lora_weights import LoraWeights, origin_metadata
+from trainer.lora_files.save import save_lora
 from trainer.memory.shared_clone import SharedClone
 from trainer.safefile import write_safetensors
 
@@ -143,14 +146,14 @@ STATE = {"blocks.0.q.lora_A.weight": torch.randn(4, 8), "blocks.0.q.lora_B.weigh
 
 
 def test_alpha_is_written_where_it_differs() -> None:
-    same = to_default_format(STATE, AdapterConfig(rank=4, alpha=4.0))
+    same = export_adapter(STATE, AdapterConfig(rank=4, alpha=4.0))
     assert set(same) == {"diffusion_model." + k for k in STATE}
-    other = to_default_format(STATE, AdapterConfig(rank=4, alpha=2.0))
+    other = export_adapter(STATE, AdapterConfig(rank=4, alpha=2.0))
     assert other["diffusion_model.blocks.0.q.alpha"].item() == 2.0
 
 
 def test_kohya_format() -> None:
-    kohya = spelled(to_default_format(STATE, AdapterConfig(rank=4, alpha=4.0)), "kohya")
+    kohya = convert_keys(export_adapter(STATE, AdapterConfig(rank=4, alpha=4.0)), "kohya")
     assert set(kohya) == {
         f"lora_unet_blocks_0_q.{k}" for k in ("lora_down.weight", "lora_up.weight", "alpha")
     }
@@ -160,7 +163,7 @@ def test_kohya_format() -> None:
 
 def test_saved_file_tells_its_origin(tmp_path: Path) -> None:
     metadata = origin_metadata({"steps": 5}, "data", "base", 5, {"workflow": {"nodes": []}, "prompt": None})
-    lora = LoraWeights(to_default_format(STATE, AdapterConfig(rank=4, alpha=2.0)), metadata)
+    lora = LoraWeights(export_adapter(STATE, AdapterConfig(rank=4, alpha=2.0)), metadata)
     save_lora(tmp_path / "sub" / "a.safetensors", lora, dtype="bf16")
     with safe_open(tmp_path / "sub" / "a.safetensors", "pt") as opened:
         found = opened.metadata()

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from trainer.errors import KilnError
 from trainer.families import WAN
 from trainer.lora_files import keys
-from trainer.lora_files.files import FORMATS, LoraWeights, save_lora
-from trainer.lora_files.formulas import changed, family_of, layers_of
-from trainer.lora_files.reading import read_lora
+from trainer.lora_files.formulas import group_by_layer, kind_of, merged_weight
+from trainer.lora_files.keys import FORMATS
+from trainer.lora_files.lora_weights import LoraWeights
+from trainer.lora_files.read import read_lora
+from trainer.lora_files.save import save_lora
 
 OURS = "diffusion_model."
 LINEARS = ("blocks.0.self_attn.q", "blocks.1.ffn.0")
@@ -91,16 +93,16 @@ def test_peft_s_families_by_our_formulas(kind: str, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "theirs")
     expected = dict(model.merge_and_unload().named_parameters())
     lora = read_lora(tmp_path / "theirs")
-    layers = layers_of(lora)
-    assert {family_of(parts) for parts in layers.values()} == {
+    layers = group_by_layer(lora)
+    assert {kind_of(parts) for parts in layers.values()} == {
         FAMILY.get(kind, kind.split()[0].replace("lokr", "LoKr"))
     } or (kind in ("lora", "rslora", "patterns"))
     assert {k.removeprefix(OURS) for k in layers} == set(LINEARS if kind == "oft" else TARGETS)
     for layer, parts in layers.items():
         name = layer.removeprefix(OURS) + ".weight"
-        ours = changed(parts, base[name].double(), 1.0)
+        ours = merged_weight(parts, base[name].double(), 1.0)
         assert float((ours - expected[name]).norm() / expected[name].norm()) < 1e-6, name
-        half = changed(parts, base[name].double(), 0.5)
+        half = merged_weight(parts, base[name].double(), 0.5)
         assert torch.allclose(half, base[name] + 0.5 * (ours - base[name]), atol=1e-9)
     if kind == "lokr both":
         return  # peft derives a layer's factors from one setting, which our names do not keep: read only
@@ -140,7 +142,7 @@ def lora(alpha: float | None = 2.0) -> LoraWeights:
 def scales(weights: LoraWeights) -> dict[str, float]:
     from trainer.lora_files.formulas import scale_of
 
-    return {layer: scale_of(parts) for layer, parts in layers_of(weights).items()}
+    return {layer: scale_of(parts) for layer, parts in group_by_layer(weights).items()}
 
 
 @pytest.mark.parametrize("second", FORMATS)
@@ -258,9 +260,9 @@ def test_diffusers_loads_what_we_write(tmp_path: Path) -> None:
         loaded.fuse_lora()
         loaded.unload_lora()
         found = loaded.state_dict()
-        for layer, parts in layers_of(start).items():
+        for layer, parts in group_by_layer(start).items():
             name = f"{keys.to_diffusers(layer.removeprefix(OURS))}.weight"
-            assert torch.allclose(found[name], changed(parts, base[name], 1.0), atol=1e-5), name
+            assert torch.allclose(found[name], merged_weight(parts, base[name], 1.0), atol=1e-5), name
 
 
 GOOD: dict[str, Tensor] = dict(lora(None))

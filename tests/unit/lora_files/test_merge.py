@@ -8,10 +8,11 @@ from peft.utils import merge_utils
 from torch import Tensor
 
 from trainer.errors import KilnError
-from trainer.lora_files.files import LoraWeights
-from trainer.lora_files.formulas import delta, layers_of
-from trainer.lora_files.lowrank import dense_svd, resize
+from trainer.lora_files.formulas import delta_weight, group_by_layer
+from trainer.lora_files.lora_weights import LoraWeights
 from trainer.lora_files.merge import METHODS, merge_dense, merge_loras
+from trainer.lora_files.resize import resize
+from trainer.lora_files.svd import dense_svd
 
 LAYER, CONV = "diffusion_model.blocks.0.self_attn.q", "diffusion_model.patch_embedding"
 
@@ -31,7 +32,11 @@ def lora(rank: int, alpha: float | None, seed: int, conv: bool = True) -> LoraWe
 
 
 def dense(weights: LoraWeights) -> dict[str, Tensor]:
-    return {name: found for name, parts in layers_of(weights).items() if (found := delta(parts)) is not None}
+    return {
+        name: found
+        for name, parts in group_by_layer(weights).items()
+        if (found := delta_weight(parts)) is not None
+    }
 
 
 def close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-6) -> bool:
@@ -169,7 +174,7 @@ def test_resize_to_a_rank_is_optimal() -> None:
 
 def test_resize_by_energy_takes_the_smallest_rank_that_does() -> None:
     small, _ = resize(SECOND, 64, energy=0.8)
-    for name, parts in layers_of(small).items():
+    for name, parts in group_by_layer(small).items():
         values = torch.linalg.svdvals(dense(SECOND)[name].flatten(1)).double().square()
         rank = parts["lora_A.weight"].shape[0]
         assert values[:rank].sum() >= 0.8 * values.sum() > values[: rank - 1].sum()

@@ -5,14 +5,8 @@ from __future__ import annotations
 import pytest
 
 from trainer.errors import KilnError
-from trainer.lora_files.strengths import (
-    BlockWeights,
-    PromptLora,
-    find_name,
-    parse_prompt,
-    parse_schedule,
-    parse_sweep,
-)
+from trainer.lora_files.prompt_tags import PromptLora, find_lora_file, parse_prompt
+from trainer.lora_files.strengths import BlockWeights, parse_schedule, parse_sweep
 
 LAYERS = [f"diffusion_model.blocks.{i}.{part}" for i in (0, 9, 10, 29) for part in ("self_attn.q", "ffn.0")]
 
@@ -67,21 +61,21 @@ def test_a_weight_at_the_end_of_a_sentence() -> None:
 
 def test_names_are_the_same_on_every_system() -> None:
     """Accents as one letter or two, folders by either slash."""
-    assert find_name("gru\u0308n", ["Gr\u00fcn.safetensors"]) == "Gr\u00fcn.safetensors"
-    assert find_name("a\\x", ["a/x.safetensors", "b/x.safetensors"]) == "a/x.safetensors"
-    assert find_name("b/x.safetensors", ["a\\x.safetensors", "b\\x.safetensors"]) == "b\\x.safetensors"
+    assert find_lora_file("gru\u0308n", ["Gr\u00fcn.safetensors"]) == "Gr\u00fcn.safetensors"
+    assert find_lora_file("a\\x", ["a/x.safetensors", "b/x.safetensors"]) == "a/x.safetensors"
+    assert find_lora_file("b/x.safetensors", ["a\\x.safetensors", "b\\x.safetensors"]) == "b\\x.safetensors"
 
 
 def test_names() -> None:
     names = ["kiln/zorb_00001_.safetensors", "style.safetensors", "old/style.safetensors", "Cat.safetensors"]
-    assert find_name("zorb_00001_", names) == names[0]
-    assert find_name("style", names) == "style.safetensors"
-    assert find_name("old/style.safetensors", names) == "old/style.safetensors"
-    assert find_name("cat", names) == "Cat.safetensors"
+    assert find_lora_file("zorb_00001_", names) == names[0]
+    assert find_lora_file("style", names) == "style.safetensors"
+    assert find_lora_file("old/style.safetensors", names) == "old/style.safetensors"
+    assert find_lora_file("cat", names) == "Cat.safetensors"
     with pytest.raises(KilnError, match=r"can be a/x.safetensors, b/x.safetensors; write its folder too"):
-        find_name("x", ["a/x.safetensors", "b/x.safetensors"])
+        find_lora_file("x", ["a/x.safetensors", "b/x.safetensors"])
     with pytest.raises(KilnError, match=r"no LoRA file 'stile' .*nearest: (old/)?style.safetensors"):
-        find_name("stile", names)
+        find_lora_file("stile", names)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from trainer.denoiser import Conditioning
 from trainer.loop.train import train
 from trainer.memory.mapped import map_weights, release_copies
 from trainer.memory.shared_clone import SharedClone
-from trainer.model_files.tensorfile import TensorFile
+from trainer.model_files.safetensors_file import SafetensorsFile
 
 CHANNELS, TEXT = 4, 6  # as make_encoded has them
 
@@ -62,7 +62,7 @@ class WanDenoiser(ToyDenoiser):
         if level == "stream from file":
             weights = map_weights(file, own)
         else:
-            with TensorFile(file) as opened:
+            with SafetensorsFile(file) as opened:
                 weights = {name: opened.read(name) for name in own}
         network.load_state_dict(weights, assign=True)
         self.device = device

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trainer.errors import KilnError
-from trainer.lora_files.files import LoraWeights
-from trainer.lora_files.formulas import changed, layers_of
-from trainer.model_files.extract import extract_lora
+from trainer.lora_files.formulas import group_by_layer, merged_weight
+from trainer.lora_files.lora_weights import LoraWeights
+from trainer.model_files.extract_lora import extract_lora
 from trainer.model_files.fp8_rounding import from_fp8, largest_by_row, to_fp8
-from trainer.model_files.merge_into_file import Strength, merge_into_file
+from trainer.model_files.merge_into_file import WeightedLora, merge_into_file
 
 PRE = "model.diffusion_model."
 LAYERS = ("blocks.0.self_attn.q", "blocks.1.ffn.0")
@@ -47,7 +47,7 @@ def merged(
 ) -> Path:
     save_file(tensors, tmp_path / "base.safetensors", {"format": "pt", "author": "someone"})
     target = tmp_path / "out" / "merged.safetensors"
-    merge_into_file(tmp_path / "base.safetensors", target, [Strength(x, s) for x, s in loras], **options)
+    merge_into_file(tmp_path / "base.safetensors", target, [WeightedLora(x, s) for x, s in loras], **options)
     return target
 
 
@@ -80,7 +80,7 @@ def test_other_types_and_other_families(tmp_path: Path) -> None:
     dora = LoraWeights({**lora(), f"{name}.lora_magnitude_vector": torch.rand(48, generator=g) + 1})
     base = base_tensors(torch.float16)
     out = load_file(merged(tmp_path, base, (dora, 0.5), dtype="fp32"))
-    expected = changed(layers_of(dora)[name], base[f"{PRE}{LAYERS[1]}.weight"].float(), 0.5)
+    expected = merged_weight(group_by_layer(dora)[name], base[f"{PRE}{LAYERS[1]}.weight"].float(), 0.5)
     assert torch.allclose(out[f"{PRE}{LAYERS[1]}.weight"], expected, atol=1e-6)
     assert {t.dtype for t in out.values()} == {torch.float32}
 
@@ -203,7 +203,7 @@ def test_a_lora_for_something_else(tmp_path: Path) -> None:
 def test_a_name_that_cannot_be_written(tmp_path: Path, name: str) -> None:
     save_file(base_tensors(), tmp_path / "base.safetensors")
     with pytest.raises(KilnError, match=r"Cannot write .*check free space and write permission"):
-        merge_into_file(tmp_path / "base.safetensors", tmp_path / name, [Strength(lora(), 1.0)])
+        merge_into_file(tmp_path / "base.safetensors", tmp_path / name, [WeightedLora(lora(), 1.0)])
     assert [p.name for p in tmp_path.iterdir()] == ["base.safetensors"]
 
 
@@ -222,7 +222,10 @@ def test_abandoned_half_way_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "out.safetensors").write_bytes(b"the old one")
     with pytest.raises(KeyboardInterrupt):
         merge_into_file(
-            tmp_path / "base.safetensors", tmp_path / "out.safetensors", [Strength(lora(), 1.0)], tick=tick
+            tmp_path / "base.safetensors",
+            tmp_path / "out.safetensors",
+            [WeightedLora(lora(), 1.0)],
+            tick=tick,
         )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base.safetensors", "out.safetensors"]
     assert (tmp_path / "out.safetensors").read_bytes() == b"the old one"
@@ -241,7 +244,7 @@ def test_room_is_asked_for_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     save_file(base_tensors(), base)
 
     def work() -> None:
-        merge_into_file(base, out, [Strength(lora(), 1.0)], tick=lambda done, total: ticks.append(done))
+        merge_into_file(base, out, [WeightedLora(lora(), 1.0)], tick=lambda done, total: ticks.append(done))
 
     if number == errno.EOPNOTSUPP:
         work()
@@ -271,7 +274,7 @@ def test_memory_is_that_of_one_layer(tmp_path: Path) -> None:
 
     tracemalloc.start()
     merge_into_file(
-        tmp_path / "base.safetensors", tmp_path / "m", [Strength(LoraWeights(tensors), 1.0)], tick=tick
+        tmp_path / "base.safetensors", tmp_path / "m", [WeightedLora(LoraWeights(tensors), 1.0)], tick=tick
     )
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -325,7 +328,7 @@ def test_diffusers_loads_the_folder(tmp_path: Path) -> None:
         f"{name}.lora_A.weight": torch.ones(1, weight.shape[1]),
         f"{name}.lora_B.weight": torch.ones(len(weight), 1),
     }
-    loras = [Strength(LoraWeights(tensors), 0.01)]
+    loras = [WeightedLora(LoraWeights(tensors), 0.01)]
     merge_into_file(base, tmp_path / "m.safetensors", loras)
     merge_into_file(base, tmp_path / "pipe", loras, layout="diffusers")
     model = WanTransformer3DModel.from_pretrained(

@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 
 import scripts.cpu_torchvision  # noqa: F401 - before transformers
 from trainer.errors import KilnError
-from trainer.lora_files.files import LoraWeights, save_lora
-from trainer.model_files.merge_into_file import Strength, merge_into_file
+from trainer.lora_files.lora_weights import LoraWeights
+from trainer.lora_files.save import save_lora
+from trainer.model_files.merge_into_file import WeightedLora, merge_into_file
 from trainer.model_files.pipeline_folder import wan_config
-from trainer.model_files.tensorfile import TensorFile
+from trainer.model_files.safetensors_file import SafetensorsFile
 
 WAN = Path(__file__).parents[2] / "tiny_wan" / "models" / "tiny_wan.safetensors"
 
@@ -41,7 +42,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
     torch.manual_seed(0)
-    with TensorFile(WAN) as source:
+    with SafetensorsFile(WAN) as source:
         config = wan_config(source, "")
     transformer = WanTransformer3DModel.from_config(config)
     weights = {k: v.float() for k, v in convert_wan_transformer_to_diffusers(load_file(WAN)).items()}
@@ -92,7 +93,7 @@ def test_whole_pipeline_draws_as_the_pipeline_with_the_lora(
 
     out = tmp_path / "merged"
     sentence = merge_into_file(
-        WAN, out, [Strength(lora, 1.0)], dtype="fp32", layout="diffusers", pipeline=pipeline
+        WAN, out, [WeightedLora(lora, 1.0)], dtype="fp32", layout="diffusers", pipeline=pipeline
     )
     assert sentence.endswith("tensors changed")
     merged = WanPipeline.from_pretrained(out, local_files_only=True)
@@ -115,7 +116,7 @@ def test_large_files_are_linked(
 ) -> None:
     monkeypatch.setattr("trainer.model_files.pipeline_folder.LINK_FROM", 4096)
     out, vae = tmp_path / "merged", Path("vae") / "diffusion_pytorch_model.safetensors"
-    merge_into_file(WAN, out, [Strength(lora, 1.0)], layout="diffusers", pipeline=pipeline)
+    merge_into_file(WAN, out, [WeightedLora(lora, 1.0)], layout="diffusers", pipeline=pipeline)
     assert (out / vae).samefile(pipeline / vae)
     assert not (out / "transformer" / "config.json").samefile(pipeline / "transformer" / "config.json")
 
@@ -123,7 +124,7 @@ def test_large_files_are_linked(
         raise OSError("Invalid cross-device link")
 
     monkeypatch.setattr("os.link", no_links)
-    merge_into_file(WAN, out, [Strength(lora, 1.0)], layout="diffusers", pipeline=pipeline)
+    merge_into_file(WAN, out, [WeightedLora(lora, 1.0)], layout="diffusers", pipeline=pipeline)
     assert (out / vae).read_bytes() == (pipeline / vae).read_bytes()
     assert not (out / vae).samefile(pipeline / vae)
 
@@ -134,7 +135,7 @@ def test_without_a_pipeline_it_says_what_is_missing(
     from diffusers import WanPipeline
 
     out = tmp_path / "merged"
-    sentence = merge_into_file(WAN, out, [Strength(lora, 1.0)], dtype="fp32", layout="diffusers")
+    sentence = merge_into_file(WAN, out, [WeightedLora(lora, 1.0)], dtype="fp32", layout="diffusers")
     assert "WanPipeline.from_pretrained needs text_encoder, tokenizer, vae beside it" in sentence
     other = WanPipeline.from_pretrained(pipeline, local_files_only=True)
     given = {name: getattr(other, name) for name in ("text_encoder", "tokenizer", "vae")}
@@ -148,7 +149,7 @@ def test_without_a_pipeline_it_says_what_is_missing(
 def test_what_does_not_fit_leaves_nothing(tmp_path: Path, pipeline: Path, lora: LoraWeights) -> None:
     def refused(folder: Path, match: str, out: Path = tmp_path / "merged") -> None:
         with pytest.raises(KilnError, match=match):
-            merge_into_file(WAN, out, [Strength(lora, 1.0)], layout="diffusers", pipeline=folder)
+            merge_into_file(WAN, out, [WeightedLora(lora, 1.0)], layout="diffusers", pipeline=folder)
 
     refused(tmp_path, r"model_index.json of the pipeline cannot be read")
     refused(pipeline, r"is the pipeline itself", pipeline)
@@ -174,6 +175,6 @@ def test_a_full_disk_takes_everything_away(
     monkeypatch.setattr("shutil.copyfile", full)
     with pytest.raises(KilnError, match=r"Cannot write .*No space left on device"):
         merge_into_file(
-            WAN, tmp_path / "new" / "m", [Strength(lora, 1.0)], layout="diffusers", pipeline=pipeline
+            WAN, tmp_path / "new" / "m", [WeightedLora(lora, 1.0)], layout="diffusers", pipeline=pipeline
         )
     assert not (tmp_path / "new" / "m").exists()

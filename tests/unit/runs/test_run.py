@@ -14,7 +14,7 @@ from torch import nn
 from trainer.config import AdapterConfig, TrainConfig
 from trainer.errors import KilnError
 from trainer.events import Controls, MessageEvent, Stopped, emitter
-from trainer.lora_files.files import LoraWeights
+from trainer.lora_files.lora_weights import LoraWeights
 from trainer.report.curve import smooth
 from trainer.report.plot import loss_plot, nice_ticks
 from trainer.rng import derive_seed, generator

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..errors import KilnError
-from ..lora_files.reading import check_safetensors
+from ..lora_files.read import check_safetensors
 
 DTYPES = {
     "F64": torch.float64,
@@ -56,7 +56,7 @@ class Entry:
     end: int = 0
 
 
-class TensorFile:
+class SafetensorsFile:
     """A safetensors file open for reading, by several threads if need be. Use it in a `with` block."""
 
     def __init__(self, path: Path) -> None:
@@ -73,7 +73,7 @@ class TensorFile:
         found = [Entry(k, v["dtype"], tuple(v["shape"]), *v["data_offsets"]) for k, v in header.items()]
         self.entries = {e.name: e for e in sorted(found, key=lambda e: e.start)}
 
-    def __enter__(self) -> TensorFile:
+    def __enter__(self) -> SafetensorsFile:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -131,11 +131,11 @@ def _cut_off(path: Path) -> int:
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedTensor:
     """One tensor to be written: made when its turn comes, or copied from another file."""
 
     entry: Entry  # name, dtype and shape; its offsets are not looked at
-    make: Callable[[], Iterable[Tensor]] | tuple[TensorFile, str]
+    make: Callable[[], Iterable[Tensor]] | tuple[SafetensorsFile, str]
     """Gives the rows in order, in blocks of any number; or names a tensor of a file."""
 
 
@@ -143,9 +143,9 @@ def byte_size(entry: Entry) -> int:
     return math.prod(entry.shape) * DTYPES[entry.dtype].itemsize
 
 
-def write_planned(
+def write_tensors(
     path: Path,
-    plan: Sequence[Planned],
+    plan: Sequence[PlannedTensor],
     metadata: dict[str, str],
     tick: Callable[[int, int], None] = lambda done, total: None,
     late: Callable[[], dict[str, Tensor]] = dict,

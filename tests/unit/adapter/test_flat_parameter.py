@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.adapter.flat import flatten
+from trainer.adapter.flat_parameter import flatten_parameters
 from trainer.config import OptimizerConfig
 from trainer.loop.optim import make_optimizer, wants_shapes
 
@@ -18,7 +18,7 @@ def make_parameters() -> list[nn.Parameter]:
 
 def test_values_and_gradients_are_views() -> None:
     apart, together = make_parameters(), make_parameters()
-    flat = flatten(together)
+    flat = flatten_parameters(together)
     assert flat.shape == (4 * 6 + 3 * 6 + 5 * 2,)
     for a, b in zip(apart, together, strict=True):
         assert torch.equal(a, b)
@@ -38,7 +38,7 @@ def test_optimizers_step_alike(name: str) -> None:
     options = OptimizerConfig(optimizer=name, learning_rate=0.01, weight_decay=0.1)
     assert not wants_shapes(options)
     apart, together = make_parameters(), make_parameters()
-    flat = flatten(together)
+    flat = flatten_parameters(together)
     optimizers = [make_optimizer(apart, options), make_optimizer([flat], options)]
     for optimizer in optimizers:
         if callable(getattr(optimizer, "train", None)):

@@ -1,7 +1,7 @@
-"""A LoRA file or folder of any tool -> our keys. Whatever is wrong with it is said in one sentence, before anything
-else.
+"""Reads a LoRA file or peft folder of any tool into our keys. save.py is the inverse.
 
-Nothing pickled is ever opened: unpickling runs code that the file brings along.
+A file that is missing, damaged or no LoRA raises a KilnError that names the fault, before any tensor is used. Pickled
+files are never opened: unpickling runs code that the file holds.
 """
 
 from __future__ import annotations
@@ -20,77 +20,90 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import KilnError
-from .files import PEFT_CONFIG, PEFT_FILE, LoraWeights
-from .formulas import layers_of, rank_of, shape_of
+from .formulas import group_by_layer, rank_of, shape_of
 from .keys import PREFIX, own_layers, split_key, to_diffusers
+from .lora_weights import LoraWeights
+from .save import PEFT_CONFIG, PEFT_FILE
 
 DIFFUSERS_METADATA = "lora_adapter_metadata"  # JSON: LoraConfig's fields under "transformer."
 FINETRAINERS_METADATA = "lora_config"  # JSON: "r", "lora_alpha", ...
 
 
 def read_lora(path: Path, names: Mapping[str, str] | None = None) -> LoraWeights:
-    """A LoRA in our keys, with its file's metadata.
+    """Read a LoRA into our keys, with its file's metadata.
 
     Args:
         path: a .safetensors file, or the folder of a peft adapter.
-        names: the model's own layers (keys.lookup), for files that spell layers of models other than Wan.
+        names: every spelling of the model's layers (keys.lookup); needed for the underscored names of models other
+            than Wan.
 
     Raises:
         KilnError: it is missing, damaged, cut off, pickled, not a LoRA, or holds values that are not finite.
     """
     if path.is_dir():
         tensors, metadata = read_safetensors(_peft_weights(path))
-        scales: _Scales | None = _peft_scales(path)
+        scaling: _PeftScaling | None = _scaling_of_folder(path)
     else:
         tensors, metadata = read_safetensors(path)
-        scales = _scales_in(metadata)
+        scaling = _scaling_of_metadata(metadata)
     check_finite(tensors, path.name)
     lora = to_our_keys(tensors, names, path.name)
-    for layer, parts in layers_of(lora).items():
-        rank = rank_of(parts)
-        alpha = None if scales is None or rank is None else scales.alpha(layer, rank)
-        if alpha is not None and "alpha" not in parts and alpha != rank:
-            lora[f"{layer}.alpha"] = torch.tensor(float(alpha))
-        if scales is not None and "lokr_w1" in parts and "lokr_w2" in parts and scales.whole(layer) != 1.0:
-            lora[f"{layer}.lokr_w1"] = parts["lokr_w1"] * scales.whole(layer)
+    if scaling is not None:
+        _set_alphas(lora, scaling)
     return LoraWeights(lora, {k: v for k, v in metadata.items() if k not in (DIFFUSERS_METADATA, "format")})
+
+
+def _set_alphas(lora: dict[str, Tensor], scaling: _PeftScaling) -> None:
+    """Put a config's scales into the tensors: as alpha, and into lokr_w1 of layers that have no rank."""
+    for layer, tensors in group_by_layer(lora).items():
+        rank = rank_of(tensors)
+        alpha = None if rank is None else scaling.alpha(layer, rank)
+        if alpha is not None and "alpha" not in tensors and alpha != rank:
+            lora[f"{layer}.alpha"] = torch.tensor(float(alpha))
+        scale = scaling.unfactorised_scale(layer)
+        if "lokr_w1" in tensors and "lokr_w2" in tensors and scale != 1.0:
+            lora[f"{layer}.lokr_w1"] = tensors["lokr_w1"] * scale
 
 
 def to_our_keys(
     tensors: Mapping[str, Tensor], names: Mapping[str, str] | None = None, what: str = "the LoRA"
 ) -> dict[str, Tensor]:
-    """Keys of any spelling -> ours.
+    """Rename the keys of a LoRA of any convention to ours.
+
+    Args:
+        tensors: by the file's keys.
+        names: see `read_lora`.
+        what: the LoRA's name in error messages.
 
     Raises:
         KilnError: they are no LoRA's, a layer is incomplete, or two spellings name one tensor.
     """
-    split = {key: split_key(key) for key in tensors}
-    unknown = [key for key, found in split.items() if found is None]
-    layers = own_layers({found[0]: None for found in split.values() if found is not None}, names)
+    layer_and_part = {key: split_key(key) for key in tensors}
+    unknown = [key for key, split in layer_and_part.items() if split is None]
+    layers = own_layers({split[0]: None for split in layer_and_part.values() if split is not None}, names)
     if not layers or len(unknown) > len(layers):
         raise KilnError(
-            f"{what} is not a LoRA: it holds tensors such as {next(iter(unknown), 'none at all')!r}. Choose a "
-            f"file that "
-            "was made by training a LoRA; whole models belong into a model loader."
+            f"{what} is not a LoRA: it holds tensors such as {next(iter(unknown), 'none at all')!r}. Choose a file "
+            "that was made by training a LoRA; whole models belong into a model loader."
         )
     ours = {}
-    for key, found in split.items():
-        new = key if found is None else f"{layers[found[0]]}.{found[1]}"
+    for key, split in layer_and_part.items():
+        new = key if split is None else f"{layers[split[0]]}.{split[1]}"
         if new in ours:
             raise KilnError(
                 f"{what} names {new!r} twice, in two spellings; save it again with the tool it came from."
             )
         ours[new] = tensors[key]
-    for layer, parts in layers_of(ours).items():
-        if ("lora_A.weight" in parts) != ("lora_B.weight" in parts):
-            missing = "lora_B (up)" if "lora_A.weight" in parts else "lora_A (down)"
+    for layer, layer_tensors in group_by_layer(ours).items():
+        if ("lora_A.weight" in layer_tensors) != ("lora_B.weight" in layer_tensors):
+            missing = "lora_B (up)" if "lora_A.weight" in layer_tensors else "lora_A (down)"
             raise KilnError(
                 f"{what} is incomplete: the layer {layer} lacks {missing}; download or train it again."
             )
         try:
-            if parts.get("alpha", torch.ones(())).numel() != 1:
+            if layer_tensors.get("alpha", torch.ones(())).numel() != 1:
                 raise ValueError("its alpha is not one number")
-            shape_of(parts)
+            shape_of(layer_tensors)
         except ValueError as error:
             raise KilnError(
                 f"{what} is damaged: the layer {layer} cannot be right, {error}; download or train it again."
@@ -99,7 +112,7 @@ def to_our_keys(
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors and the metadata of a file.
+    """All tensors and the metadata of a safetensors file.
 
     Raises:
         KilnError: it is missing, pickled, damaged or cut off.
@@ -113,10 +126,10 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def check_safetensors(path: Path) -> None:
-    """Look at the first bytes and the size of a file, so that what is wrong can be said plainly.
+    """Check a file's header and size without reading its tensors, so that the message can name the fault.
 
     Raises:
-        KilnError: see read_safetensors.
+        KilnError: it is missing, unreadable, pickled, a Git LFS pointer, damaged or cut off.
     """
     if not path.is_file():
         raise KilnError(f"There is no file {path.name}; check the name.")
@@ -126,7 +139,7 @@ def check_safetensors(path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(64)
         length = struct.unpack("<Q", start[:8])[0] if size >= 8 else 0
-        # The magic numbers of others are looked at only now: a header may be as long as they read (0x80, 0x4B50)
+        # Magic numbers of other formats (0x80, 0x4B50) come second: a safetensors header may have that length
         if not 2 <= length <= 100_000_000 or not start[8:].lstrip().startswith(b"{"):
             if start[:2] == b"PK" or start[:1] == b"\x80":
                 raise KilnError(
@@ -153,74 +166,85 @@ def check_safetensors(path: Path) -> None:
 
 
 def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
-    """Raise KilnError when a value is NaN or infinite."""
-    broken = [
+    """Raise KilnError when a value of a file called `what` is NaN or infinite."""
+    not_finite = [
         k for k, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t.float()).all())
     ]
-    if broken:
+    if not_finite:
         raise KilnError(
-            f"{what} holds values that are not numbers, in {len(broken)} of {len(tensors)} tensors, first "
-            f"{broken[0]!r}: "
-            "its training failed. Use an earlier checkpoint of it."
+            f"{what} holds values that are not numbers, in {len(not_finite)} of {len(tensors)} tensors, first "
+            f"{not_finite[0]!r}: its training failed. Use an earlier checkpoint of it."
         )
 
 
-class _Scales:
-    """alpha of a layer, by the fields of a peft config."""
+class _PeftScaling:
+    """The scale of each layer, by the fields of a peft config."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._alpha: float | None = config.get("lora_alpha", config.get("alpha"))
         self._rank: int | None = config.get("r")
-        self._patterns: Mapping[str, Any] = config.get("alpha_pattern") or {}
-        self._ranks: Mapping[str, Any] = config.get("rank_pattern") or {}
-        self._rs = bool(config.get("use_rslora"))
+        self._alpha_pattern: Mapping[str, Any] = config.get("alpha_pattern") or {}
+        self._rank_pattern: Mapping[str, Any] = config.get("rank_pattern") or {}
+        self._rank_stabilised = bool(config.get("use_rslora"))
 
     def alpha(self, layer: str, rank: int) -> float | None:
         """alpha such that alpha / rank is the scale; rank-stabilised LoRA scales by alpha / sqrt(rank)."""
-        alpha = _by_pattern(self._patterns, layer, self._alpha)
-        return None if alpha is None else float(alpha) * (math.sqrt(rank) if self._rs else 1)
+        alpha = _by_pattern(self._alpha_pattern, layer, self._alpha)
+        return None if alpha is None else float(alpha) * (math.sqrt(rank) if self._rank_stabilised else 1)
 
-    def whole(self, layer: str) -> float:
-        """alpha / rank of a LoKr layer with two whole factors, whose rank no tensor tells."""
-        rank = _by_pattern(self._ranks, layer, self._rank)
-        alpha = _by_pattern(self._patterns, layer, self._alpha)
+    def unfactorised_scale(self, layer: str) -> float:
+        """alpha / rank of a LoKr layer with neither matrix factorised, whose rank no tensor's shape tells."""
+        rank = _by_pattern(self._rank_pattern, layer, self._rank)
+        alpha = _by_pattern(self._alpha_pattern, layer, self._alpha)
         return float(alpha) / float(rank) if alpha and rank else 1.0
 
 
 def _by_pattern(patterns: Mapping[str, Any], layer: str, default: Any) -> Any:
-    """The value of a layer, as peft finds it: patterns are expressions for the ends of names.
+    """The value of the first pattern that matches a layer's name or the end of it, as peft chooses it.
 
-    What peft.utils.other.get_pattern_key does, in two lines, because importing peft takes seconds and a torchvision
-    that fits torch, which a shell without ComfyUI may not have.
+    The same as peft.utils.other.get_pattern_key, not called because importing peft takes seconds and needs a
+    torchvision that fits torch, which a shell without ComfyUI may not have.
+
+    Args:
+        patterns: values by regular expression (rank_pattern or alpha_pattern of a peft config).
+        layer: our name of it; its name in diffusers is tried too.
+        default: the value where no pattern matches.
+
+    Raises:
+        KilnError: a pattern is no regular expression.
     """
     bare = layer.removeprefix(PREFIX)
     for name in (bare, to_diffusers(bare) or bare):
         for pattern, value in patterns.items():
             try:
-                fits = re.match(rf"(.*\.)?({pattern})$", name)
+                matches = re.match(rf"(.*\.)?({pattern})$", name)
             except re.error as error:
                 raise KilnError(
-                    f"The pattern {pattern!r} in {PEFT_CONFIG} is no regular expression ({error}); save the "
-                    "adapter again."
+                    f"The pattern {pattern!r} in {PEFT_CONFIG} is no regular expression ({error}); save the adapter "
+                    "again."
                 ) from error
-            if fits:
+            if matches:
                 return value
     return default
 
 
-def _scales_in(metadata: Mapping[str, str]) -> _Scales | None:
-    """What diffusers and finetrainers write beside their tensors; neither writes alpha as a tensor."""
+def _scaling_of_metadata(metadata: Mapping[str, str]) -> _PeftScaling | None:
+    """From the metadata that diffusers and finetrainers write; None where there is none. Neither writes alpha as a
+    tensor."""
     for key, prefix in ((DIFFUSERS_METADATA, "transformer."), (FINETRAINERS_METADATA, "")):
         try:
-            found = json.loads(metadata.get(key, "null"))
+            config = json.loads(metadata.get(key, "null"))
         except ValueError:
             continue
-        if isinstance(found, dict):
-            return _Scales({k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)})
+        if isinstance(config, dict):
+            return _PeftScaling(
+                {k.removeprefix(prefix): v for k, v in config.items() if k.startswith(prefix)}
+            )
     return None
 
 
 def _peft_weights(folder: Path) -> Path:
+    """The file of tensors in a peft adapter's folder; raises KilnError where it or the config is missing."""
     if not (folder / PEFT_CONFIG).is_file() or not (folder / PEFT_FILE).is_file():
         pickled = (
             " (adapter_model.bin is pickled and never opened)"
@@ -233,7 +257,8 @@ def _peft_weights(folder: Path) -> Path:
     return folder / PEFT_FILE
 
 
-def _peft_scales(folder: Path) -> _Scales:
+def _scaling_of_folder(folder: Path) -> _PeftScaling:
+    """From a peft adapter's config; raises KilnError where it is damaged or of a kind that cannot be read here."""
     try:
         config = json.loads((folder / PEFT_CONFIG).read_text("utf-8"))
     except ValueError as error:
@@ -248,10 +273,10 @@ def _peft_scales(folder: Path) -> _Scales:
             f"{folder.name}/{PEFT_CONFIG} is damaged: {', '.join(numbers)} are no numbers; save the adapter again."
         )
     kind = str(config.get("peft_type", "LORA"))
-    unusual = (config.get("coft"), config.get("block_share"), not config.get("use_cayley_neumann", True))
-    if kind not in ("LORA", "LOHA", "LOKR", "OFT") or (kind == "OFT" and any(unusual)):
+    unsupported = (config.get("coft"), config.get("block_share"), not config.get("use_cayley_neumann", True))
+    if kind not in ("LORA", "LOHA", "LOKR", "OFT") or (kind == "OFT" and any(unsupported)):
         raise KilnError(
             f"{folder.name} is a peft adapter of kind {kind} with options that cannot be read here; LoRA, DoRA, LoHa, "
             "LoKr and plain OFT can."
         )
-    return _Scales(config)
+    return _PeftScaling(config)

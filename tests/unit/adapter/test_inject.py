@@ -20,7 +20,7 @@ from trainer.events import Controls, Event, StepEvent
 from trainer.loop.optim import make_optimizer
 from trainer.loop.train import train
 from trainer.loop.trainable import Trainable
-from trainer.lora_files.export import to_file
+from trainer.lora_files.export import export_adapter
 from trainer.memory.shared_clone import SharedClone
 from trainer.runs.checkpoint import find_checkpoints
 
@@ -64,7 +64,7 @@ def test_learns_and_resumes_exactly(tmp_path: Path, name: str) -> None:
     assert rest.losses == whole.losses
     assert all(torch.equal(rest.adapter[k], whole.adapter[k]) for k in whole.adapter)
     assert sum(whole.losses[-10:]) < sum(whole.losses[:10])
-    assert all(t.isfinite().all() for t in to_file(whole.adapter, config.adapter).values())
+    assert all(t.isfinite().all() for t in export_adapter(whole.adapter, config.adapter).values())
 
 
 def injected(options: dict[str, Any]) -> tuple[nn.Module, Any]:
@@ -129,7 +129,7 @@ def test_pissa_starts_at_the_largest_directions_and_changes_nothing() -> None:
     update = 0.5 * state["blocks.0.self_attn.q.lora_B.weight"] @ state["blocks.0.self_attn.q.lora_A.weight"]
     u, s, v = torch.linalg.svd(weight)
     torch.testing.assert_close(update, u[:, :4] * s[:4] @ v[:4], rtol=1e-3, atol=1e-4)
-    file = to_file(state, AdapterConfig(rank=4, alpha=2.0, init="pissa"))
+    file = export_adapter(state, AdapterConfig(rank=4, alpha=2.0, init="pissa"))
     b, a = (file[f"diffusion_model.blocks.0.self_attn.q.lora_{m}.weight"] for m in "BA")
     assert a.shape == (8, 8) and (b @ a).abs().max() < 1e-5  # twice the rank, and nothing learned yet
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ..errors import KilnError
-from ..lora_files.files import LoraWeights
 from ..lora_files.keys import PREFIX
-from ..lora_files.lowrank import check_size, dense_svd, smallest_rank, split
+from ..lora_files.lora_weights import LoraWeights
+from ..lora_files.svd import check_rank_and_energy, dense_svd, factors_from_svd, rank_for_energy
 from .merge_into_file import MARKER, QUANTISED_ONLY, SCALES
-from .tensorfile import FLOATS, FP8, TensorFile
+from .safetensors_file import FLOATS, FP8, SafetensorsFile
 
 
 def extract_lora(
@@ -39,9 +39,9 @@ def extract_lora(
     Raises:
         KilnError: the files are damaged, share no layer, are of different size, or are equal.
     """
-    check_size(rank, energy)
+    check_rank_and_energy(rank, energy)
     lora, kept, total = LoraWeights({}, {"lora_kiln.extract": f"{tuned.name} - {base.name}"}), 0.0, 0.0
-    with TensorFile(tuned) as after, TensorFile(base) as before:
+    with SafetensorsFile(tuned) as after, SafetensorsFile(base) as before:
         pairs = _pairs(after, before)
         for index, (layer, kind, one, two) in enumerate(pairs):
             tick(index, len(pairs))
@@ -59,9 +59,11 @@ def extract_lora(
             u, s, vt = dense_svd(matrix, rank)
             chosen = min(rank, len(s))
             if energy is not None:
-                chosen = min(chosen, smallest_rank(s, energy))
+                chosen = min(chosen, rank_for_energy(s, energy))
             kernel = tuple(change.shape[1:]) if change.dim() > 2 else ()
-            lora.update({f"{layer}.{p}": t.cpu() for p, t in split(u, s, vt, chosen, kernel).items()})
+            lora.update(
+                {f"{layer}.{p}": t.cpu() for p, t in factors_from_svd(u, s, vt, chosen, kernel).items()}
+            )
             kept, total = (
                 kept + float(s[:chosen].double().square().sum()),
                 total + float(matrix.double().square().sum()),
@@ -72,7 +74,7 @@ def extract_lora(
     return lora, f"{factored} layers, {100 * kept / max(total, 1e-30):.2f} % of the energy kept"
 
 
-def _pairs(after: TensorFile, before: TensorFile) -> list[tuple[str, str, str, str]]:
+def _pairs(after: SafetensorsFile, before: SafetensorsFile) -> list[tuple[str, str, str, str]]:
     """(our layer, weight | bias | other, name in one file, name in the other) of what both hold."""
     ours = {_place(after, name): name for name in after.entries}
     theirs = {_place(before, name): name for name in before.entries}
@@ -95,7 +97,7 @@ def _pairs(after: TensorFile, before: TensorFile) -> list[tuple[str, str, str, s
     return found
 
 
-def _place(file: TensorFile, name: str) -> tuple[str, str | None]:
+def _place(file: SafetensorsFile, name: str) -> tuple[str, str | None]:
     """Where a tensor belongs, whatever prefix its file uses; kind None for what describes a quantised weight."""
     if name.endswith((*QUANTISED_ONLY, MARKER)):
         return name, None
@@ -105,7 +107,7 @@ def _place(file: TensorFile, name: str) -> tuple[str, str | None]:
     return (layer, kind) if kind in ("weight", "bias") else (name, "other")
 
 
-def _read(file: TensorFile, name: str) -> Tensor:
+def _read(file: SafetensorsFile, name: str) -> Tensor:
     value = file.read(name).float()
     if file.entries[name].dtype in FP8:
         for scale in (name.removesuffix(".weight") + ending for ending in SCALES):

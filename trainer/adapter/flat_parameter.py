@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 
-def flatten(parameters: Sequence[nn.Parameter], with_gradients: bool = True) -> nn.Parameter:
+def flatten_parameters(parameters: Sequence[nn.Parameter], with_gradients: bool = True) -> nn.Parameter:
     """Move values and gradients of the parameters into one vector, in their order.
 
     Each parameter keeps its shape and becomes a view of it, as does its gradient, which is zero from now on and must
