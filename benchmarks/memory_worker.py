@@ -107,7 +107,7 @@ def count(model: Any) -> dict[str, int]:
             last._forward = forward
         with keeping(kept, own):
             answer = denoiser.forward(
-                noised.noisy, noised.timestep, {"cross_attn": make_text(task).to(denoiser.device)}
+                noised.noisy, noised.timestep, {"c_crossattn": make_text(task).to(denoiser.device)}
             )
         objective.loss_per_item(answer, noised.target).mean().backward()
         gradients = sum(size_of(p.grad) for p in trainable.buffers if p.grad is not None)

@@ -113,7 +113,7 @@ def _noised_batch(denoiser: Any) -> tuple[Any, dict[str, Any]]:
     draws = torch.Generator().manual_seed(3)
     noise = torch.randn(latents.shape, generator=draws).to(latents)
     noised = objective.add_noise(denoiser, latents, noise, torch.tensor([0.7], device=latents.device))
-    return noised, {"cross_attn": make_text(task).to(denoiser.device)}
+    return noised, {"c_crossattn": make_text(task).to(denoiser.device)}
 
 
 def host(model: Any, folder: Path, **options: Any) -> None:

@@ -60,7 +60,7 @@ def main() -> None:
     denoiser = HostDenoiser(patcher, tuple(latents.shape))
     noised = objective.add_noise(denoiser, denoiser.prepare_latents(latents), noise, level)
     with denoiser.session():
-        plain = denoiser.forward(noised.noisy, noised.timestep, {"cross_attn": text})
+        plain = denoiser.forward(noised.noisy, noised.timestep, {"c_crossattn": text})
 
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -70,17 +70,17 @@ def main() -> None:
             trained = HostDenoiser(patcher, tuple(latents.shape))
             with trained.session():
                 adapter = make_adapter(trained.module, config, 0, host_weights)
-                at_start = trained.forward(noised.noisy, noised.timestep, {"cross_attn": text})
+                at_start = trained.forward(noised.noisy, noised.timestep, {"c_crossattn": text})
                 optimizer = torch.optim.AdamW(adapter.parameters(), lr=0.02)
                 for step in range(6):
                     adapter.set_step(0, step)
-                    answer = trained.forward(noised.noisy, noised.timestep, {"cross_attn": text})
+                    answer = trained.forward(noised.noisy, noised.timestep, {"c_crossattn": text})
                     objective.loss_per_item(answer, noised.target).mean().backward()
                     optimizer.step()
                     optimizer.zero_grad()
                 adapter.disable_dropout()
                 with torch.no_grad():
-                    answer = trained.forward(noised.noisy, noised.timestep, {"cross_attn": text})
+                    answer = trained.forward(noised.noisy, noised.timestep, {"c_crossattn": text})
                 state = adapter.state_dict()
             file = export_adapter(state, config)
             save_lora(Path(folder) / f"{name}.safetensors", file)
@@ -105,7 +105,7 @@ def main() -> None:
         with again.session():
             adapter = make_adapter(again.module, larger, 0, host_weights)
             adapter.load_state_dict({**adapter.state_dict(), **start})
-            begun = again.forward(noised.noisy, noised.timestep, {"cross_attn": text})
+            begun = again.forward(noised.noisy, noised.timestep, {"c_crossattn": text})
         (with_lora,) = nodes.LoraLoaderModelOnly().load_lora_model_only(patcher, "lora.safetensors", 1.0)
         with torch.inference_mode():
             comfy.model_management.load_models_gpu([with_lora])

@@ -51,7 +51,7 @@ def take_step(denoiser: HostDenoiser, adapter: Any) -> list[Tensor]:
         {k: 0.05 * torch.randn(v.shape, generator=draws) for k, v in adapter.state_dict().items()}
     )
     noised = objective.add_noise(denoiser, denoiser.prepare_latents(LATENTS), NOISE, SIGMA)
-    answer = denoiser.forward(noised.noisy, noised.timestep, {"cross_attn": TEXT})
+    answer = denoiser.forward(noised.noisy, noised.timestep, {"c_crossattn": TEXT})
     loss = objective.loss_per_item(answer, noised.target).mean()
     loss.backward()
     return [loss.detach(), *(p.grad for p in adapter.parameters())]

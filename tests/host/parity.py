@@ -88,7 +88,7 @@ def main() -> None:
             if name.endswith("lora_B.weight"):
                 state[name].normal_(std=0.02)
         adapter.load_state_dict(state)
-        answer = denoiser.forward(noised.noisy, noised.timestep, {"cross_attn": text})
+        answer = denoiser.forward(noised.noisy, noised.timestep, {"c_crossattn": text})
         loss = objective.loss_per_item(answer, noised.target).mean()
         loss.backward()
         grads = {

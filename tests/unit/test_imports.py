@@ -82,9 +82,9 @@ def forbidden_imports(source: str, module: str, *, is_package: bool) -> list[str
 # trainer's root is a room of its own. Modules in one tuple stand side by side and do not import each other.
 FLOORS: list[tuple[str, ...]] = [
     ("trainer.errors", "trainer.families", "trainer.rng"),
-    ("trainer.events", "trainer.safefile"),
+    ("trainer.events", "trainer.safefile", "trainer.conditioning"),
     ("trainer.config",),
-    ("trainer.denoiser", "trainer.report"),
+    ("trainer.denoiser", "trainer.report", "trainer.noise_defaults"),
     ("trainer.adapter", "trainer.dataset"),
     ("trainer.lora_files",),
     ("trainer.model_files",),

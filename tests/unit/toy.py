@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainer.config import AdapterConfig, OptimizerConfig, Prediction, TrainConfig
-from trainer.dataset.encoded import EncodedDataset, EncodedItem, Encoder, _pack_text
-from trainer.denoiser import Conditioning
+from trainer.conditioning import ItemConditioning
+from trainer.config import AdapterConfig, ObjectiveConfig, OptimizerConfig, Prediction, TrainConfig
+from trainer.dataset.encoded import EncodedDataset, EncodedItem, Encoder, write_conditioning
+from trainer.denoiser import Conditioning, ConditioningBatch, batch_equal_shapes
 from trainer.memory.mapped import release_copies
 from trainer.memory.shared_clone import SharedClone
 from trainer.safefile import write_safetensors
@@ -54,7 +55,10 @@ class ToyNetwork(nn.Module):
 class ToyDenoiser:
     """ToyNetwork as a Denoiser; the weights are inference tensors, as a ComfyUI loader leaves them."""
 
+    family: tuple[str, ...] = ("Toy",)
     timestep_scale = 1000.0
+    noise_scale = 1.0
+    guidance_distilled = False
     latent_channels = CHANNELS
     device = torch.device("cpu")
     dtype = torch.float32
@@ -85,6 +89,11 @@ class ToyDenoiser:
     def prepare_latents(self, latents: Tensor) -> Tensor:
         return latents
 
+    def batch_conditioning(
+        self, items: Sequence[ItemConditioning], latents: Tensor
+    ) -> list[ConditioningBatch]:
+        return batch_equal_shapes(items)
+
     def forward(self, noisy: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
         return self.module(noisy, timestep, conditioning["cross_attn"])
 
@@ -112,12 +121,12 @@ class ToyEncoder(Encoder):
         ]  # (B, 3, F', h, w): every 4th frame, as a video VAE has
         return torch.cat([rgb, rgb.mean(1, keepdim=True)], 1)
 
-    def encode_text(self, caption: str) -> dict[str, Tensor]:
+    def encode_text(self, caption: str) -> ItemConditioning:
         self.texts += 1
         self.calls.append(caption)
-        rows = torch.zeros(5, TEXT)
+        rows = torch.zeros(1, 5, TEXT)
         for place, word in enumerate(caption.split()[:5]):
-            rows[place, len(word) % TEXT] = 1.0
+            rows[0, place, len(word) % TEXT] = 1.0
         return {"cross_attn": rows}
 
 
@@ -131,7 +140,7 @@ def make_encoded(
         latent, text = folder / f"latent{i}.safetensors", folder / f"text{i}.safetensors"
         shape = shapes[i % len(shapes)]
         write_safetensors(latent, {"latent": torch.randn(shape, generator=draws)})
-        write_safetensors(text, _pack_text({"cross_attn": torch.randn(3, TEXT, generator=draws)}))
+        write_conditioning(text, {"cross_attn": torch.randn(1, 3, TEXT, generator=draws)})
         items.append(EncodedItem(latent, text, f"item {i}", shape))
     return EncodedDataset(tuple(items))
 
@@ -159,4 +168,5 @@ def make_config(
         checkpoint_every=0,
         adapter=AdapterConfig(rank=rank, alpha=float(rank), dropout=dropout),
         optimizer=OptimizerConfig(**{"learning_rate": 1e-2, **optimizer}),
+        objective=ObjectiveConfig(timestep_sampling="logit_normal", shift=3.0),
     )

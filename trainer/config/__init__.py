@@ -9,7 +9,7 @@ from .adapter import AdapterConfig
 from .fields import check_ranges, field_info, setting
 from .guards import GuardConfig
 from .memory import STREAMED, MemoryConfig
-from .objective import ObjectiveConfig, Prediction
+from .objective import AUTO, AUTO_SHIFT, ObjectiveConfig, Prediction
 from .optimizer import OptimizerConfig
 from .presets import PRESETS
 from .sample import SampleConfig
@@ -21,6 +21,8 @@ __all__ = [
     "THEMES",
     "AdapterConfig",
     "OptimizerConfig",
+    "AUTO",
+    "AUTO_SHIFT",
     "ObjectiveConfig",
     "Prediction",
     "ValidationConfig",

@@ -8,8 +8,13 @@ from typing import Literal
 from ..errors import KilnError
 from .fields import check_ranges, setting
 
-Prediction = Literal["flow", "epsilon", "v"]
-"""What a model of this kind is trained to give: a velocity of flow matching, the noise, or v."""
+Prediction = Literal["flow", "epsilon", "v", "x0"]
+"""What a model of this kind is trained to give: a velocity of flow matching, the noise, v, or the clean latents."""
+
+AUTO = "auto"
+
+AUTO_SHIFT = 0.0
+"""The value of `shift` that leaves it to the model's family; shown as 0, since a number widget cannot say auto."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,10 +22,10 @@ class ObjectiveConfig:
     """At which noise levels the model is trained, and how its errors count."""
 
     timestep_sampling: str = setting(
-        "logit_normal",
+        AUTO,
         "How noise levels are drawn: logit_normal favours the middle, uniform takes all alike, mode is SD3's flatter "
-        "curve with raised ends.",
-        options=("logit_normal", "uniform", "mode"),
+        "curve with raised ends. auto: as the model's family is trained (uniform for SD and SDXL, else logit_normal).",
+        options=(AUTO, "logit_normal", "uniform", "mode"),
     )
     logit_mean: float = setting(
         0.0, "Centre of logit_normal; above 0 means noisier.", minimum=-5.0, maximum=5.0, step=0.1
@@ -32,10 +37,11 @@ class ObjectiveConfig:
         1.29, "Strength of mode; 0 is uniform.", minimum=-1.0, maximum=1.75, step=0.01
     )
     shift: float = setting(
-        3.0,
-        "Moves drawn noise levels upwards: s -> k*s / (1 + (k-1)*s). 1 leaves them; 3 suits Wan at 480-512 pixels, "
-        "5-8 large videos. Flow-matching models only.",
-        minimum=0.01,
+        AUTO_SHIFT,
+        "Moves drawn noise levels upwards: s -> k*s / (1 + (k-1)*s). 0 is auto: as the model's family is trained, for "
+        "Flux, Qwen-Image and LTX-Video by each item's size, 3 for Wan and SD3. 1 leaves them; 5-8 suit large videos. "
+        "Flow-matching models only.",
+        minimum=AUTO_SHIFT,
         maximum=100.0,
         step=0.1,
     )
@@ -88,6 +94,25 @@ class ObjectiveConfig:
         maximum=100.0,
         step=0.1,
     )
+
+    guidance: float = setting(
+        1.0,
+        "Guidance that a guidance-distilled model (Flux dev, HunyuanVideo) is told while it is trained; 1 is usual. A "
+        "conditioning that brings its own keeps it. Other models have none.",
+        minimum=0.0,
+        maximum=100.0,
+        step=0.1,
+    )
+    size_conditioning: str = setting(
+        AUTO,
+        "Sizes that SDXL is told. item (auto): each item's original size, crop and training size; latent: the training "
+        "size, as when sampling; 768: always 768 x 768, as earlier versions did. A conditioning that brings its own "
+        "keeps them.",
+        options=(AUTO, "item", "latent", "768"),
+    )
+    shift_by_size: str = ""
+    """Not a widget but what shift 0 became for this model, written out in the run's record: "patch, n1, mu1, n2, mu2",
+    see trainer/noise_defaults.py. Empty: shift is the same at every size."""
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -98,6 +98,31 @@ def augment(
     return changed.contiguous(), None if mask is None else shape.as_subclass(torch.Tensor)
 
 
+def crop_of(
+    before: tuple[int, int], size: tuple[int, int], settings: Augmentation, variant: tuple[int, ...]
+) -> tuple[float, float, float]:
+    """What `augment` cuts off at the left and at the top of a variant, and by what it then enlarges the rest.
+
+    Args:
+        before, size: width and height of what it gets and gives.
+        variant: as for augment.
+
+    Returns:
+        Left and top in pixels of what it gets (after a flip of its right side), and the factor.
+    """
+    from torchvision.transforms import v2
+
+    width, height = size
+    crop = v2.RandomResizedCrop(
+        (height, width), scale=(settings.crop_min_scale, 1.0), ratio=(width / height, width / height)
+    )
+    with _drawing_from(derive_seed(settings.seed, "augment", *variant)):  # the same draws, in the same order
+        cut = crop.make_params([torch.empty(3, before[1], before[0], device="meta")])
+        flipped = bool(torch.rand(1) < settings.horizontal_flip)
+    left = before[0] - cut["left"] - cut["width"] if flipped else cut["left"]
+    return left, cut["top"], width / cut["width"]
+
+
 @contextmanager
 def _drawing_from(seed: int) -> Iterator[None]:
     """torchvision draws from torch's global CPU generator: lend it a seed, and put its state back."""

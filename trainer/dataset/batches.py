@@ -1,6 +1,6 @@
-"""The order in which items are seen: a pure function of the seed and the position.
+"""The order in which items are drawn: a pure function of the seed and the position.
 
-Every batch holds items of one latent shape. An epoch shows every item `repeats` times, shuffled anew; it is planned
+Every batch holds items of one latent shape. An epoch draws every item `repeats` times, shuffled anew; it is planned
 when it is reached, so a resumed run starts in the middle of one without replaying what came before.
 """
 
@@ -11,19 +11,19 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..errors import KilnError
+from ..conditioning import ItemConditioning, tensors_in
 from ..rng import generator
-from .encoded import EncodedItem, load_latent, load_text
+from .encoded import EncodedItem, PixelSize, load_latent, load_text
 
 
 class SampleDraw(NamedTuple):
-    """One item shown once. Its random draws hang on (epoch, entry), so what an item is shown with does not depend
-    on the batch size, on accumulation or on where a run was resumed."""
+    """One item, drawn once. Its random numbers depend on (epoch, entry) alone: not on the batch size, on accumulation
+    or on where a run was resumed."""
 
     item: int  # index into the dataset
     epoch: int
@@ -47,7 +47,7 @@ class BatchOrder:
         self._epoch = lru_cache(maxsize=2)(self._plan)
 
     def batch(self, number: int) -> list[SampleDraw]:
-        """What one batch shows."""
+        """The draws of one batch."""
         epoch, place = divmod(number, self.batches_per_epoch)
         return [SampleDraw(self._item_of[entry], epoch, entry) for entry in self._epoch(epoch)[place]]
 
@@ -61,11 +61,20 @@ class BatchOrder:
 
 
 @dataclass(frozen=True)
+class LoadedItem:
+    """What an item is shown with, besides its pixels."""
+
+    conditioning: ItemConditioning
+    size: PixelSize | None  # of the pixels; None where they are not known
+    frame_rate: float  # frames per second; 0 for a still, or where it is not known
+
+
+@dataclass(frozen=True)
 class Batch:
-    """What one batch of showings brings, batch first, on the CPU."""
+    """Items of one latent shape, batch first, on the CPU."""
 
     latents: Tensor  # (B, C, [F,] h, w)
-    conditioning: dict[str, Tensor]
+    items: tuple[LoadedItem, ...]  # B
     weight: Tensor  # (B,) of each item's loss
     mask: Tensor | None = None  # (B, 1, [F,] h, w) in 0..1: where the loss counts; None: everywhere
 
@@ -74,8 +83,8 @@ class Batch:
 class ItemStore:
     """Reads encoded items and keeps them in memory up to a limit; beyond it they are read again each time.
 
-    Which augmented variant and which form of the caption a showing gets is drawn from the run's seed and the showing.
-    Validation items always show their first variant and their whole caption.
+    Which augmented variant and which form of the caption a draw gets depends on the run's seed and the draw alone.
+    Validation items always have their first variant and their whole caption.
     """
 
     items: Sequence[EncodedItem]
@@ -83,40 +92,45 @@ class ItemStore:
     limit_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:
-        self._kept: dict[Path, dict[str, Tensor]] = {}
+        self._kept: dict[Path, dict[str, Any]] = {}
         self._size = 0
 
-    def load(self, showings: Sequence[SampleDraw]) -> Batch:
+    def load(self, draws: Sequence[SampleDraw]) -> Batch:
         """The tensors of one batch.
 
         Raises:
-            KilnError: an encoded file is gone, or captions of one batch have different kinds of conditioning.
+            KilnError: an encoded file is gone.
         """
-        chosen = [self.choose(s) for s in showings]
-        loaded = [self._read(latent, load_latent) for latent, _ in chosen]
+        loaded, items = [], []
+        for draw in draws:
+            item = self.items[draw.item]
+            latent, text = self.choose(draw)
+            loaded.append(self._read(latent, load_latent))
+            size = item.sizes[item.latents.index(latent)] if item.sizes else None
+            items.append(LoadedItem(self._read(text, load_text), size, item.frame_rate))
         return Batch(
             latents=torch.stack([each["latent"] for each in loaded]),
-            conditioning=stack_conditioning([self._read(text, load_text) for _, text in chosen]),
-            weight=torch.tensor([self.items[s.item].loss_weight for s in showings]),
+            items=tuple(items),
+            weight=torch.tensor([self.items[d.item].loss_weight for d in draws]),
             mask=stack_masks(loaded),
         )
 
-    def choose(self, showing: SampleDraw) -> tuple[Path, Path]:
-        """The latent and the text that a showing gets."""
-        item = self.items[showing.item]
+    def choose(self, draw: SampleDraw) -> tuple[Path, Path]:
+        """The latent and the text that a draw gets."""
+        item = self.items[draw.item]
         if item.role == "validation":
             return item.latent_path, item.text_path
-        draws = generator(self.seed, "variant", showing.epoch, showing.entry)
+        draws = generator(self.seed, "variant", draw.epoch, draw.entry)
         latent = item.latents[int(torch.randint(len(item.latents), (1,), generator=draws))]
         text = item.texts[int(torch.randint(len(item.texts), (1,), generator=draws))]
         dropped = float(torch.rand(1, generator=draws)) < item.caption_dropout
         return latent, item.empty_text if dropped and item.empty_text else text
 
-    def _read(self, path: Path, read: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
+    def _read(self, path: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
         if path in self._kept:
             return self._kept[path]
         loaded = read(path)
-        size = sum(t.nbytes for t in loaded.values())
+        size = sum(t.nbytes for t in tensors_in(loaded))
         if self._size + size <= self.limit_bytes:
             self._kept[path] = loaded
             self._size += size
@@ -128,20 +142,3 @@ def stack_masks(loaded: list[dict[str, Tensor]]) -> Tensor | None:
     if not any("mask" in each for each in loaded):
         return None
     return torch.stack([each.get("mask", torch.ones_like(each["latent"][:1])) for each in loaded])
-
-
-def stack_conditioning(conditionings: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """One batch from single captions; shorter texts are padded with zero rows, as text encoders do."""
-    names = conditionings[0].keys()
-    if any(c.keys() != names for c in conditionings):
-        raise KilnError(
-            "The captions of one batch were encoded differently; use one text encoder for all items."
-        )
-    length = max(c["cross_attn"].shape[0] for c in conditionings)
-    stacked = {}
-    for name in names:
-        rows = [c[name] for c in conditionings]
-        if name == "cross_attn":
-            rows = [torch.nn.functional.pad(r, (0, 0, 0, length - r.shape[0])) for r in rows]
-        stacked[name] = torch.stack(rows)
-    return stacked

@@ -23,14 +23,16 @@ from .encoded import (
     EncodedDataset,
     EncodedItem,
     Encoder,
+    PixelSize,
     _address,
     _is_whole,
-    _pack_text,
     _path,
     _shape,
+    complete_conditioning,
+    is_kept_whole,
 )
 from .items import Dataset, Item
-from .loading import Pixels, load_pixels
+from .loading import Pixels, crop_offset, load_pixels
 
 BATCH_ITEMS = 8
 BATCH_PIXELS = 4 << 20  # of all frames of a batch: four stills of 1024 x 1024
@@ -63,7 +65,7 @@ def encode_dataset(
         on_progress: called with (done, total) after each file; may raise to stop (what is done stays done).
 
     Raises:
-        KilnError: a file cannot be read, or the disk is full.
+        KilnError: a file cannot be read, the text encoder gives what cannot be kept, or the disk is full.
     """
     jobs = [
         [_job(item, options, variant, encoder, cache) for variant in range(_variants(item))]
@@ -73,7 +75,7 @@ def encode_dataset(
     latents = {job.path: job for group in jobs for job in group}
     texts = {path: caption for group in captions for path, caption in group.items()}
     missing_latents = [job for path, job in latents.items() if not _is_whole(path)]
-    missing_texts = {path: caption for path, caption in texts.items() if not _is_whole(path)}
+    missing_texts = {path: caption for path, caption in texts.items() if not is_kept_whole(path)}
     total = len(latents) + len(texts)
     done = total - len(missing_latents) - len(missing_texts)
     on_progress(done, total)
@@ -84,10 +86,13 @@ def encode_dataset(
         done += 1
         on_progress(done, total)
     for path, caption in missing_texts.items():
-        write_safetensors(path, _pack_text(encoder.encode_text(caption)))
+        complete_conditioning(path, encoder.encode_text(caption))
         done += 1
         on_progress(done, total)
-    items = (_encoded(item, j, list(c)) for item, j, c in zip(dataset.items, jobs, captions, strict=True))
+    items = (
+        _encoded(item, j, list(c), options.fps)
+        for item, j, c in zip(dataset.items, jobs, captions, strict=True)
+    )
     return EncodedDataset(tuple(items), len(missing_latents) + len(missing_texts))
 
 
@@ -153,7 +158,7 @@ def latent_mask(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
     return small.reshape(1, *[1] * (len(shape) - 3), *shape[-2:]).expand(1, *shape[1:]).contiguous()
 
 
-def _encoded(item: Item, jobs: list[_Job], texts: list[Path]) -> EncodedItem:
+def _encoded(item: Item, jobs: list[_Job], texts: list[Path], fps: float) -> EncodedItem:
     play = item.caption_play
     dropout = play.dropout if play else 0.0
     orders = len(caption_variants(item.caption, play))
@@ -170,4 +175,20 @@ def _encoded(item: Item, jobs: list[_Job], texts: list[Path]) -> EncodedItem:
         empty_text=texts[-1] if dropout else None,
         caption_dropout=dropout,
         masked=item.masked,
+        sizes=tuple(_pixel_size(job) for job in jobs),
+        frame_rate=_frame_rate(jobs[0], fps),
     )
+
+
+def _pixel_size(job: _Job) -> PixelSize:
+    facts, bucket = job.item.facts, job.bucket
+    left, top = crop_offset(job.item, bucket, job.variant)
+    return PixelSize(facts.width, facts.height, left, top, bucket.width, bucket.height)
+
+
+def _frame_rate(job: _Job, fps: float) -> float:
+    """Of the frames that are trained on: the file's own where it is slower, or where every frame is taken."""
+    if job.bucket.frames == 1:
+        return 0.0
+    own = job.item.facts.fps
+    return min(own, fps) if own and fps else own or fps

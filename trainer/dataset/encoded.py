@@ -3,7 +3,7 @@
 The latent of an image depends on its bytes, its training size, its augmentation and the VAE; the conditioning of a
 caption on its text and the text encoder. Each is one safetensors file named by the hash of exactly that, so nothing is
 encoded twice, changing one caption encodes one caption, and an interrupted encoding keeps what is done. `encode.py`
-makes them.
+makes them; what a conditioning may hold is in `conditioning.py`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from ..conditioning import HEADER, ItemConditioning, equal, pack, unpack, unpack_tensors_only
 from ..errors import KilnError
+from ..safefile import write_safetensors
 from .items import Role
 
 FORMAT = "2"  # part of every address: raise it when what is stored changes meaning
@@ -41,9 +42,22 @@ class Encoder(Protocol):
         """(B, F, H, W, 3) fp32 in 0..1 -> latents (B, C, F', h, w), or (B, C, h, w) where the VAE knows no frames."""
         ...
 
-    def encode_text(self, caption: str) -> dict[str, Tensor]:
-        """Conditioning of one caption without batch dimension: "cross_attn" (L, D), "pooled_output" (D) if any."""
+    def encode_text(self, caption: str) -> ItemConditioning:
+        """Conditioning of one caption, whole: "cross_attn" (1, L, D) and whatever else the text encoder gives."""
         ...
+
+
+@dataclass(frozen=True)
+class PixelSize:
+    """How an item's pixels came to their training size; what SDXL is told (Podell et al. 2023, arXiv 2307.01952,
+    section 2.2)."""
+
+    width: int  # of the original, in pixels
+    height: int
+    crop_left: int  # cut off at the left and at the top after resizing, in pixels of the training size
+    crop_top: int
+    target_width: int  # training size
+    target_height: int
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,8 @@ class EncodedItem:
     empty_text: Path | None = None  # shown instead of the caption ...
     caption_dropout: float = 0.0  # ... with this probability
     masked: bool = False
+    sizes: tuple[PixelSize, ...] = ()  # one per latent; none where the pixels are not known
+    frame_rate: float = 0.0  # of a clip, in frames per second; 0: a still, or not known
 
     @property
     def latents(self) -> tuple[Path, ...]:
@@ -94,11 +110,12 @@ class EncodedItem:
             "more_latents": tuple(Path(p) for p in values.get("more_latents", ())),
             "more_texts": tuple(Path(p) for p in values.get("more_texts", ())),
             "empty_text": None if empty is None else Path(empty),
+            "sizes": tuple(PixelSize(**size) for size in values.get("sizes", ())),
         }
         return cls(**{**values, **paths, "shape": tuple(values["shape"])})
 
-    def load(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """The first latent and the caption's conditioning, on the CPU, without batch dimension."""
+    def load(self) -> tuple[Tensor, ItemConditioning]:
+        """The first latent (C, [F,] h, w) and the caption's conditioning, on the CPU."""
         return load_latent(self.latent_path)["latent"], load_text(self.text_path)
 
 
@@ -146,13 +163,40 @@ def load_latent(path: Path) -> dict[str, Tensor]:
     return _read(path)
 
 
-def load_text(path: Path) -> dict[str, Tensor]:
-    """Conditioning by name, without batch dimension.
+def load_text(path: Path) -> ItemConditioning:
+    """One item's conditioning, see conditioning.py.
 
     Raises:
         KilnError: the file is gone or damaged.
     """
-    return _unpack_text(_read(path))
+    tensors, header = _read_with_header(path)
+    if header is None:
+        return unpack_tensors_only(tensors)
+    try:
+        return unpack(tensors, header)
+    except (ValueError, KeyError, TypeError) as error:
+        raise KilnError(_damaged(path, error)) from error
+
+
+def write_conditioning(path: Path, entry: ItemConditioning) -> None:
+    """Write, or replace, one item's conditioning.
+
+    Raises:
+        KilnError: an entry cannot be kept, or writing failed; nothing is left behind.
+    """
+    tensors, header = pack(entry)
+    write_safetensors(path, tensors, {HEADER: header})
+
+
+def complete_conditioning(path: Path, entry: ItemConditioning) -> None:
+    """Write what was encoded now where an earlier version may have kept its tensors only: these stay to the bit."""
+    known = load_text(path) if _is_whole(path) else {}
+    same = {
+        name: value
+        for name, value in known.items()
+        if isinstance(entry.get(name), Tensor) and entry[name].shape == value.shape
+    }
+    write_conditioning(path, {**entry, **same})
 
 
 def _address(kind: str, parts: Iterable[str]) -> str:
@@ -176,40 +220,42 @@ def _is_whole(path: Path) -> bool:
         return False
 
 
+def is_kept_whole(path: Path) -> bool:
+    """Whether a conditioning is there with everything that belongs to it; earlier versions kept some tensors only."""
+    return _is_whole(path) and _read_with_header(path)[1] is not None
+
+
+def holds(path: Path, entry: ItemConditioning) -> bool:
+    """Whether a file holds just this conditioning."""
+    return is_kept_whole(path) and equal(load_text(path), unpack(*pack(entry)))
+
+
 def _shape(path: Path) -> tuple[int, ...]:
     with safe_open(path, "pt") as opened:
         return tuple(opened.get_slice("latent").get_shape())
 
 
 def _read(path: Path) -> dict[str, Tensor]:
+    return _read_with_header(path)[0]
+
+
+def _read_with_header(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """Every tensor, and the JSON of a conditioning where the file has one."""
     try:
         with safe_open(path, "pt") as opened:
-            return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a dict
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a dict
+            return tensors, (opened.metadata() or {}).get(HEADER)
     except Exception as error:
-        raise KilnError(
-            f"The encoded file {path} is gone or damaged ({error}); delete the folder {path.parents[2]} and queue "
-            "again."
-        ) from error
+        raise KilnError(_damaged(path, error)) from error
 
 
-def _pack_text(conditioning: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Text encoders pad with zero rows (UMT5 to 512): store the rows before them and the full length."""
-    packed = {k: v.contiguous().cpu() for k, v in conditioning.items()}
-    rows = packed["cross_attn"]
-    used = int(rows.ne(0).any(-1).nonzero().max()) + 1 if bool(rows.any()) else 1
-    packed["cross_attn"] = rows[:used].clone()
-    packed["length"] = torch.tensor([rows.shape[0]])
-    return packed
-
-
-def _unpack_text(packed: dict[str, Tensor]) -> dict[str, Tensor]:
-    length = int(packed.pop("length"))
-    rows = packed["cross_attn"]
-    packed["cross_attn"] = torch.nn.functional.pad(rows, (0, 0, 0, length - rows.shape[0]))
-    return packed
+def _damaged(path: Path, error: Exception) -> str:
+    return f"The encoded file {path} is gone or damaged ({error}); delete the folder {path.parents[2]} and queue again."
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(v) for v in value]
+    if isinstance(value, PixelSize):
+        return dataclasses.asdict(value)
     return str(value) if isinstance(value, Path) else value

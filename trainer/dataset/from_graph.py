@@ -16,10 +16,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..conditioning import ItemConditioning, check_trainable, pack
 from ..errors import KilnError
 from ..safefile import write_safetensors
 from .encode import latent_mask
-from .encoded import FORMAT, EncodedDataset, EncodedItem, _address, _is_whole, _pack_text, _path
+from .encoded import (
+    FORMAT,
+    EncodedDataset,
+    EncodedItem,
+    _address,
+    _is_whole,
+    _path,
+    complete_conditioning,
+    holds,
+    is_kept_whole,
+)
 from .items import Dataset, Item
 from .pixels import MIN_SIDE
 from .scan import look_at
@@ -69,22 +80,20 @@ def encoded_from_latents(
         cache: folder of the encoded files.
 
     Raises:
-        KilnError: the numbers do not match, a latent is of no kind that can be trained on, or the disk is full.
+        KilnError: the numbers do not match, a latent is of no kind that can be trained on, a conditioning holds what
+            cannot be kept or trained, or the disk is full.
     """
     samples = [(sample, mask) for latent in latents for sample, mask in _split(latent)]
-    entries = [entry for conditioning in positive for entry in conditioning]
+    entries = [_conditioning(entry) for conditioning in positive for entry in conditioning]
     if len(entries) == 1:
         entries *= len(samples)
     if not samples or len(entries) != len(samples):
-        raise KilnError(
-            f"There are {len(samples)} latents and {len(entries)} conditionings; connect one conditioning, or one per "
-            "latent."
-        )
+        raise KilnError(_numbers(samples, positive, entries))
     items, new = [], 0
     for (sample, mask), entry in zip(samples, entries, strict=True):
         tensors = {"latent": sample} if mask is None else {"latent": sample, "mask": mask}
         latent_path, made = _keep(tensors, cache / "latents")
-        text_path, made_text = _keep(_pack_text(_conditioning(entry)), cache / "texts")
+        text_path, made_text = _keep_conditioning(entry, cache / "texts")
         new += made + made_text
         shape = tuple(sample.shape)
         items.append(EncodedItem(latent_path, text_path, "", shape, repeats=repeats, masked=mask is not None))
@@ -141,18 +150,74 @@ def _split(latent: dict[str, Any]) -> list[tuple[Tensor, Tensor | None]]:
     return [(s.clone().contiguous(), m) for s, m in zip(samples, masks, strict=True)]
 
 
-def _conditioning(entry: Any) -> dict[str, Tensor]:
+def _numbers(samples: Sequence[Any], positive: Sequence[Any], entries: Sequence[Any]) -> str:
+    """The sentence when they do not match; several entries in one CONDITIONING are what confuses people."""
+    found = f"There are {len(samples)} latents and {len(entries)} conditionings"
+    combined = max(map(len, positive), default=0)
+    if samples and combined > 1:
+        return (
+            f"{found}; connect one conditioning, or one per latent (one of those connected has {combined} entries, as "
+            "Conditioning Combine and scheduled captions make them; an item is trained on a single one)."
+        )
+    return f"{found}; connect one conditioning, or one per latent."
+
+
+def _conditioning(entry: Any) -> ItemConditioning:
+    """An entry of a CONDITIONING with its tensor among the rest, as the host itself does before it samples."""
     text, extras = entry
-    found = {k: v[0].detach() for k, v in extras.items() if isinstance(v, Tensor) and len(v) == 1}
-    return {**found, "cross_attn": text[0].detach()}
+    check_trainable(extras)
+    if text is not None and len(text) != 1:
+        raise KilnError(
+            f"A conditioning holds a batch of {len(text)} texts; an item is trained on one: split it, or encode the "
+            "texts one by one and connect them as a list."
+        )
+    return {**extras, **({} if text is None else {"cross_attn": text})}
 
 
-def _keep(tensors: dict[str, Tensor], folder: Path) -> tuple[Path, bool]:
+def _keep_conditioning(entry: ItemConditioning, folder: Path) -> tuple[Path, bool]:
+    """Where the conditioning lies, and whether it was written now.
+
+    What earlier versions kept whole, but for a pooled_output of None, has the address that they gave it: their runs
+    can be resumed. What else they left out makes it another conditioning, at another address.
+    """
+    tensors, header = pack(entry)
+    addresses = [_digest({**tensors, "": torch.tensor(list(header.encode()), dtype=torch.uint8)})]
+    if (plain := _as_once_kept(entry)) is not None:
+        addresses.insert(0, _digest(plain))
+    for path in (_path(folder, address) for address in addresses):
+        if holds(path, entry):
+            return path, False
+        if not is_kept_whole(path):
+            complete_conditioning(path, entry)
+            return path, True
+    raise AssertionError("the last address is of the whole content")
+
+
+def _as_once_kept(entry: ItemConditioning) -> dict[str, Tensor] | None:
+    """The tensors that earlier versions kept of a conditioning; None where they left anything out."""
+    found: dict[str, Tensor] = {}
+    for name, value in entry.items():
+        if isinstance(value, Tensor) and value.ndim and len(value) == 1:
+            found[name] = value[0].detach().cpu()
+        elif name != "pooled_output" or value is not None:
+            return None
+    rows = found.get("cross_attn")
+    if rows is None or rows.ndim != 2 or not rows.numel():
+        return None
+    used = int(rows.ne(0).any(-1).nonzero().max()) + 1 if bool(rows.any()) else 1
+    return {**found, "cross_attn": rows[:used], "length": torch.tensor([rows.shape[0]])}
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
-    path = _path(folder, _address(FORMAT, ["graph", digest.hexdigest()]))
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return _address(FORMAT, ["graph", digest.hexdigest()])
+
+
+def _keep(tensors: dict[str, Tensor], folder: Path) -> tuple[Path, bool]:
+    path = _path(folder, _digest(tensors))
     if _is_whole(path):
         return path, False
     write_safetensors(path, tensors)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from .augment import augment
+from .augment import augment, crop_of
 from .buckets import Bucket
 from .items import Item
 from .pixels import flatten, open_still, read_mask, read_pixels
@@ -46,9 +46,30 @@ def load_pixels(item: Item, bucket: Bucket, fps: float, variant: int = 0) -> Pix
         None if mask is None else torch.from_numpy(mask),
         (bucket.width, bucket.height),
         settings,
-        (int(item.facts.sha256[:8] or "0", 16), variant),
+        _variant(item, variant),
     )
     return Pixels(changed.numpy(), None if changed_mask is None else changed_mask.numpy())
+
+
+def crop_offset(item: Item, bucket: Bucket, variant: int = 0) -> tuple[int, int]:
+    """What load_pixels cuts off an item at the left and at the top, in pixels of its training size; after a flip the
+    left is that of the flipped picture."""
+    settings, facts = item.augmentation, item.facts
+    read_at = bucket if settings is None else _with_room(item, bucket, settings.room)
+    scale = max(read_at.width / facts.width, read_at.height / facts.height)
+    left, top = (facts.width * scale - read_at.width) / 2, (facts.height * scale - read_at.height) / 2
+    if settings is not None:  # the second cut lies in the first, which is in the middle
+        size = (bucket.width, bucket.height)
+        more_left, more_top, factor = crop_of(
+            (read_at.width, read_at.height), size, settings, _variant(item, variant)
+        )
+        left, top = (left + more_left) * factor, (top + more_top) * factor
+    return round(left), round(top)
+
+
+def _variant(item: Item, variant: int) -> tuple[int, int]:
+    """The numbers that tell this variant's draws from all others."""
+    return int(item.facts.sha256[:8] or "0", 16), variant
 
 
 def crop_to(image: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -1,18 +1,32 @@
-"""Checks that model, dataset and settings go together, and that a run can be resumed with them."""
+"""Settings written out for the model; checks that model, dataset and settings go together, and that a run can be
+resumed with them."""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from ..config import TrainConfig
 from ..dataset.encoded import EncodedDataset
 from ..denoiser import Denoiser
 from ..errors import KilnError
+from ..noise_defaults import resolve
 from ..runs.checkpoint import read_state
 from . import objective
 
 log = logging.getLogger(__name__)
+
+
+def resolve_auto(config: TrainConfig, denoiser: Denoiser, resume_from: Path | None) -> TrainConfig:
+    """The settings with every auto replaced by what it means for this model, or by what it meant in the checkpoint
+    that the run goes on from.
+
+    Raises:
+        KilnError: the checkpoint cannot be read.
+    """
+    resumed = None if resume_from is None else read_state(resume_from).config["objective"]
+    return replace(config, objective=resolve(config.objective, denoiser, resumed))
 
 
 def check_compatible(

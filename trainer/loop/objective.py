@@ -4,11 +4,13 @@ Flow matching (Wan, SD3, Flux):  x_s = (1 - s) x_0 + s n,   target n - x_0,   ti
     Lipman et al. 2022 (arXiv 2210.02747); Esser et al. 2024 (arXiv 2403.03206), eq. 13 and 19 for logit-normal,
     section 5.3.2 for the shift.
 Epsilon and v prediction (SD 1.5, SDXL, SD 2):  x_t = sqrt(a) x_0 + sqrt(1 - a) n  with a = alphas_cumprod[t],
-    target n, or v = sqrt(a) n - sqrt(1 - a) x_0 (Salimans & Ho 2022, arXiv 2202.00512, appendix D).
+    target n, or v = sqrt(a) n - sqrt(1 - a) x_0, or x_0 (Salimans & Ho 2022, arXiv 2202.00512, section 4 and
+    appendix D).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -20,9 +22,10 @@ from diffusers.training_utils import (
 )
 from torch import Tensor
 
-from ..config import ObjectiveConfig, Prediction
+from ..config import AUTO, ObjectiveConfig, Prediction
 from ..denoiser import Denoiser
 from ..errors import KilnError
+from ..noise_defaults import shift_at
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,22 @@ def check_objective(config: ObjectiveConfig, prediction: Prediction) -> None:
 
 
 def draw_levels(
-    config: ObjectiveConfig, prediction: Prediction, count: int, generator: torch.Generator
+    config: ObjectiveConfig,
+    prediction: Prediction,
+    count: int,
+    generator: torch.Generator,
+    shape: Sequence[int],
 ) -> Tensor:
     """Noise levels in [min_timestep, max_timestep], (count,) fp32 on the CPU.
 
     The shift applies to flow models only; min and max cut the range afterwards, by rescaling, so that no draw is
     wasted.
+
+    Args:
+        config: resolved, see trainer/noise_defaults.py.
+        shape: (C, [F,] h, w) of the latents, for a shift that depends on it.
     """
+    assert config.timestep_sampling != AUTO, "the config is resolved before a run"
     level = compute_density_for_timestep_sampling(
         "none" if config.timestep_sampling == "uniform" else config.timestep_sampling,
         count,
@@ -68,7 +80,7 @@ def draw_levels(
         generator=generator,
     )
     if prediction == "flow":
-        level = shift_level(level, config.shift)
+        level = shift_level(level, shift_at(config, shape))
     return config.min_timestep + (config.max_timestep - config.min_timestep) * level
 
 
@@ -88,6 +100,8 @@ def add_noise(denoiser: Denoiser, latents: Tensor, noise: Tensor, level: Tensor)
     """
     if denoiser.prediction == "flow":
         sigma = _per_item(level, latents)
+        if denoiser.noise_scale != 1:
+            noise = noise * denoiser.noise_scale
         return NoisyInput(
             noisy=torch.lerp(latents, noise, sigma),
             timestep=level * denoiser.timestep_scale,
@@ -98,9 +112,13 @@ def add_noise(denoiser: Denoiser, latents: Tensor, noise: Tensor, level: Tensor)
     steps = len(denoiser.alphas_cumprod)
     timestep = (level * steps).long().clamp(max=steps - 1)
     power = _per_item(denoiser.alphas_cumprod.to(latents.device)[timestep].to(latents.dtype), latents)
-    noisy, velocity = vp_noise(latents, noise, power), vp_velocity(latents, noise, power)
-    target = noise if denoiser.prediction == "epsilon" else velocity
-    return NoisyInput(noisy=noisy, timestep=timestep.float(), target=target, level=level)
+    targets = {"epsilon": noise, "x0": latents, "v": vp_velocity(latents, noise, power)}
+    return NoisyInput(
+        noisy=vp_noise(latents, noise, power),
+        timestep=timestep.float(),
+        target=targets[denoiser.prediction],
+        level=level,
+    )
 
 
 def vp_noise(latents: Tensor, noise: Tensor, power: Tensor) -> Tensor:
@@ -116,7 +134,7 @@ def vp_velocity(latents: Tensor, noise: Tensor, power: Tensor) -> Tensor:
 def level_weight(config: ObjectiveConfig, denoiser: Denoiser, noised: NoisyInput) -> Tensor:
     """How much each item's noise level counts, (B,).
 
-    min_snr: min(SNR, gamma) / SNR for noise, / (SNR + 1) for v (Hang et al. 2023, arXiv 2303.09556).
+    min_snr: min(SNR, gamma) for x0, / SNR for noise, / (SNR + 1) for v (Hang et al. 2023, arXiv 2303.09556).
     sigma_sqrt: sigma^-2, cosmap: 2 / (pi (1 - 2 sigma + 2 sigma^2)) (Esser et al. 2024, arXiv 2403.03206).
     sigma_sqrt is held below 1e4, as it has no bound.
     """
@@ -126,7 +144,7 @@ def level_weight(config: ObjectiveConfig, denoiser: Denoiser, noised: NoisyInput
         return compute_loss_weighting_for_sd3(config.weighting, noised.level).clamp(max=1e4)
     powers = SimpleNamespace(alphas_cumprod=denoiser.alphas_cumprod)
     ratio = compute_snr(powers, noised.timestep.long())
-    below = ratio if denoiser.prediction == "epsilon" else ratio + 1
+    below = {"epsilon": ratio, "v": ratio + 1, "x0": torch.ones_like(ratio)}[denoiser.prediction]
     return ratio.clamp(max=config.min_snr_gamma) / below
 
 

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..config import TrainConfig
-from ..dataset.batches import BatchOrder, ItemStore, SampleDraw
-from ..denoiser import Conditioning, Denoiser
+from ..conditioning import ItemConditioning, map_tensors
+from ..config import ObjectiveConfig, TrainConfig
+from ..dataset.batches import Batch, BatchOrder, ItemStore, LoadedItem, SampleDraw
+from ..denoiser import Conditioning, ConditioningBatch, Denoiser
+from ..noise_defaults import family_is_told_sizes
 from ..rng import generator
 from . import objective
 from .distributed import ProcessGroup
@@ -70,32 +72,39 @@ class Prefetcher:
                 draws = list(self._group.shard(batch))[part::parts]
                 if draws:
                     index = place + (part << 40) + (self._group.rank << 50)
-                    micro_batches.append(self._micro_batch(draws, count, index))
+                    micro_batches += self._micro_batches(draws, count, index)
         return micro_batches
 
-    def _micro_batch(self, draws: list[SampleDraw], count: int, place: int) -> MicroBatch:
-        config, batch = self._config, self._store.load(draws)
-        latents = self._denoiser.prepare_latents(self._to_device(batch.latents.float()))
+    def _micro_batches(self, draws: list[SampleDraw], count: int, place: int) -> list[MicroBatch]:
+        """One, or as many as the conditionings of these items need: what cannot be one batch runs in turn."""
+        config, denoiser, batch = self._config, self._denoiser, self._store.load(draws)
+        latents = denoiser.prepare_latents(self._to_device(batch.latents.float()))
         noise, levels = [], []
         for draw in draws:  # drawn on the CPU, so that every device sees the same numbers
             rng = generator(config.seed, "noise", draw.epoch, draw.entry)
-            noise.append(torch.randn(latents.shape[1:], generator=rng))
-            levels.append(objective.draw_levels(config.objective, self._denoiser.prediction, 1, rng))
+            shape = latents.shape[1:]
+            noise.append(torch.randn(shape, generator=rng))
+            levels.append(objective.draw_levels(config.objective, denoiser.prediction, 1, rng, shape))
             noise[-1] = objective.offset_noise(config.objective, noise[-1], rng)
         noised = objective.add_noise(
-            self._denoiser,
-            latents,
-            self._to_device(torch.stack(noise)),
-            self._to_device(torch.cat(levels)),
+            denoiser, latents, self._to_device(torch.stack(noise)), self._to_device(torch.cat(levels))
         )
-        factor = batch.weight * self._role_weight(draws) / count
-        return MicroBatch(
-            noised,
-            {k: self._to_device(v) for k, v in batch.conditioning.items()},
-            None if batch.mask is None else self._to_device(batch.mask),
-            objective.level_weight(config.objective, self._denoiser, noised) * self._to_device(factor),
-            place,
-        )
+        factor = self._to_device(batch.weight * self._role_weight(draws) / count)
+        factor = objective.level_weight(config.objective, denoiser, noised) * factor
+        mask = None if batch.mask is None else self._to_device(batch.mask)
+        parts = conditioning_batches(denoiser, batch, latents, config.objective)
+        if len(parts) == 1:
+            return [MicroBatch(noised, parts[0].conditioning, mask, factor, place)]
+        return [
+            MicroBatch(
+                _take(noised, part.items),
+                part.conditioning,
+                None if mask is None else mask[list(part.items)],
+                factor[list(part.items)],
+                place + (number << 60),
+            )
+            for number, part in enumerate(parts)
+        ]
 
     def _role_weight(self, draws: list[SampleDraw]) -> Tensor:
         weight = self._config.objective.regularisation_weight
@@ -103,8 +112,59 @@ class Prefetcher:
         return torch.tensor([weight if role == "regularisation" else 1.0 for role in roles])
 
     def _to_device(self, tensor: Tensor) -> Tensor:
-        """From pinned memory the copy does not wait for the work that the device still has."""
-        device = self._denoiser.device
-        if device.type == "cuda":
-            tensor = tensor.pin_memory()
-        return tensor.to(device, non_blocking=True)
+        return to_device(tensor, self._denoiser.device)
+
+
+def conditioning_batches(
+    denoiser: Denoiser, batch: Batch, latents: Tensor, config: ObjectiveConfig
+) -> list[ConditioningBatch]:
+    """What forward takes for the items of a batch, on the device.
+
+    latents: (B, C, [F,] h, w) on the device.
+    """
+    items = [
+        map_tensors(complete(item, denoiser, config), lambda t: to_device(t, denoiser.device))
+        for item in batch.items
+    ]
+    return denoiser.batch_conditioning(items, latents)
+
+
+def complete(item: LoadedItem, denoiser: Denoiser, config: ObjectiveConfig) -> ItemConditioning:
+    """An item's conditioning with what the model is told besides, where the conditioning itself does not say it:
+    guidance, the frame rate of a clip, and the sizes of Podell et al. 2023 (arXiv 2307.01952, section 2.2)."""
+    found: ItemConditioning = {}
+    if denoiser.guidance_distilled:
+        found["guidance"] = config.guidance
+    if item.frame_rate:
+        found["frame_rate"] = item.frame_rate
+    if family_is_told_sizes(denoiser.family) and not SIZES & item.conditioning.keys():
+        if config.size_conditioning == "768":
+            found |= {"width": 768, "height": 768}
+        elif config.size_conditioning == "item" and (size := item.size) is not None:
+            found |= {
+                **{"width": size.width, "height": size.height},
+                **{"crop_w": size.crop_left, "crop_h": size.crop_top},
+                **{"target_width": size.target_width, "target_height": size.target_height},
+            }
+    return {**found, **item.conditioning}
+
+
+SIZES = frozenset({"width", "height", "crop_w", "crop_h", "target_width", "target_height"})
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """From pinned memory the copy does not wait for the work that the device still has."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def _take(noised: objective.NoisyInput, items: tuple[int, ...]) -> objective.NoisyInput:
+    """Some items of a batch."""
+    places = list(items)
+    return objective.NoisyInput(
+        noisy=noised.noisy[places],
+        timestep=noised.timestep[places],
+        target=noised.target[places],
+        level=noised.level[places],
+    )

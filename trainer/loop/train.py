@@ -29,7 +29,7 @@ from ..memory.placement import Placement
 from ..memory.recompute import checkpoint_blocks
 from ..runs.samples import Sampler
 from . import guards, objective
-from .checks import check_compatible
+from .checks import check_compatible, resolve_auto
 from .distributed import ProcessGroup, all_reduce_gradients
 from .loss_scale import loss_scale
 from .progress import TrainResult
@@ -78,6 +78,7 @@ def train(
     """
     started = time.monotonic()
     controls, group = controls or Controls(), group or ProcessGroup()
+    config = resolve_auto(config, denoiser, resume_from)
     check_compatible(denoiser, dataset, config, group.size)
     with _device(controls) as session:
         state = TrainingState(

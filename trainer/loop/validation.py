@@ -22,16 +22,20 @@ from ..events import ValidationPoint
 from ..rng import generator
 from . import objective
 from .distributed import ProcessGroup
+from .prefetch import conditioning_batches
 
 SEED = 0  # not the run's: runs with different seeds are measured alike
 DRAWS = 8192  # of the training distribution, to find its quantiles
 
 
-def fixed_levels(config: TrainConfig, denoiser: Denoiser) -> Tensor:
-    """The middles of equal shares of what training draws, (levels,), from clean to noisy."""
+def fixed_levels(config: TrainConfig, denoiser: Denoiser, shape: Sequence[int]) -> Tensor:
+    """The middles of equal shares of what training draws, (levels,), from clean to noisy.
+
+    shape: (C, [F,] h, w) of the latents.
+    """
     count = config.validation.levels
     draws = objective.draw_levels(
-        config.objective, denoiser.prediction, DRAWS, generator(SEED, "validation levels")
+        config.objective, denoiser.prediction, DRAWS, generator(SEED, "validation levels"), shape
     )
     return draws.quantile((torch.arange(count) + 0.5) / count)
 
@@ -46,13 +50,12 @@ def measure(
         KilnError: an encoded file is gone.
     """
     group = group or ProcessGroup()
-    levels = fixed_levels(config, denoiser)
-    sums = torch.zeros(len(levels), dtype=torch.float64)
+    sums = torch.zeros(config.validation.levels, dtype=torch.float64)
     for index in group.shard(range(len(store.items))):
         batch = store.load([SampleDraw(index, 0, index)])
         latents = denoiser.prepare_latents(batch.latents.to(denoiser.device, torch.float32))
-        conditioning = {k: v.to(denoiser.device) for k, v in batch.conditioning.items()}
-        for place, level in enumerate(levels):
+        [(_, conditioning)] = conditioning_batches(denoiser, batch, latents, config.objective)
+        for place, level in enumerate(fixed_levels(config, denoiser, latents.shape[1:])):
             noise = torch.randn(latents.shape, generator=generator(SEED, "validation", index, place))
             noised = objective.add_noise(
                 denoiser, latents, noise.to(latents.device), level[None].to(latents.device)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ....trainer.conditioning import ItemConditioning, check_trainable
 from ....trainer.dataset.encoded import Encoder
 from ....trainer.errors import KilnError
 from ..memory.gate import DeviceGate
@@ -52,14 +53,22 @@ class HostEncoder(Encoder):
             )
         return self._vae.encode(batch[:, 0])
 
-    def encode_text(self, caption: str) -> dict[str, Tensor]:
-        """The first schedule entry's tensors, without batch dimension."""
+    def encode_text(self, caption: str) -> ItemConditioning:
+        """Everything the text encoder gives for a caption.
+
+        Raises:
+            KilnError: it gives several conditionings, each for a part of the sampling's steps.
+        """
         comfy.model_management.throw_exception_if_processing_interrupted()
-        cond, extras = self._clip.encode_from_tokens_scheduled(self._clip.tokenize(caption))[0]
-        found = {
-            name: value[0] for name, value in extras.items() if isinstance(value, Tensor) and len(value) == 1
-        }
-        return {**found, "cross_attn": cond[0]}
+        scheduled = self._clip.encode_from_tokens_scheduled(self._clip.tokenize(caption))
+        if len(scheduled) != 1:
+            raise KilnError(
+                f"The text encoder gives {len(scheduled)} conditionings for one caption, each for a part of the "
+                "sampling's steps; connect the CLIP from before the node that schedules its LoRAs (hooks)."
+            )
+        cond, extras = scheduled[0]
+        check_trainable(extras)
+        return {**extras, "cross_attn": cond}
 
 
 def _patches_id(patcher: Any) -> str:

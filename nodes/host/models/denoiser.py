@@ -1,35 +1,35 @@
 """A ComfyUI MODEL as the engine's Denoiser.
 
-The network is called the way BaseModel.apply_model calls it, without the step that turns its output into a clean
-image: training compares the raw output. It is called on a shared clone of the module
-tree (see trainer/memory/shared_clone.py), so other nodes never see an adapter.
+The network is called as the host calls it when it samples: its extra_conds make the network's arguments of each item's
+conditioning, comfy/conds.py says which items can be one batch, and its _apply_model makes the call. Left out is only
+what turns the network's output into a clean image: training compares the raw output. It is called on a shared clone of
+the module tree (see trainer/memory/shared_clone.py), so other nodes never see an adapter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import comfy.conds
 import comfy.model_management
+import comfy.samplers
 import torch
-from comfy.model_base import ModelType
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.model_base import BaseModel
 from torch import Tensor, nn
 
-from ....trainer.config import Prediction
-from ....trainer.denoiser import Conditioning, Denoiser
-from ....trainer.errors import KilnError
+from ....trainer.conditioning import ItemConditioning, map_tensors
+from ....trainer.denoiser import Conditioning, ConditioningBatch, Denoiser
 from ....trainer.events import Stopped
 from ..memory.loading import ModelLoader
 from .differentiable_ops import attention, lean_norms, lean_rope, training_mode
+from .prediction import parameterisation, sigma_of
 
-PREDICTIONS: dict[ModelType, Prediction] = {
-    ModelType.FLOW: "flow",
-    ModelType.FLUX: "flow",
-    ModelType.EPS: "epsilon",
-    ModelType.V_PREDICTION: "v",
-}
+ModelConds = dict[str, Any]  # name of a network's argument -> one of the classes of comfy.conds
 
 
 class HostDenoiser(Denoiser):
@@ -42,22 +42,18 @@ class HostDenoiser(Denoiser):
             KilnError: the model's kind of prediction cannot be trained.
         """
         base = model.model
-        if base.model_type not in PREDICTIONS:
-            kinds = ", ".join(k.name for k in PREDICTIONS)
-            raise KilnError(
-                f"This model predicts {base.model_type.name}; models that can be trained: {kinds}."
-            )
+        self._parameters = parameterisation(model.get_model_object("model_sampling"))
         self._patcher = model.clone()
         self._base = base
         self._loader = ModelLoader(self._patcher, batch_shape)
-        self.prediction = PREDICTIONS[base.model_type]
-        sampling = model.get_model_object("model_sampling")
-        self.timestep_scale = (
-            float(getattr(sampling, "multiplier", 1.0)) if self.prediction == "flow" else 1.0
-        )
-        self.alphas_cumprod = None
-        if self.prediction != "flow":
-            self.alphas_cumprod = 1.0 / (sampling.sigmas.detach().float().clone() ** 2 + 1.0)
+        kinds = [c for c in type(base).__mro__ if issubclass(c, BaseModel)]
+        self.family = tuple(c.__name__ for c in (type(base.model_config), *kinds))
+        self.prediction = self._parameters.prediction
+        self.timestep_scale = self._parameters.timestep_scale
+        self.noise_scale = self._parameters.noise_scale
+        self.alphas_cumprod = self._parameters.alphas_cumprod
+        network_options = getattr(base.diffusion_model, "params", None)
+        self.guidance_distilled = bool(getattr(network_options, "guidance_embed", False))
         self.latent_channels = base.latent_format.latent_channels
         self.device = torch.device(self._patcher.load_device)
         self.dtype = self._choose_dtype()
@@ -88,6 +84,49 @@ class HostDenoiser(Denoiser):
     def prepare_latents(self, latents: Tensor) -> Tensor:
         return self._base.process_latent_in(latents)
 
+    @torch.no_grad()
+    def batch_conditioning(
+        self, items: Sequence[ItemConditioning], latents: Tensor
+    ) -> list[ConditioningBatch]:
+        """See trainer.denoiser.Denoiser.batch_conditioning: what the host would sample as one batch is one."""
+        conds = [self._model_conds(item, latents[i : i + 1]) for i, item in enumerate(items)]
+        groups: list[list[int]] = []
+        for place, own in enumerate(conds):
+            found = next((g for g in groups if self._can_concat(conds[g[0]], own)), None)
+            if found is None:
+                groups.append([place])
+            else:
+                found.append(place)
+        return [ConditioningBatch(tuple(group), _concat([conds[i] for i in group])) for group in groups]
+
+    def _model_conds(self, item: ItemConditioning, latents: Tensor) -> ModelConds:
+        """The network's arguments for one item, as sampling from an empty latent of this shape (1, C, [F,] H, W)."""
+        (encoded,) = comfy.samplers.encode_model_conds(
+            self._base.extra_conds,
+            [{**item, "model_conds": {}}],
+            latents,
+            self.device,
+            "positive",
+            latent_image=torch.zeros_like(latents),
+            denoise_mask=None,
+            seed=0,
+            latent_shapes=[tuple(latents.shape)],
+        )
+        return {
+            name: cond.process_cond(batch_size=1, device=self.device, area=None)
+            for name, cond in encoded["model_conds"].items()
+        }
+
+    def _can_concat(self, a: ModelConds, b: ModelConds) -> bool:
+        """The host's rule. Where it would repeat the shorter of two captions, that changes nothing in cross-attention,
+        as a UNet has it; in a network that lets words see each other the lengths must be equal."""
+        if not comfy.samplers.cond_equal_size(a, b):
+            return False
+        repeats = any(
+            isinstance(c, comfy.conds.CONDCrossAttn) and c.size() != b[k].size() for k, c in a.items()
+        )
+        return not repeats or isinstance(self._base.diffusion_model, UNetModel)
+
     def forward(self, noisy: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
         """Raises Stopped when the host's interrupt arrives inside: every host layer looks for it."""
         try:
@@ -96,30 +135,56 @@ class HostDenoiser(Denoiser):
             raise Stopped from interrupt
 
     def _forward(self, noisy: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
-        with torch.no_grad():
-            conds = self._base.extra_conds(
-                noise=noisy, latent_image=noisy, device=self.device, **conditioning
-            )
-            values = {
-                name: cond.process_cond(batch_size=len(noisy), device=self.device, area=None).cond
-                for name, cond in conds.items()
-            }
-        values = {name: self._cast(value) for name, value in values.items()}
-        context = values.pop("c_crossattn", None)
-        concat = values.pop("c_concat", None)
-        x = noisy.to(self.dtype) if concat is None else torch.cat([noisy.to(self.dtype), concat], dim=1)
         options = {
             **self._patcher.model_options.get("transformer_options", {}),
-            "sigmas": timestep,
+            "cond_or_uncond": [0],
+            "sigmas": sigma_of(self._parameters, timestep),
             "optimized_attention_override": attention,
         }
-        timestep = self._base.process_timestep(timestep.float(), x=noisy, **values)
-        answer = self.module(
-            x, timestep, context=context, control=None, transformer_options=options, **values
+        answer: Tensor = self._caller()._apply_model(
+            noisy, timestep, transformer_options=options, **conditioning
         )
-        return answer.float()
+        return answer
 
-    def _cast(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
-        return value
+    def _caller(self) -> Any:
+        """The host's model around the clone of its network. Nodes may wrap apply_model (to compile the network, say);
+        these wrappers mean the host's network, so _apply_model inside them is called."""
+        caller = copy.copy(self._base)
+        values = vars(caller)
+        values["_modules"] = {**values["_modules"], "diffusion_model": self.module}
+        del values["_modules"]["model_sampling"]
+        values["model_sampling"] = _AsTheNetworkHasIt(self._base.model_sampling)
+        values["manual_cast_dtype"] = self.dtype
+        values["current_patcher"] = None  # host 0.33 would prefetch the weights of its own network
+        return caller
+
+
+class _AsTheNetworkHasIt:
+    """A model_sampling for inputs that are scaled already, the network's own timesteps, and its raw output."""
+
+    def __init__(self, sampling: Any) -> None:
+        self._sampling = sampling
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sampling, name)
+
+    def calculate_input(self, timestep: Tensor, noisy: Tensor) -> Tensor:
+        return noisy
+
+    def timestep(self, timestep: Tensor) -> Tensor:
+        return timestep
+
+    def calculate_denoised(self, timestep: Tensor, output: Tensor, noisy: Tensor) -> Tensor:
+        return output
+
+
+def _concat(conds: list[ModelConds]) -> Conditioning:
+    """One batch of arguments; none of them an inference tensor, which backward could not keep."""
+    if len(conds) == 1:
+        values = {name: cond.cond for name, cond in conds[0].items()}
+    else:
+        values = comfy.samplers.cond_cat(conds)
+    return {
+        name: map_tensors(value, lambda t: t.clone() if t.is_inference() else t)
+        for name, value in values.items()
+    }

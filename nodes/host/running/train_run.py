@@ -58,6 +58,7 @@ def train_run(
         on_chosen: told the run's id, its device and the step at which it goes on as soon as they are known.
     """
     # peft and diffusers take seconds to import: not at the host's start
+    from ....trainer.loop.checks import resolve_auto
     from ....trainer.loop.train import train
     from ....trainer.lora_files.export import export_adapter
     from ....trainer.runs.checkpoint import read_state
@@ -83,6 +84,8 @@ def train_run(
     resumed = chosen if chosen.name.startswith("step-") else None
     folder = chosen if resumed is None else chosen.parent
     on_chosen(folder.name, denoiser.device, read_state(resumed).step if resumed else 0)
+    # Every auto written out before the record is: in run.toml, the history and the checkpoints
+    config = resolve_auto(config, denoiser, resumed)
     start = start_state(model, start_from, config.adapter) if start_from and resumed is None else None
 
     file = model_file(model, source or {})

@@ -7,20 +7,24 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import save_file
 
 from tests.media import clip
+from trainer.conditioning import ItemConditioning
 from trainer.dataset.augment import Augmentation
-from trainer.dataset.batches import BatchOrder, ItemStore, SampleDraw, stack_conditioning
-from trainer.dataset.buckets import BucketOptions
+from trainer.dataset.batches import BatchOrder, ItemStore, SampleDraw
+from trainer.dataset.buckets import BucketOptions, bucket_of
 from trainer.dataset.caption_variants import CaptionVariation
 from trainer.dataset.encode import encode_dataset
-from trainer.dataset.encoded import EncodedDataset, EncodedItem, load_latent
+from trainer.dataset.encoded import EncodedDataset, EncodedItem, PixelSize, load_latent
 from trainer.dataset.items import Dataset
+from trainer.dataset.loading import crop_offset, load_pixels
 from trainer.dataset.scan import ScanOptions, scan_folder
 from trainer.errors import KilnError
 
@@ -75,7 +79,7 @@ def test_what_comes_back_is_what_went_in(tmp_path: Path) -> None:
 def test_empty_caption_keeps_its_length(tmp_path: Path) -> None:
     dataset = folder_of(tmp_path, 1).with_captions([""])
     conditioning = encode(dataset, tmp_path, ToyEncoder()).items[0].load()[1]
-    assert conditioning["cross_attn"].shape == (5, TEXT) and not conditioning["cross_attn"].any()
+    assert conditioning["cross_attn"].shape == (1, 5, TEXT) and not conditioning["cross_attn"].any()
 
 
 def test_interruption_keeps_what_is_done(tmp_path: Path) -> None:
@@ -258,15 +262,6 @@ def test_store_reads_beyond_its_limit(tmp_path: Path) -> None:
     assert keeping._kept and not reading._kept
 
 
-def test_captions_of_different_lengths_are_padded() -> None:
-    stacked = stack_conditioning([{"cross_attn": torch.ones(2, 3)}, {"cross_attn": torch.ones(4, 3)}])
-    assert stacked["cross_attn"].shape == (2, 4, 3) and not stacked["cross_attn"][0, 2:].any()
-    with pytest.raises(KilnError, match="use one text encoder"):
-        stack_conditioning(
-            [{"cross_attn": torch.ones(2, 3)}, {"cross_attn": torch.ones(2, 3), "pooled": torch.ones(3)}]
-        )
-
-
 def test_an_item_survives_json(tmp_path: Path) -> None:
     """Run files list items, with all their variants."""
     item = dataclasses.replace(
@@ -276,8 +271,74 @@ def test_an_item_survives_json(tmp_path: Path) -> None:
         empty_text=tmp_path / "d",
         caption_dropout=0.2,
         role="regularisation",
+        sizes=(PixelSize(640, 480, 3, 0, 64, 48),) * 3,
+        frame_rate=12.5,
     )
     assert EncodedItem.from_dict(json.loads(json.dumps(item.to_dict()))) == item
     plain = make_encoded(tmp_path).items[0]
     assert EncodedItem.from_dict(json.loads(json.dumps(plain.to_dict()))) == plain
     assert len(item.files) == 6
+
+
+def test_a_caption_of_an_earlier_version_is_completed(tmp_path: Path) -> None:
+    """Its address stays, so that runs can be resumed; so do its tensors, to the bit; what it lacked is added."""
+
+    class Pooling(ToyEncoder):
+        def encode_text(self, caption: str) -> ItemConditioning:
+            return {
+                **super().encode_text(caption),
+                "pooled_output": None,
+                "ids": torch.ones(7, dtype=torch.int64),
+            }
+
+    dataset = folder_of(tmp_path)
+    first = encode(dataset, tmp_path, Pooling())
+    save_file(
+        {"cross_attn": torch.full((2, TEXT), 0.25), "length": torch.tensor([5])}, first.items[0].text_path
+    )
+    encoder = Pooling()
+    again = encode(dataset, tmp_path, encoder)
+    assert (encoder.images, encoder.texts, again.encoded_now) == (0, 1, 1)
+    assert again.fingerprint == first.fingerprint
+    found = again.items[0].load()[1]
+    assert found["pooled_output"] is None and found["ids"].shape == (7,)
+    assert found["cross_attn"][0, :, 0].tolist() == [0.25, 0.25, 0, 0, 0]
+    assert encode(dataset, tmp_path, encoder).encoded_now == 0
+
+
+def test_sizes_and_frame_rates_are_noted(tmp_path: Path) -> None:
+    (folder := tmp_path / "images").mkdir()
+    Image.new("RGB", (200, 100)).save(folder / "wide.png")
+    clip(folder / "clip.mp4", frames=20, size=(64, 48))
+    wide, moving = sorted(
+        encode(scan_folder(folder), tmp_path, ToyEncoder()).items, key=lambda i: i.frame_rate
+    )
+    (size,) = wide.sizes
+    assert (size.width, size.height, wide.frame_rate) == (200, 100, 0.0)
+    assert (size.target_width, size.target_height) == (80, 48)  # 200 x 100 scaled to 96 x 48
+    assert (size.crop_left, size.crop_top) == (8, 0)
+    assert 0 < moving.frame_rate <= 16
+    (batch_item,) = ItemStore([wide]).load([SampleDraw(0, 0, 0)]).items
+    assert batch_item.size == size and batch_item.frame_rate == 0
+
+
+def test_the_crop_of_a_variant_is_where_its_pixels_come_from(tmp_path: Path) -> None:
+    """Pixels that say where they are: red the column, green the row."""
+    rows, columns = np.mgrid[0:128, 0:256]
+    picture = np.stack([columns, rows * 2, rows * 0], -1).astype(np.uint8)
+    (folder := tmp_path / "images").mkdir()
+    Image.fromarray(picture).save(folder / "a.png")
+    look = Augmentation(
+        crop_min_scale=0.3, color_jitter=0.0, noise_max=0.0, noise_min=0.0, horizontal_flip=0.5
+    )
+    (item,) = scan_folder(folder).with_augmentation(look).items
+    bucket, flips = bucket_of(item, BucketOptions(resolution=64)), 0
+    for variant in range(8):
+        pixels = load_pixels(item, bucket, 0.0, variant).frames[0] * 255
+        left, top = crop_offset(item, bucket, variant)
+        first, last = pixels[:, 1, 0].mean(), pixels[:, -2, 0].mean()
+        scale = (bucket.width - 3) / abs(last - first)  # training pixels per original pixel
+        cut = ((255 - first if first > last else first) + 0.5) * scale - 1.5
+        assert abs(left - cut) < 2.0 and abs(top - ((pixels[1, :, 1].mean() / 2 + 0.5) * scale - 1.5)) < 2.0
+        flips += bool(first > last)
+    assert 0 < flips < 8

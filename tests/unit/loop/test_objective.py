@@ -64,15 +64,19 @@ def test_shift_by_hand() -> None:
     )
 
 
+SHAPE = (16, 64, 64)  # of latents: 1024 tokens of 2 x 2
+
+
 def draws(config: ObjectiveConfig, prediction: str = "flow") -> torch.Tensor:
-    return draw_levels(config, prediction, 20_000, torch.Generator().manual_seed(5))  # type: ignore[arg-type]
+    rng = torch.Generator().manual_seed(5)
+    return draw_levels(config, prediction, 20_000, rng, SHAPE)  # type: ignore[arg-type]
 
 
 def test_logit_normal_quantiles() -> None:
     """The logit of the unshifted draws is a standard normal."""
-    logits = torch.logit(draws(ObjectiveConfig(shift=1.0)))
+    logits = torch.logit(draws(ObjectiveConfig(timestep_sampling="logit_normal", shift=1.0)))
     assert abs(logits.mean()) < 0.03 and abs(logits.std() - 1) < 0.03
-    shifted = torch.logit(draws(ObjectiveConfig(shift=3.0)))
+    shifted = torch.logit(draws(ObjectiveConfig(timestep_sampling="logit_normal", shift=3.0)))
     assert abs(shifted.mean() - torch.log(torch.tensor(3.0))) < 0.03  # the shift adds log k to the logit
 
 
@@ -167,9 +171,38 @@ def test_settings_of_another_kind_of_model(options: dict[str, Any], prediction: 
 
 def test_mode_sampling_raises_the_ends() -> None:
     draws = torch.Generator().manual_seed(0)
-    mode = objective.draw_levels(ObjectiveConfig(timestep_sampling="mode", shift=1.0), "flow", 20_000, draws)
+    mode = objective.draw_levels(
+        ObjectiveConfig(timestep_sampling="mode", shift=1.0), "flow", 20_000, draws, SHAPE
+    )
     assert mode.min() >= 0 and mode.max() <= 1
     draws = torch.Generator().manual_seed(0)
-    usual = objective.draw_levels(ObjectiveConfig(shift=1.0), "flow", 20_000, draws)
+    usual = objective.draw_levels(
+        ObjectiveConfig(timestep_sampling="logit_normal", shift=1.0), "flow", 20_000, draws, SHAPE
+    )
     ends = [((x < 0.05) | (x > 0.95)).float().mean().item() for x in (mode, usual)]
     assert ends[0] > 5 * ends[1]  # logit_normal leaves the ends almost empty
+
+
+def test_x0_is_the_clean_latents() -> None:
+    """Its min-SNR weight is min(SNR, gamma), the first of the three in Hang et al. 2023, section 3.4."""
+    denoiser = ToyDenoiser("x0")
+    noised = question_at(denoiser, [0.1, 0.9])
+    other = question_at(ToyDenoiser("epsilon"), [0.1, 0.9])
+    assert torch.equal(noised.noisy, other.noisy) and not torch.equal(noised.target, other.target)
+    assert denoiser.alphas_cumprod is not None
+    power = denoiser.alphas_cumprod[[100, 900]].reshape(-1, 1, 1, 1, 1)
+    torch.testing.assert_close(power.sqrt() * noised.target + (1 - power).sqrt() * other.target, noised.noisy)
+    weight = objective.level_weight(ObjectiveConfig(weighting="min_snr", min_snr_gamma=5.0), denoiser, noised)
+    power = power.flatten()
+    torch.testing.assert_close(weight, (power / (1 - power)).clamp(max=5.0))
+
+
+def test_flow_with_scaled_noise() -> None:
+    """x = (1 - s) x_0 + s k n and target k n - x_0, so that x - s target = x_0."""
+    denoiser = ToyDenoiser()
+    denoiser.noise_scale = 2.5
+    latents, noise, level = torch.randn(2, 4, 1, 2, 2), torch.randn(2, 4, 1, 2, 2), torch.tensor([0.3, 0.8])
+    noised = add_noise(denoiser, latents, noise, level)
+    sigma = level.reshape(-1, 1, 1, 1, 1)
+    torch.testing.assert_close(noised.noisy - sigma * noised.target, latents)
+    torch.testing.assert_close(noised.target + latents, 2.5 * noise)

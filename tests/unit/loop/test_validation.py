@@ -13,7 +13,7 @@ import torch
 
 from trainer.config import ObjectiveConfig, TrainConfig, ValidationConfig
 from trainer.dataset.batches import ItemStore
-from trainer.dataset.encoded import EncodedDataset, EncodedItem, _pack_text
+from trainer.dataset.encoded import EncodedDataset, EncodedItem, write_conditioning
 from trainer.events import AdviceEvent, Event, ValidationEvent, ValidationPoint
 from trainer.loop.progress import TrainResult
 from trainer.loop.train import train
@@ -39,10 +39,16 @@ def noisy(*ends: float, steps: int = 500, noise: float = 0.02, seed: int = 0) ->
 def test_levels_are_the_quantiles_of_what_training_draws() -> None:
     config = TrainConfig(objective=ObjectiveConfig(timestep_sampling="uniform", shift=1.0))
     torch.testing.assert_close(
-        fixed_levels(config, ToyDenoiser()), torch.tensor([0.125, 0.375, 0.625, 0.875]), rtol=0, atol=0.02
+        fixed_levels(config, ToyDenoiser(), (4, 2, 2)),
+        torch.tensor([0.125, 0.375, 0.625, 0.875]),
+        rtol=0,
+        atol=0.02,
     )
-    cut = TrainConfig(objective=ObjectiveConfig(min_timestep=0.2, max_timestep=0.4))
-    assert all(0.2 < x < 0.4 for x in fixed_levels(cut, ToyDenoiser()).tolist())
+    cut = TrainConfig(objective=make_config().objective)
+    cut = dataclasses.replace(
+        cut, objective=dataclasses.replace(cut.objective, min_timestep=0.2, max_timestep=0.4)
+    )
+    assert all(0.2 < x < 0.4 for x in fixed_levels(cut, ToyDenoiser(), (4, 2, 2)).tolist())
 
 
 def test_measuring_twice_gives_the_same_whatever_happens_between(tmp_path: Path) -> None:
@@ -146,7 +152,7 @@ def related(folder: Path, count: int, noise: float, captions: int) -> EncodedDat
         path, text = folder / f"{i}.safetensors", folder / f"text{i % captions}.safetensors"
         write_safetensors(path, {"latent": shared + noise * torch.randn(shared.shape, generator=draws)})
         if i < captions:
-            write_safetensors(text, _pack_text({"cross_attn": torch.randn(3, TEXT, generator=draws)}))
+            write_conditioning(text, {"cross_attn": torch.randn(1, 3, TEXT, generator=draws)})
         items.append(EncodedItem(path, text, "a thing", (4, 1, 1, 1)))
     return EncodedDataset(tuple(items))
 
