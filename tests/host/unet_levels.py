@@ -80,7 +80,9 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 torch.manual_seed(0)
 LATENTS, NOISE = torch.randn(2, 4, 22, 18), torch.randn(2, 4, 22, 18)  # no level halves evenly
-CONDITIONING = {"cross_attn": torch.randn(2, 7, TEXT), "pooled_output": torch.randn(2, POOLED)}
+CAPTIONS = [
+    {"cross_attn": torch.randn(1, 7, TEXT), "pooled_output": torch.randn(1, POOLED)} for _ in range(2)
+]
 
 
 def make_model(name: str, cast: bool = False) -> Any:
@@ -150,8 +152,9 @@ def step(model: Any, file: Path | None = None, **memory: Any) -> tuple[list[Tens
         noised = objective.add_noise(
             denoiser, denoiser.prepare_latents(LATENTS), NOISE, torch.tensor([100.0, 700.0]) / 1000
         )
+        ((_, conditioning),) = denoiser.batch_conditioning(CAPTIONS, noised.noisy)
         with keeping(kept, own):
-            answer = denoiser.forward(noised.noisy, noised.timestep, CONDITIONING)
+            answer = denoiser.forward(noised.noisy, noised.timestep, conditioning)
         loss = objective.loss_per_item(answer, noised.target).mean()
         loss.backward()
         assert placement.uncalled_blocks_warning() == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -111,20 +112,20 @@ class Grid:
 @pytest.mark.parametrize(
     ("name", "value", "kind"),
     [
-        ("model", Grid(), "of the kind .*test_conditioning.Grid"),
-        ("parts", [{"deep": Grid()}], "of the kind .*Grid"),
-        ("sparse", torch.eye(3).to_sparse(), "a tensor of the kind torch.sparse_coo"),
-        ("shape only", torch.empty(3, device="meta"), "a tensor of the kind"),
-        ("table", {(1, 2): 3}, "a dict with a key of the kind tuple"),
-        ("raw", b"abc", "of the kind builtins.bytes"),
+        ("model", Grid, "of the kind .*test_conditioning.Grid"),
+        ("parts", lambda: [{"deep": Grid()}], "of the kind .*Grid"),
+        ("sparse", lambda: torch.eye(3).to_sparse(), "a tensor of the kind torch.sparse_coo"),
+        ("shape only", lambda: torch.empty(3, device="meta"), "a tensor of the kind"),
+        ("table", lambda: {(1, 2): 3}, "a dict with a key of the kind tuple"),
+        ("raw", lambda: b"abc", "of the kind builtins.bytes"),
     ],
 )
-def test_what_cannot_be_kept_is_named(tmp_path: Path, name: str, value: Any, kind: str) -> None:
+def test_what_cannot_be_kept_is_named(tmp_path: Path, name: str, value: Callable[[], Any], kind: str) -> None:
     latents = {"samples": torch.zeros(1, 4, 2, 2)}
     with pytest.raises(
         KilnError, match=f"The conditioning's '{name}.* is {kind}.*; connect the conditioning from"
     ):
-        encoded_from_latents([latents], [[[torch.ones(1, 2, 3), {name: value}]]], tmp_path)
+        encoded_from_latents([latents], [[[torch.ones(1, 2, 3), {name: value()}]]], tmp_path)
     assert not list(tmp_path.rglob("texts/*/*")), "nothing half-written"
 
 

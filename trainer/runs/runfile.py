@@ -17,6 +17,9 @@ from ..safefile import write_text
 
 NAME = "run.toml"
 
+WRITTEN_BEFORE_SIZES = frozenset({"timestep_sampling", "shift", "noise_offset", "regularisation_weight"})
+"""Settings in the run files of versions that told SDXL 768 x 768 and had no setting for it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunFile:
@@ -74,7 +77,11 @@ def read_run_file(path: Path) -> RunFile:
             f"The run file {path.name} {'holds ' + repr(unknown[0]) if unknown else 'has no [model]'}; known are "
             f"{', '.join(sorted(known))}."
         )
-    config = TrainConfig.from_dict(values.pop("train", {}))
+    train = values.pop("train", {})
+    objective = train.get("objective", {})
+    if objective.keys() >= WRITTEN_BEFORE_SIZES:  # every setting there was, written out by a run
+        objective.setdefault("size_conditioning", "768")
+    config = TrainConfig.from_dict(train)
     return RunFile(**values, config=config)
 
 

@@ -59,3 +59,23 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         read_dataset(tmp_path / "run" / "dataset.json")
     with pytest.raises(KilnError, match="cannot be read"):
         read_run_file(tmp_path / "run.toml")
+
+
+def test_run_files_of_earlier_versions_mean_what_they_did(tmp_path: Path) -> None:
+    path = write_run_file(
+        tmp_path / "run", RunFile(model={"loader": ""}, config=CONFIG), make_encoded(tmp_path)
+    )
+    text = path.read_text("utf-8")
+    for new in ('size_conditioning = "auto"\n', 'shift_by_size = ""\n', "guidance = 1.0\n"):
+        assert text.count(new) == 1
+        text = text.replace(new, "")
+    text = text.replace('timestep_sampling = "auto"', 'timestep_sampling = "logit_normal"')
+    path.write_text(text.replace("\nshift = 0.0", "\nshift = 3.0"), "utf-8")
+    objective = read_run_file(path).config.objective
+    assert (objective.timestep_sampling, objective.shift, objective.size_conditioning) == (
+        "logit_normal",
+        3.0,
+        "768",
+    )
+    path.write_text('[model]\nloader = ""\n[train.objective]\nshift = 5.0\n', "utf-8")
+    assert read_run_file(path).config.objective.size_conditioning == "auto", "written by hand"
