@@ -135,7 +135,7 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return change(value)
     if isinstance(value, dict):
         return {name: map_tensors(inner, change) for name, inner in value.items()}
-    if isinstance(value, (list, tuple)):
+    if type(value) in (list, tuple):
         return type(value)([map_tensors(inner, change) for inner in value])
     if isinstance(value, VisionOutput):
         return _vision({name: map_tensors(inner, change) for name, inner in vars(value).items()})

@@ -73,11 +73,12 @@ class Denoiser(Protocol):
         """What forward takes for these items, in as few batches as leave each item's prediction what it is alone.
 
         Args:
-            items: B conditionings, on the device.
+            items: B conditionings, on the CPU: looking into a tensor there does not wait for the device.
             latents: (B, C, [F,] H, W) on the device, for their shape.
 
         Returns:
-            Batches that hold every item once, in the order of their first items.
+            Batches that hold every item once, in the order of their first items; their tensors are where they come
+            from.
         """
         ...
 

@@ -122,11 +122,11 @@ def conditioning_batches(
 
     latents: (B, C, [F,] h, w) on the device.
     """
-    items = [
-        map_tensors(complete(item, denoiser, config), lambda t: to_device(t, denoiser.device))
-        for item in batch.items
+    items = [complete(item, denoiser, config) for item in batch.items]
+    return [
+        ConditioningBatch(part.items, map_tensors(part.conditioning, lambda t: to_device(t, denoiser.device)))
+        for part in denoiser.batch_conditioning(items, latents)
     ]
-    return denoiser.batch_conditioning(items, latents)
 
 
 def complete(item: LoadedItem, denoiser: Denoiser, config: ObjectiveConfig) -> ItemConditioning:
