@@ -24,13 +24,18 @@ _users = 0
 _original: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
-def attention(host_function: Any, *args: Any, **kwargs: Any) -> Tensor:
+def attention(
+    host_function: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, **kwargs: Any
+) -> Tensor:
     """For transformer_options["optimized_attention_override"]: torch's own attention, whatever the host has chosen.
 
     The host may use kernels without a backward (sage attention drops gradients in silence) or keep the whole matrix of
-    weights for it (its sub-quadratic one, which is what a CPU gets).
+    weights for it (its sub-quadratic one, which is what a CPU gets). A mask of integers, as Lumina 2 (on 0.3.75) and
+    Omnigen2 pass on, is added to the scores by the host's own ones; torch's takes no integers.
     """
-    answer: Tensor = comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)
+    if mask is not None and not mask.is_floating_point() and mask.dtype != torch.bool:
+        mask = mask.to(q.dtype)
+    answer: Tensor = comfy.ldm.modules.attention.attention_pytorch(q, k, v, heads, mask, **kwargs)
     return answer
 
 

@@ -44,6 +44,7 @@ class Parameterisation:
     timestep_scale: float = 1.0
     noise_scale: float = 1.0
     alphas_cumprod: Tensor | None = None
+    sigma_is_ratio: bool = False  # the host's sigma is s / (1 - s) of the flow's noise level s
 
 
 def parameterisation(sampling: Any) -> Parameterisation:
@@ -65,7 +66,7 @@ def parameterisation(sampling: Any) -> Parameterisation:
     if formula == "COSMOS_RFLOW" and schedule == "ModelSamplingCosmosRFlow":
         # With s = sigma / (sigma + 1) its input is (1 - s) (x0 + sigma n) = (1 - s) x0 + s n, its timestep s, and
         # denoised = input - s * output: flow matching
-        return Parameterisation("flow")
+        return Parameterisation("flow", sigma_is_ratio=True)
     if formula in DISCRETE and schedule == "ModelSamplingDiscrete" and sampling.sigma_data == 1.0:
         powers = 1.0 / (sampling.sigmas.detach().float().clone() ** 2 + 1.0)
         return Parameterisation(DISCRETE[formula], alphas_cumprod=powers)
@@ -75,7 +76,8 @@ def parameterisation(sampling: Any) -> Parameterisation:
 def sigma_of(parameters: Parameterisation, timestep: Tensor) -> Tensor:
     """The sigma that the host's sampler would be at, (B,)."""
     if parameters.alphas_cumprod is None:
-        return timestep / parameters.timestep_scale
+        level = timestep / parameters.timestep_scale
+        return level / (1 - level) if parameters.sigma_is_ratio else level
     power = parameters.alphas_cumprod.to(timestep.device)[timestep.long()]
     return ((1 - power) / power).sqrt()
 
