@@ -1,4 +1,4 @@
-"""Nodes that give what training eats."""
+"""Nodes that make encoded datasets."""
 
 from __future__ import annotations
 

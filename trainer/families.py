@@ -6,6 +6,7 @@ LoRA files keep the network's own layer names, and no layers are computed togeth
     adapter/targets.py     which layers get an adapter when the user names none; names of target modules that are taken
     adapter/fused.py       which layers read the same tensor
     lora_files/keys.py     layer names in LoRA files of other tools; what a LoRA file is for
+    noise_defaults.py      how noise levels are drawn, and which sizes the model is told, where the user says auto
 """
 
 from __future__ import annotations
@@ -128,3 +129,51 @@ def family_of_layers(layers: Iterable[str]) -> Family | None:
     """The family of a network or a LoRA file, by its layer names; None when none is recognised."""
     names = list(layers)
     return next((f for f in FAMILIES if any(f.layers.search(name) for name in names)), None)
+
+
+# What auto means, by the host's class (comfy.supported_models, comfy.model_base): its derived classes are meant too
+
+ShiftBySize = str
+""" "patch, n1, mu1, n2, mu2": latents of n tokens, patch x patch latent pixels each, get the shift exp(mu) with mu on
+the straight line through (n1, mu1) and (n2, mu2). Text, so that it looks the same in every record."""
+
+FLUX_SHIFT: ShiftBySize = "2, 256, 0.5, 4096, 1.15"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseDefaults:
+    """How one family draws its noise levels."""
+
+    sampling: str = "logit_normal"
+    shift: float = 3.0
+    shift_by_size: ShiftBySize = ""  # instead of shift
+
+
+NOISE_DEFAULTS: dict[str, NoiseDefaults] = {
+    # Black Forest Labs, flux/sampling.py: get_lin_function and time_shift; sd-scripts calls it flux_shift
+    "Flux": NoiseDefaults(shift_by_size=FLUX_SHIFT),
+    # compute_empirical_mu for many steps is the same line; one latent pixel is a token
+    "Flux2": NoiseDefaults(shift_by_size="1, 256, 0.5, 4096, 1.15"),
+    # Trained without a shift by its authors; sd-scripts: sigmoid
+    "Chroma": NoiseDefaults(shift=1.0),
+    # The scheduler_config.json of Qwen/Qwen-Image: base_shift 0.5, max_shift 0.9, max_image_seq_len 8192
+    "QwenImage": NoiseDefaults(shift_by_size="2, 256, 0.5, 8192, 0.9"),
+    # sd-scripts, nextdit_shift: the line of Flux; Z-Image, of the same class, is sampled with 3
+    "ZImage": NoiseDefaults(),
+    "Lumina2": NoiseDefaults(shift_by_size=FLUX_SHIFT),
+    # LTX-Video-Trainer, timestep_samplers.py: sigmoid(n + mu) with mu by tokens, which is a shift of exp(mu)
+    "LTXV": NoiseDefaults(shift_by_size="1, 1024, 0.95, 4096, 2.05"),
+    # Esser et al. 2024 (arXiv 2403.03206), section 5.3.2: rf/lognorm(0, 1), shift 3 at 1024 x 1024
+    "SD3": NoiseDefaults(),
+    "WAN21": NoiseDefaults(),
+    # Kong et al. 2024 (arXiv 2412.03603), section 4.5, and musubi-tuner: shift 7
+    "HunyuanVideo": NoiseDefaults(shift=7.0),
+    # The host's own sampling shift
+    "AuraFlow": NoiseDefaults(shift=1.73),
+}
+
+DIFFUSION = NoiseDefaults(sampling="uniform", shift=1.0)
+"""Models that predict noise, v or x0: every timestep alike (Ho et al. 2020, arXiv 2006.11239, algorithm 1)."""
+
+SIZE_CONDITIONED = frozenset({"SDXL", "SDXLRefiner", "HunyuanDiT"})
+"""Families that are told sizes."""

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from trainer.config import ObjectiveConfig
-from trainer.noise_defaults import defaults_for, family_is_told_sizes, resolve, shift_at
+from trainer.noise_defaults import as_chosen, defaults_for, family_is_told_sizes, resolve, shift_at
 
 OLD_DEFAULTS = {"timestep_sampling": "logit_normal", "shift": 3.0}  # written out in every older checkpoint
 
@@ -72,6 +72,19 @@ def test_a_resumed_run_keeps_its_values() -> None:
     }  # of a version with another table
     again = resolve(ObjectiveConfig(), model("Flux"), record)
     assert again.shift_by_size == "2, 1, 0.1, 2, 0.2" and again.shift == 0
+
+
+def test_a_record_tells_what_was_automatic() -> None:
+    """So that a run's settings can be put on the nodes again as they were."""
+    resolved = resolve(ObjectiveConfig(shift=5.0, guidance=2.0), model("WAN21"))
+    assert resolved.automatic == "timestep_sampling, size_conditioning"
+    record = {"steps": 3, "objective": dataclasses.asdict(resolved)}
+    chosen = as_chosen(record)
+    back = ObjectiveConfig(**chosen["objective"])
+    assert back == ObjectiveConfig(shift=5.0, guidance=2.0) and chosen["steps"] == 3
+    flux = {"objective": dataclasses.asdict(resolve(ObjectiveConfig(), model("Flux")))}
+    assert ObjectiveConfig(**as_chosen(flux)["objective"]) == ObjectiveConfig()
+    assert as_chosen({"objective": OLD_DEFAULTS}) == {"objective": OLD_DEFAULTS} and record["steps"] == 3
 
 
 def test_who_is_told_sizes() -> None:

@@ -113,6 +113,8 @@ class ObjectiveConfig:
     shift_by_size: str = ""
     """Not a widget but what shift 0 became for this model, written out in the run's record: "patch, n1, mu1, n2, mu2",
     see trainer/noise_defaults.py. Empty: shift is the same at every size."""
+    automatic: str = ""
+    """Not a widget either: names of the settings that were auto before they were written out, with commas."""
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -24,12 +24,12 @@ from .encoded import (
     EncodedItem,
     Encoder,
     PixelSize,
-    _address,
-    _is_whole,
-    _path,
-    _shape,
+    address_of,
+    cache_path,
     complete_conditioning,
     is_kept_whole,
+    is_whole,
+    latent_shape,
 )
 from .items import Dataset, Item
 from .loading import Pixels, crop_offset, load_pixels
@@ -74,7 +74,7 @@ def encode_dataset(
     captions = [_captions(item, encoder, cache) for item in dataset.items]
     latents = {job.path: job for group in jobs for job in group}
     texts = {path: caption for group in captions for path, caption in group.items()}
-    missing_latents = [job for path, job in latents.items() if not _is_whole(path)]
+    missing_latents = [job for path, job in latents.items() if not is_whole(path)]
     missing_texts = {path: caption for path, caption in texts.items() if not is_kept_whole(path)}
     total = len(latents) + len(texts)
     done = total - len(missing_latents) - len(missing_texts)
@@ -109,7 +109,7 @@ def _job(item: Item, options: BucketOptions, variant: int, encoder: Encoder, cac
         parts.append(f"mask {item.mask_sha256 or 'alpha'}")
     if item.augmentation is not None:
         parts += [_drawn_from(item), f"variant {variant}"]
-    return _Job(item, bucket, variant, _path(cache / "latents", _address(FORMAT, parts)))
+    return _Job(item, bucket, variant, cache_path(cache / "latents", address_of(FORMAT, parts)))
 
 
 def _drawn_from(item: Item) -> str:
@@ -125,7 +125,8 @@ def _captions(item: Item, encoder: Encoder, cache: Path) -> dict[Path, str]:
     if item.caption_play is not None and item.caption_play.dropout:
         wanted.append("")
     return {
-        _path(cache / "texts", _address(FORMAT, [text, encoder.text_fingerprint])): text for text in wanted
+        cache_path(cache / "texts", address_of(FORMAT, [text, encoder.text_fingerprint])): text
+        for text in wanted
     }
 
 
@@ -166,7 +167,7 @@ def _encoded(item: Item, jobs: list[_Job], texts: list[Path], fps: float) -> Enc
         jobs[0].path,
         texts[0],
         item.caption,
-        _shape(jobs[0].path),
+        latent_shape(jobs[0].path),
         item.repeats,
         item.role,
         item.loss_weight,

@@ -121,7 +121,7 @@ class EncodedItem:
 
 @dataclass(frozen=True)
 class EncodedDataset:
-    """What a training run eats."""
+    """Encoded items, ready to be trained on."""
 
     items: tuple[EncodedItem, ...]
     encoded_now: int = 0  # files that were not in the cache
@@ -134,7 +134,7 @@ class EncodedDataset:
             + f"{i.repeats}{i.role}{i.loss_weight}{i.caption_dropout}"
             for i in self.items
         )
-        return _address("dataset", parts)
+        return address_of("dataset", parts)
 
     @property
     def files(self) -> int:
@@ -190,7 +190,7 @@ def write_conditioning(path: Path, entry: ItemConditioning) -> None:
 
 def complete_conditioning(path: Path, entry: ItemConditioning) -> None:
     """Write what was encoded now where an earlier version may have kept its tensors only: these stay to the bit."""
-    known = load_text(path) if _is_whole(path) else {}
+    known = load_text(path) if is_whole(path) else {}
     same = {
         name: value
         for name, value in known.items()
@@ -199,18 +199,20 @@ def complete_conditioning(path: Path, entry: ItemConditioning) -> None:
     write_conditioning(path, {**entry, **same})
 
 
-def _address(kind: str, parts: Iterable[str]) -> str:
+def address_of(kind: str, parts: Iterable[str]) -> str:
+    """A hash of everything that determines a file's contents, 64 hex digits."""
     digest = hashlib.sha256(kind.encode())
     for part in parts:
         digest.update(b"\0" + part.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 
-def _path(folder: Path, address: str) -> Path:
+def cache_path(folder: Path, address: str) -> Path:
+    """Where the file of an address lies in its folder of the cache."""
     return folder / address[:2] / f"{address}.safetensors"
 
 
-def _is_whole(path: Path) -> bool:
+def is_whole(path: Path) -> bool:
     """There and readable: a file cut short by a power failure counts as absent."""
     try:
         with safe_open(path, "pt") as opened:
@@ -222,7 +224,7 @@ def _is_whole(path: Path) -> bool:
 
 def is_kept_whole(path: Path) -> bool:
     """Whether a conditioning is there with everything that belongs to it; earlier versions kept some tensors only."""
-    return _is_whole(path) and _read_with_header(path)[1] is not None
+    return is_whole(path) and _read_with_header(path)[1] is not None
 
 
 def holds(path: Path, entry: ItemConditioning) -> bool:
@@ -230,7 +232,8 @@ def holds(path: Path, entry: ItemConditioning) -> bool:
     return is_kept_whole(path) and equal(load_text(path), unpack(*pack(entry)))
 
 
-def _shape(path: Path) -> tuple[int, ...]:
+def latent_shape(path: Path) -> tuple[int, ...]:
+    """(C, [F,] h, w), without reading the latent."""
     with safe_open(path, "pt") as opened:
         return tuple(opened.get_slice("latent").get_shape())
 

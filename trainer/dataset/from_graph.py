@@ -24,12 +24,12 @@ from .encoded import (
     FORMAT,
     EncodedDataset,
     EncodedItem,
-    _address,
-    _is_whole,
-    _path,
+    address_of,
+    cache_path,
     complete_conditioning,
     holds,
     is_kept_whole,
+    is_whole,
 )
 from .items import Dataset, Item
 from .pixels import MIN_SIDE
@@ -184,7 +184,7 @@ def _keep_conditioning(entry: ItemConditioning, folder: Path) -> tuple[Path, boo
     addresses = [_digest({**tensors, "": torch.tensor(list(header.encode()), dtype=torch.uint8)})]
     if (plain := _as_once_kept(entry)) is not None:
         addresses.insert(0, _digest(plain))
-    for path in (_path(folder, address) for address in addresses):
+    for path in (cache_path(folder, address) for address in addresses):
         if holds(path, entry):
             return path, False
         if not is_kept_whole(path):
@@ -213,12 +213,12 @@ def _digest(tensors: dict[str, Tensor]) -> str:
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return _address(FORMAT, ["graph", digest.hexdigest()])
+    return address_of(FORMAT, ["graph", digest.hexdigest()])
 
 
 def _keep(tensors: dict[str, Tensor], folder: Path) -> tuple[Path, bool]:
-    path = _path(folder, _digest(tensors))
-    if _is_whole(path):
+    path = cache_path(folder, _digest(tensors))
+    if is_whole(path):
         return path, False
     write_safetensors(path, tensors)
     return path, True

@@ -12,6 +12,7 @@ import folder_paths
 
 from ....trainer.config import TrainConfig
 from ....trainer.errors import KilnError
+from ....trainer.noise_defaults import as_chosen
 from ....trainer.report.curve import Curve, smooth
 from ....trainer.runs import artifacts as leavings
 from ....trainer.runs.history import ORDERS as ORDERS
@@ -147,8 +148,8 @@ def _shown(history: History, record: Record) -> dict[str, Any]:
         "seconds": record.seconds,
         "items": record.items,
         "held_out": record.held_out,
-        "config": record.config,
-        "changed": _changed(record.config, TrainConfig().to_dict()),
+        "config": (chosen := as_chosen(record.config)),
+        "changed": _changed(chosen, TrainConfig().to_dict()),
         "loss": record.loss,
         "best_loss": record.best_loss,
         "best_step": record.best_step,

@@ -86,6 +86,8 @@ def train_run(
     on_chosen(folder.name, denoiser.device, read_state(resumed).step if resumed else 0)
     # Every auto written out before the record is: in run.toml, the history and the checkpoints
     config = resolve_auto(config, denoiser, resumed)
+    for name in filter(None, config.objective.automatic.split(", ")):
+        log.info("%s: auto, here %s", name, getattr(config.objective, name) or config.objective.shift_by_size)
     start = start_state(model, start_from, config.adapter) if start_from and resumed is None else None
 
     file = model_file(model, source or {})
