@@ -152,9 +152,9 @@ class NoiseDefaults:
 NOISE_DEFAULTS: dict[str, NoiseDefaults] = {
     # Black Forest Labs, flux/sampling.py: get_lin_function and time_shift; sd-scripts calls it flux_shift
     "Flux": NoiseDefaults(shift_by_size=FLUX_SHIFT),
-    # compute_empirical_mu for many steps is the same line; one latent pixel is a token
+    # Its scheduler_config.json: base_shift 0.5, max_shift 1.15, 256 to 4096 tokens; one latent pixel is a token
     "Flux2": NoiseDefaults(shift_by_size="1, 256, 0.5, 4096, 1.15"),
-    # Trained without a shift by its authors; sd-scripts: sigmoid
+    # sd-scripts' documentation: timestep_sampling sigmoid, which is logit_normal without a shift
     "Chroma": NoiseDefaults(shift=1.0),
     # The scheduler_config.json of Qwen/Qwen-Image: base_shift 0.5, max_shift 0.9, max_image_seq_len 8192
     "QwenImage": NoiseDefaults(shift_by_size="2, 256, 0.5, 8192, 0.9"),
@@ -166,7 +166,7 @@ NOISE_DEFAULTS: dict[str, NoiseDefaults] = {
     # Esser et al. 2024 (arXiv 2403.03206), section 5.3.2: rf/lognorm(0, 1), shift 3 at 1024 x 1024
     "SD3": NoiseDefaults(),
     "WAN21": NoiseDefaults(),
-    # Kong et al. 2024 (arXiv 2412.03603), section 4.5, and musubi-tuner: shift 7
+    # The scheduler_config.json of HunyuanVideo in diffusers' format: shift 7
     "HunyuanVideo": NoiseDefaults(shift=7.0),
     # The host's own sampling shift
     "AuraFlow": NoiseDefaults(shift=1.73),
