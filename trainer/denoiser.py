@@ -51,6 +51,10 @@ class Denoiser(Protocol):
     guidance_distilled: bool
     """Whether the model has learned guided predictions and is told how strong ("guidance" of a conditioning)."""
 
+    takes_given_parts: bool
+    """Whether a part of the latents may be given, as a first frame is: then it is not noised and the model is told
+    ("denoise_mask" of a conditioning, (1, C, [F,] h, w), 0 where it is given)."""
+
     latent_channels: int
     """Channels C that latents must have."""
 

@@ -8,7 +8,7 @@ import pytest
 
 from .in_host import run_in_host
 
-NAMES = ("Wan 2.1 i2v", "SDXL", "Flux", "Qwen-Image", "Z-Image")
+NAMES = ("Wan 2.1 i2v", "SDXL", "Flux", "Qwen-Image", "Z-Image", "Wan 2.2 5B i2v")
 PATCHED = ("SDXL v_prediction", "SDXL x0", "SDXL eps")
 UNETS = ("SDXL", *PATCHED)
 
@@ -39,7 +39,7 @@ def test_batches_are_the_hosts(figures: dict[str, Any], name: str) -> None:
 
 def test_the_defaults_are_the_familys(figures: dict[str, Any]) -> None:
     found = {name: (figures[name]["sampling"], figures[name]["shift"]) for name in NAMES}
-    assert found["Wan 2.1 i2v"] == found["Z-Image"] == ("logit_normal", 3.0)
+    assert found["Wan 2.2 5B i2v"] == found["Wan 2.1 i2v"] == found["Z-Image"] == ("logit_normal", 3.0)
     assert found["SDXL"] == ("uniform", 1.0)
     assert figures["Flux"]["by_size"] == "2, 256, 0.5, 4096, 1.15"
     assert figures["Qwen-Image"]["by_size"] == "2, 256, 0.5, 8192, 0.9"

@@ -36,7 +36,10 @@ from lora_kiln.trainer.dataset.batches import ItemStore, SampleDraw  # type: ign
 from lora_kiln.trainer.dataset.from_graph import encoded_from_latents  # type: ignore[import-not-found]
 from lora_kiln.trainer.errors import KilnError  # type: ignore[import-not-found]
 from lora_kiln.trainer.loop import objective  # type: ignore[import-not-found]
-from lora_kiln.trainer.loop.prefetch import conditioning_batches  # type: ignore[import-not-found]
+from lora_kiln.trainer.loop.prefetch import (  # type: ignore[import-not-found]
+    conditioning_batches,
+    keep_given_parts,
+)
 from lora_kiln.trainer.noise_defaults import resolve  # type: ignore[import-not-found]
 from torch import Tensor
 
@@ -152,8 +155,14 @@ EXTRAS: dict[str, Any] = {
     },
     "Qwen-Image": lambda: {"pooled_output": None, "reference_latents": [draw(1, 16, 1, 6, 8)]},
     "Z-Image": lambda: {"pooled_output": None, "attention_mask": None},
+    "Wan 2.2 5B i2v": lambda: {"pooled_output": None},
 }
-SHAPES = {"Wan 2.1 i2v": (16, 2, 8, 8), "SDXL": (4, 8, 8), "Qwen-Image": (16, 1, 8, 8)}
+SHAPES = {
+    "Wan 2.2 5B i2v": (48, 3, 8, 8),
+    "Wan 2.1 i2v": (16, 2, 8, 8),
+    "SDXL": (4, 8, 8),
+    "Qwen-Image": (16, 1, 8, 8),
+}
 
 
 def make_model(name: str) -> Any:
@@ -161,6 +170,12 @@ def make_model(name: str) -> Any:
     models, bases = comfy.supported_models, comfy.model_base
     config_class, model_class, options, values = {
         "Wan 2.1 i2v": (models.WAN21_I2V, bases.WAN21, {"image_to_video": True}, WAN),
+        "Wan 2.2 5B i2v": (
+            models.WAN22_T2V,
+            bases.WAN22,
+            {},
+            {**WAN, "model_type": "t2v", "in_dim": 48, "out_dim": 48},
+        ),
         "SDXL": (models.SDXL, bases.SDXL, {}, UNET),
         "Flux": (models.Flux, bases.Flux, {}, FLUX),
         "Qwen-Image": (models.QwenImage, bases.QwenImage, {}, QWEN),
@@ -180,15 +195,21 @@ def make_model(name: str) -> Any:
 
 
 @torch.no_grad()
-def by_host(model: Any, entry: Any, x: Tensor, sigma: Tensor) -> Tensor:
-    """What the host's sampler gets for its denoised image."""
+def by_host(
+    model: Any, entry: Any, x: Tensor, sigma: Tensor, mask: Tensor | None = None, given: Tensor | None = None
+) -> Tensor:
+    """What the host's sampler gets for its denoised image; where the mask is 0 it is told what is given."""
     comfy.model_management.load_models_gpu([model])
     base = model.model
     base.current_patcher = model
     conds = {"positive": comfy.sampler_helpers.convert_cond([entry])}
     shapes = {"latent_shapes": [tuple(x.shape)]}
+    if mask is not None:
+        mask = comfy.sampler_helpers.prepare_mask(mask, x.shape, x.device)
+        x = x * mask + given * (1 - mask)  # as KSamplerX0Inpaint with this model's scale_latent_inpaint
+    latents = torch.zeros_like(x) if given is None else given
     conds = comfy.samplers.process_conds(
-        base, torch.zeros_like(x), conds, x.device, torch.zeros_like(x), None, 0, **shapes
+        base, torch.zeros_like(x), conds, x.device, latents, mask, 0, **shapes
     )
     (denoised,) = comfy.samplers.calc_cond_batch(base, [conds["positive"]], x, sigma, model.model_options)
     return denoised
@@ -203,13 +224,20 @@ def figures_of(name: str, folder: Path, model: Any = None) -> dict[str, Any]:
     shape = SHAPES.get(name, (16, 8, 8))
     entries = [[draw(1, length, 24), EXTRAS[name]()] for length in (7, 7, 14)]
     latents = draw(3, *shape)
-    encoded = encoded_from_latents([{"samples": latents}], [entries], folder)
+    mask = None
+    if name == "Wan 2.2 5B i2v":
+        mask = torch.ones(1, 1, *shape[1:])
+        mask[:, :, 0] = 0  # as Wan22ImageToVideoLatent gives the first frame
+    samples = {"samples": latents} if mask is None else {"samples": latents, "noise_mask": mask}
+    encoded = encoded_from_latents([samples], [entries], folder)
     denoiser = HostDenoiser(model, tuple(latents.shape))
     config = resolve(ObjectiveConfig(), denoiser)
     store = ItemStore(encoded.items)
     with denoiser.session(), torch.no_grad():
         x0 = denoiser.prepare_latents(latents)
         noised = objective.add_noise(denoiser, x0, draw(3, *shape), torch.full((3,), LEVEL))
+        whole = store.load([SampleDraw(i, 0, i) for i in range(3)])
+        unmasked, noised = noised, keep_given_parts(denoiser, whole, x0, noised)
 
         def predict(places: list[int]) -> tuple[Tensor, list[list[int]]]:
             batch = store.load([SampleDraw(i, 0, i) for i in places])
@@ -227,19 +255,22 @@ def figures_of(name: str, folder: Path, model: Any = None) -> dict[str, Any]:
     sampling = model.get_model_object("model_sampling")
     prediction, alone_error, without = 0.0, 0.0, 1.0
     for i, entry in enumerate(entries):
-        noisy = noised.noisy[i : i + 1]
+        noisy, given = unmasked.noisy[i : i + 1], x0[i : i + 1]
         if denoiser.alphas_cumprod is None:
             sigma, x = torch.tensor([LEVEL]), noisy
         else:
             power = denoiser.alphas_cumprod[noised.timestep[i : i + 1].long()]
             sigma = ((1 - power) / power).sqrt()
             x = noisy / power.sqrt()
-        expected = by_host(model, entry, x, sigma)
+        told = () if mask is None else (mask, given)
+        expected = by_host(model, entry, x, sigma, *told)
+        if mask is not None:
+            x = noised.noisy[i : i + 1]
         ours = sampling.calculate_denoised(sigma, together[i : i + 1], x)
         prediction = max(prediction, error(ours - x, expected - x))
         alone_error = max(alone_error, error(together[i], alone[i]))
         plain = [entry[0], {"pooled_output": entry[1]["pooled_output"]}]
-        without = min(without, error(by_host(model, plain, x, sigma) - x, expected - x))
+        without = min(without, error(by_host(model, plain, x, sigma) - x, expected - x))  # no mask either
     return {
         "prediction": prediction,
         "alone": alone_error,

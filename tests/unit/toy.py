@@ -59,6 +59,7 @@ class ToyDenoiser:
     timestep_scale = 1000.0
     noise_scale = 1.0
     guidance_distilled = False
+    takes_given_parts = False
     latent_channels = CHANNELS
     device = torch.device("cpu")
     dtype = torch.float32

@@ -67,6 +67,9 @@ class LoadedItem:
     conditioning: ItemConditioning
     size: PixelSize | None  # of the pixels; None where they are not known
     frame_rate: float  # frames per second; 0 for a still, or where it is not known
+    noise_mask: Tensor | None = (
+        None  # (1, [F,] h, w) in 0..1, of a graph's latent: 0 where it is given, not noised
+    )
 
 
 @dataclass(frozen=True)
@@ -101,13 +104,15 @@ class ItemStore:
         Raises:
             KilnError: an encoded file is gone.
         """
-        loaded, items = [], []
+        loaded: list[dict[str, Tensor]] = []
+        items = []
         for draw in draws:
             item = self.items[draw.item]
             latent, text = self.choose(draw)
             loaded.append(self._read(latent, load_latent))
             size = item.sizes[item.latents.index(latent)] if item.sizes else None
-            items.append(LoadedItem(self._read(text, load_text), size, item.frame_rate))
+            noise_mask = loaded[-1].get("mask") if item.noise_mask else None
+            items.append(LoadedItem(self._read(text, load_text), size, item.frame_rate, noise_mask))
         return Batch(
             latents=torch.stack([each["latent"] for each in loaded]),
             items=tuple(items),

@@ -78,6 +78,7 @@ class EncodedItem:
     masked: bool = False
     sizes: tuple[PixelSize, ...] = ()  # one per latent; none where the pixels are not known
     frame_rate: float = 0.0  # of a clip, in frames per second; 0: a still, or not known
+    noise_mask: bool = False  # the mask is that of a graph's latent: 0 where a sampler adds no noise
 
     @property
     def latents(self) -> tuple[Path, ...]:

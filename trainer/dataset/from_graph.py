@@ -96,7 +96,10 @@ def encoded_from_latents(
         text_path, made_text = _keep_conditioning(entry, cache / "texts")
         new += made + made_text
         shape = tuple(sample.shape)
-        items.append(EncodedItem(latent_path, text_path, "", shape, repeats=repeats, masked=mask is not None))
+        masked = mask is not None
+        items.append(
+            EncodedItem(latent_path, text_path, "", shape, repeats=repeats, masked=masked, noise_mask=masked)
+        )
     return EncodedDataset(tuple(items), new)
 
 
@@ -140,14 +143,23 @@ def _split(latent: dict[str, Any]) -> list[tuple[Tensor, Tensor | None]]:
             f"A latent of {kind} cannot be trained on; connect latents of images or of one video stream."
         )
     samples = samples.detach().float().cpu()
-    masks: list[Tensor | None] = [None] * len(samples)
     mask = latent.get("noise_mask")
+    masks: list[Tensor | None] = [None] * len(samples)
     if isinstance(mask, Tensor):
-        flat = mask.detach().float().cpu().reshape(-1, *mask.shape[-2:])
-        masks = [
-            latent_mask(flat[min(i, len(flat) - 1)], tuple(samples.shape[1:])) for i in range(len(samples))
-        ]
+        masks = [_mask_of(mask.detach().float().cpu(), i, samples) for i in range(len(samples))]
     return [(s.clone().contiguous(), m) for s, m in zip(samples, masks, strict=True)]
+
+
+def _mask_of(mask: Tensor, number: int, samples: Tensor) -> Tensor:
+    """(1, [F,] h, w) of one sample. As the host reads a noise mask: (B, 1, F, H, W) has one for each frame, and so has
+    (F, H, W) beside a single clip; others have one for each sample, or one for all."""
+    frames = mask[min(number, len(mask) - 1)][:1] if mask.ndim == 5 else None
+    if mask.ndim == 3 and samples.ndim == 5 and len(samples) == 1 and len(mask) > 1:
+        frames = mask[None]
+    if frames is not None and samples.ndim == 5:
+        return torch.nn.functional.interpolate(frames[None], samples.shape[2:], mode="area")[0].contiguous()
+    flat = mask.reshape(-1, *mask.shape[-2:])
+    return latent_mask(flat[min(number, len(flat) - 1)], tuple(samples.shape[1:]))
 
 
 def _numbers(samples: Sequence[Any], positive: Sequence[Any], entries: Sequence[Any]) -> str:

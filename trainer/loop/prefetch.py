@@ -7,7 +7,7 @@ nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -89,6 +89,7 @@ class Prefetcher:
         noised = objective.add_noise(
             denoiser, latents, self._to_device(torch.stack(noise)), self._to_device(torch.cat(levels))
         )
+        noised = keep_given_parts(denoiser, batch, latents, noised)
         factor = self._to_device(batch.weight * self._role_weight(draws) / count)
         factor = objective.level_weight(config.objective, denoiser, noised) * factor
         mask = None if batch.mask is None else self._to_device(batch.mask)
@@ -123,10 +124,26 @@ def conditioning_batches(
     latents: (B, C, [F,] h, w) on the device.
     """
     items = [complete(item, denoiser, config) for item in batch.items]
+    if denoiser.takes_given_parts:
+        for item, entry in zip(batch.items, items, strict=True):
+            if item.noise_mask is not None and "denoise_mask" not in entry:
+                entry["denoise_mask"] = item.noise_mask.expand(latents.shape[1:])[None]
     return [
         ConditioningBatch(part.items, map_tensors(part.conditioning, lambda t: to_device(t, denoiser.device)))
         for part in denoiser.batch_conditioning(items, latents)
     ]
+
+
+def keep_given_parts(
+    denoiser: Denoiser, batch: Batch, latents: Tensor, noised: objective.NoisyInput
+) -> objective.NoisyInput:
+    """The same with the parts that are given as they are in the latents, for models that take them so."""
+    if not denoiser.takes_given_parts or all(item.noise_mask is None for item in batch.items):
+        return noised
+    whole = torch.ones_like(batch.latents[0][:1])
+    masks = torch.stack([whole if i.noise_mask is None else i.noise_mask for i in batch.items])
+    masks = to_device(masks.to(latents.dtype), latents.device)
+    return replace(noised, noisy=torch.lerp(latents, noised.noisy, masks))
 
 
 def complete(item: LoadedItem, denoiser: Denoiser, config: ObjectiveConfig) -> ItemConditioning:

@@ -22,7 +22,7 @@ from ..events import ValidationPoint
 from ..rng import generator
 from . import objective
 from .distributed import ProcessGroup
-from .prefetch import conditioning_batches
+from .prefetch import conditioning_batches, keep_given_parts
 
 SEED = 0  # not the run's: runs with different seeds are measured alike
 DRAWS = 8192  # of the training distribution, to find its quantiles
@@ -60,6 +60,7 @@ def measure(
             noised = objective.add_noise(
                 denoiser, latents, noise.to(latents.device), level[None].to(latents.device)
             )
+            noised = keep_given_parts(denoiser, batch, latents, noised)
             prediction = denoiser.forward(noised.noisy, noised.timestep, conditioning)
             error = objective.loss_per_item(prediction, noised.target, batch.mask, config.objective)
             error = error * objective.level_weight(config.objective, denoiser, noised)

@@ -52,6 +52,8 @@ class HostDenoiser(Denoiser):
         self.timestep_scale = self._parameters.timestep_scale
         self.noise_scale = self._parameters.noise_scale
         self.alphas_cumprod = self._parameters.alphas_cumprod
+        # Wan 2.2 5B, LTX-Video and Cosmos Predict2 have timesteps of their own for what is given
+        self.takes_given_parts = type(base).process_timestep is not BaseModel.process_timestep
         network_options = getattr(base.diffusion_model, "params", None)
         self.guidance_distilled = bool(getattr(network_options, "guidance_embed", False))
         self.latent_channels = base.latent_format.latent_channels

@@ -122,3 +122,16 @@ def test_one_caption_for_each_item(tmp_path: Path) -> None:
         encoded_from_latents(latents, [conditioning(2)], tmp_path)
     with pytest.raises(KilnError, match="holds a batch of 3 texts; an item is trained on one"):
         encoded_from_latents(latents, [[[torch.zeros(3, 2, 6), {}]]], tmp_path)
+
+
+def test_masks_of_clips_have_frames(tmp_path: Path) -> None:
+    """A first frame that is given, as the host's Wan22ImageToVideoLatent masks it, and as a stack of masks."""
+    first = torch.ones(1, 1, 3, 4, 4)
+    first[:, :, 0] = 0
+    for mask in (first, first[0, 0]):
+        latent = {"samples": torch.randn(1, 4, 3, 2, 2), "noise_mask": mask}
+        encoded = encoded_from_latents([latent], [conditioning()], tmp_path)
+        batch = ItemStore(encoded.items).load([SampleDraw(0, 0, 0)])
+        assert batch.mask is not None and batch.mask.shape == (1, 1, 3, 2, 2)
+        assert batch.mask[0, 0, :, 0, 0].tolist() == [0, 1, 1] and encoded.items[0].noise_mask
+        assert batch.items[0].noise_mask is not None

@@ -12,6 +12,7 @@ import torch
 from trainer.config import ObjectiveConfig
 from trainer.dataset.batches import BatchOrder, ItemStore, LoadedItem
 from trainer.dataset.encoded import EncodedDataset, PixelSize, write_conditioning
+from trainer.dataset.from_graph import encoded_from_latents
 from trainer.loop import objective
 from trainer.loop.distributed import ProcessGroup
 from trainer.loop.prefetch import MicroBatch, Prefetcher, complete
@@ -154,3 +155,34 @@ def test_sdxl_is_told_the_sizes_of_each_item() -> None:
     assert told("768", {}) == {"width": 768, "height": 768}
     own = {"width": 1024, "height": 1024, "crop_w": 5}
     assert told("item", own) == told("768", own) == own
+
+
+def test_what_is_given_is_not_noised(tmp_path: Path) -> None:
+    """Where a model takes given parts: they stay clean, it is told, and they do not count in the loss. Others get the
+    mask in the loss alone."""
+    latents = torch.randn(2, 4, 3, 2, 2)
+    mask = torch.ones(1, 1, 3, 2, 2)
+    mask[:, :, 0] = 0
+    entries = [[torch.randn(1, 3, TEXT), {}] for _ in range(2)]
+    encoded = encoded_from_latents(
+        [{"samples": latents[:1], "noise_mask": mask}, {"samples": latents[1:]}], [entries], tmp_path
+    )
+
+    class Giving(ToyDenoiser):
+        takes_given_parts = True
+
+    items, config = list(encoded.items), make_config(batch_size=2)
+    for kind in (Giving, ToyDenoiser):
+        order = BatchOrder([i.shape for i in items], [1, 1], 2, config.seed)
+        store = ItemStore(items, config.seed)
+        parts = Prefetcher(kind(), config, order, store, ProcessGroup()).get(0, 1)
+        told = [p for p in parts if "denoise_mask" in p.conditioning]
+        clean = sum(
+            bool((p.noised.noisy[i, :, 0] == latents[0, :, 0]).all())
+            for p in parts
+            for i in range(len(p.factor))
+        )
+        assert len(told) == clean == (1 if kind is Giving else 0)
+        assert any(p.mask is not None and not p.mask[:, :, 0].all() for p in parts)
+        for part in told:
+            assert part.conditioning["denoise_mask"].shape == (1, 4, 3, 2, 2)
