@@ -160,7 +160,9 @@ def main() -> None:
             found = step(load(MODEL), MODEL, level=level, offload_block_inputs=offload)
             figures[f"{level}{' offload' if offload else ''}"] = error(found, whole)
     for level in LEVELS[:3]:
-        figures[f"{level} on fp8"] = error(step(load(MODEL), level=level, base_precision="fp8"), whole)
+        for precision in ("fp8", "nf4"):
+            rounded = step(load(MODEL), level=level, base_precision=precision)
+            figures[f"{level} on {precision}"] = error(rounded, whole)
 
     # With another node's patches, loaded whole, and kept off the device
     expected = step(patched(load(MODEL)), level="resident")

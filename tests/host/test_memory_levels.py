@@ -36,9 +36,13 @@ def test_a_step_is_the_same_at_every_level(figures: dict[str, Any], level: str) 
     assert figures[level] == figures[f"{level} offload"] == 0.0
 
 
-def test_an_fp8_base_rounds_alike_at_every_level(figures: dict[str, Any]) -> None:
-    errors = {figures[f"{level} on fp8"] for level in LEVELS[:3]}
-    assert len(errors) == 1 and 0.001 < errors.pop() < 0.5
+@pytest.mark.parametrize(("precision", "most"), [("fp8", 0.5), ("nf4", 2.0)])
+def test_a_quantised_base_rounds_alike_at_every_level(
+    figures: dict[str, Any], precision: str, most: float
+) -> None:
+    """The worst of all tensors: nf4 rounds 3.5 times as coarsely."""
+    errors = {figures[f"{level} on {precision}"] for level in LEVELS[:3]}
+    assert len(errors) == 1 and 0.001 < errors.pop() < most
 
 
 def test_patches_of_other_nodes_are_trained_on(figures: dict[str, Any]) -> None:

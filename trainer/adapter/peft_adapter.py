@@ -10,7 +10,8 @@ rotation is peft's, its place is not. (Qiu et al. 2023, arXiv 2306.07280: W' = R
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import peft
@@ -44,7 +45,8 @@ class PeftAdapter(Adapter):
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft speaks of block sizes that it adjusts; see _turn_outputs
             torch.manual_seed(derive_seed(seed, "init"))
-            peft.inject_adapter_in_model(peft_config(config, targets), module, "default")
+            with _readable_weights([module.get_submodule(name) for name in targets]):
+                peft.inject_adapter_in_model(peft_config(config, targets), module, "default")
             found = dict(module.named_modules())
             self.layers: dict[str, BaseTunerLayer] = {name: found[name] for name in targets}
             for index, (name, layer) in enumerate(self.layers.items()):
@@ -56,6 +58,8 @@ class PeftAdapter(Adapter):
                 layer.base_layer = FrozenLinear(layer.base_layer, weights, device)
                 for parameter in _own(layer).values():
                     parameter.data = parameter.data.to(device, torch.float32)
+                if config.kind == "dora":
+                    _set_magnitude(layer)
                 if config.dropout or config.rank_dropout:
                     layer.forward = self._seeded(layer.forward, layer, index)
         self._draws_of = (seed, 0)
@@ -111,6 +115,34 @@ class PeftAdapter(Adapter):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         load_tensors(self._tensors(), state)
+
+
+@contextmanager
+def _readable_weights(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Inside, layers whose weights peft cannot compute with (quantised, packed) have zeros that take no memory: DoRA
+    reads them for its start, which `_set_magnitude` does for the true weights."""
+    originals = []
+    for layer in layers:
+        weight: Any = layer._parameters["weight"]
+        shape: tuple[Any, Any] = (layer.out_features, layer.in_features)
+        plain = type(weight) is nn.Parameter and weight.is_floating_point() and weight.dtype.itemsize > 1
+        if not plain or tuple(weight.shape) != shape:
+            zeros = torch.zeros(1, device=weight.device).expand(shape)
+            originals.append((layer, weight))
+            layer._parameters["weight"] = nn.Parameter(zeros, requires_grad=False)
+    try:
+        yield
+    finally:
+        for layer, weight in originals:
+            layer._parameters["weight"] = weight
+
+
+@torch.no_grad()
+def _set_magnitude(layer: Any) -> None:
+    """DoRA's magnitude (out,) at the start: the length of each row of the weight that the layer computes with, which
+    may be dequantised or carry patches (Liu et al. 2024, arXiv 2402.09353, eq. 5)."""
+    magnitude = layer.lora_magnitude_vector["default"].weight
+    magnitude.copy_(layer.base_layer.weight.float().norm(dim=1))
 
 
 def _own(layer: nn.Module) -> dict[str, nn.Parameter]:

@@ -26,8 +26,9 @@ class MemoryConfig:
     base_precision: str = setting(
         "as it is",
         "fp8 holds the weights of the trained layers in 8 bits, half of bf16; the LoRA then learns on slightly rounded "
-        "weights. Not with stream from file.",
-        options=("as it is", "fp8"),
+        "weights. nf4 holds them in 4 bits (QLoRA), rounded more coarsely; needs the package bitsandbytes. Not with "
+        "stream from file.",
+        options=("as it is", "fp8", "nf4"),
     )
     offload_block_inputs: bool = setting(
         False,
@@ -46,8 +47,8 @@ class MemoryConfig:
             raise KilnError(
                 f"compile_blocks does not go with the level {self.level}; choose resident or checkpoint activations."
             )
-        if self.level == "stream from file" and self.base_precision == "fp8":
+        if self.level == "stream from file" and self.base_precision != "as it is":
             raise KilnError(
-                "base_precision fp8 does not go with stream from file, which reads the weights as the file has them; "
-                "choose stream blocks or as it is."
+                f"base_precision {self.base_precision} does not go with stream from file, which reads the weights as "
+                "the file has them; choose stream blocks or as it is."
             )

@@ -1,6 +1,6 @@
 """How much of the device's memory a run will need, before it starts, and which memory level that calls for.
 
-weights        as they are; with an fp8 base the trained layers' at one byte each; streamed: two blocks and the rest
+weights        as they are; with a base in fp8 or nf4 the trained layers' so; streamed: two blocks and the rest
 adapter        4 bytes each for the values
 gradients      4 bytes each
 optimizer      bytes of memory per trained parameter, by name
@@ -20,6 +20,7 @@ from ..config import STREAMED, MemoryConfig, TrainConfig
 from .activations import Activations
 from .blocks import find_blocks
 from .ledger import size_of
+from .quantised_base import BYTES_PER_VALUE, quantised_bytes
 
 # Bytes that an optimizer remembers per trained parameter
 OPTIMIZER_BYTES = {
@@ -144,18 +145,20 @@ class _Sizes:
         self._config, self._trained = config, trained
         self.whole = sum(size_of(p) for p in module.parameters())
         as_it_is = [sum(size_of(p) for p in block.parameters()) for block in blocks]
-        saved = {id(layers[t]): max(0, size_of(layers[t].weight) - layers[t].weight.numel()) for t in targets}
-        in_fp8 = [
-            size - sum(saved.get(id(m), 0) for m in block.modules())
-            for size, block in zip(as_it_is, blocks, strict=True)
-        ]
-        self._blocks = {"as it is": as_it_is, "fp8": in_fp8}
+        self._blocks = {"as it is": as_it_is}
         outside = self.whole - sum(as_it_is)
         inside = {id(m) for block in blocks for m in block.modules()}
-        self._outside = {
-            "as it is": outside,
-            "fp8": outside - sum(s for i, s in saved.items() if i not in inside),
-        }
+        self._outside = {"as it is": outside}
+        for precision in BYTES_PER_VALUE:
+            saved = {
+                id(layers[t]): size_of(layers[t].weight) - quantised_bytes(layers[t].weight, precision)
+                for t in targets
+            }
+            self._blocks[precision] = [
+                size - sum(saved.get(id(m), 0) for m in block.modules())
+                for size, block in zip(as_it_is, blocks, strict=True)
+            ]
+            self._outside[precision] = outside - sum(s for i, s in saved.items() if i not in inside)
         self._values = Activations(module, targets, latent_shape)
         self._bytes_per_value = bytes_per_value
 
@@ -202,7 +205,7 @@ def _advice(plan: Estimate, config: TrainConfig, per_item: int, free: int) -> st
             "checkpointing is switched on by itself when the memory runs out."
         )
     if plan.memory.level in STREAMED:
-        return f"{have}, which does not hold two blocks and the adapter; lower the rank or use an fp8 base."
+        return f"{have}, which does not hold two blocks and the adapter; lower the rank or set base_precision to fp8 or nf4."
     return f"{have}, which does not hold the weights and the adapter; lower the rank or use an fp8 model."
 
 

@@ -6,7 +6,7 @@
     stream from file        the same, and the blocks are read from the mapped file (mapped.py); the model gives up its
                             own copies of the weights and has the file's pages instead
 
-With an fp8 base the trained layers' weights are held in 8 bits (fp8.py), on the device or in the CPU memory that is
+With a base in fp8 or nf4 the trained layers' weights are held so (quantised_base.py), on the device or in the memory
 streamed. Everything happens in the twin: the model keeps its layers, its values and, but for stream from file, their
 memory.
 """
@@ -29,9 +29,9 @@ from ..denoiser import Denoiser
 from ..errors import KilnError
 from .blocks import find_blocks
 from .compiled import compile_blocks
-from .fp8 import hold_in_fp8, release_fp8, with_fp8
 from .ledger import Ledger, size_of
 from .mapped import is_mapped, map_weights
+from .quantised_base import QuantisedBase
 from .recompute import RecomputedForward, checkpoint_blocks
 from .ring import BlockRing, StoredWeight
 
@@ -77,11 +77,12 @@ class Placement:
             )
         file = file if config.level == "stream from file" else None
         self._denoiser, self._config, self._adapter, self._file = denoiser, config, adapter, file
-        self._unquantised_weights = weights
-        self._fp8 = config.base_precision == "fp8"
+        self._quantised = (
+            None if config.base_precision == "as it is" else QuantisedBase(config.base_precision, weights)
+        )
         self._streams = config.level in STREAMED
         self.compiles = config.compile_blocks and not self._streams
-        self.weights = with_fp8(weights) if self._fp8 else weights
+        self.weights = weights if self._quantised is None else self._quantised.weights
         self.ledger = Ledger()
         self.recomputed: list[RecomputedForward] = []
         self.ring: BlockRing | None = None
@@ -92,7 +93,7 @@ class Placement:
     def session(self) -> Iterator[None]:
         """The denoiser's session with the weights in their places."""
         with ExitStack() as ending:
-            whole = not (self._streams or self._fp8)
+            whole = not (self._streams or self._quantised)
             begun = (
                 self._denoiser.session() if whole else self._denoiser.session(whole=False, file=self._file)
             )
@@ -112,8 +113,8 @@ class Placement:
                 if self._refs is None:
                     self._refs = _ModelWeights(module, self._adapter, self._denoiser)
                 ending.callback(self.ledger.release, "outside blocks", "blocks")
-                if self._fp8:
-                    self._hold_in_fp8(ending)
+                if self._quantised is not None:
+                    self._quantise(self._quantised, ending)
                 self._move(self._refs.outside, "outside blocks")
                 if self._streams:
                     self.ring = self._make_ring()
@@ -136,17 +137,13 @@ class Placement:
             f"{len(self.recomputed)} blocks are never called."
         )
 
-    def _hold_in_fp8(self, ending: ExitStack) -> None:
+    def _quantise(self, base: QuantisedBase, ending: ExitStack) -> None:
         assert self._refs is not None
         device = torch.device("cpu") if self._streams else self._denoiser.device
         like = torch.empty(0, dtype=self._denoiser.dtype, device=self._denoiser.device)
         for layer in self._refs.targets:
-            weight = layer._parameters["weight"]
-            assert weight is not None
-            if size_of(weight) <= weight.numel():  # in 8 bits or less already
-                continue
-            hold_in_fp8(layer, self._unquantised_weights, like, device)
-            ending.callback(release_fp8, layer)
+            if base.hold(layer, like, device):
+                ending.callback(base.release, layer)
 
     def _move(self, places: list[_WeightRef], what: str) -> None:
         """Onto the device, as copies where they are elsewhere; other kinds of tensors move when their layer asks."""
