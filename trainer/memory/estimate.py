@@ -205,7 +205,7 @@ def _advice(plan: Estimate, config: TrainConfig, per_item: int, free: int) -> st
             "checkpointing is switched on by itself when the memory runs out."
         )
     if plan.memory.level in STREAMED:
-        return f"{have}, which does not hold two blocks and the adapter; lower the rank or set base_precision to fp8 or nf4."
+        return f"{have}, which does not hold two blocks and the adapter; lower the rank or use an fp8 or nf4 base."
     return f"{have}, which does not hold the weights and the adapter; lower the rank or use an fp8 model."
 
 
