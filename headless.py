@@ -76,7 +76,7 @@ def convert(arguments: argparse.Namespace) -> str:
     names = None
     if arguments.model is not None:
         with engine("model_files.safetensors_file").SafetensorsFile(arguments.model) as model:
-            names = engine("model_files.merge_into_file").layer_names(model)
+            names = engine("model_files.model_keys").layer_names(model)
     lora = engine("lora_files.read").read_lora(arguments.file, names)
     return _save(lora, arguments)
 

@@ -11,7 +11,7 @@ from ..errors import KilnError
 
 
 class Adapter(Protocol):
-    """What the loop trains, whatever its kind. It lives in a twin (see twin.py)."""
+    """What the loop trains, whatever its kind. It lives in a shared clone (memory/shared_clone.py)."""
 
     @property
     def weights_loaded(self) -> bool:

@@ -1,7 +1,7 @@
-"""A network without weights, from the names and shapes in a file's header: enough to choose layers and plan memory.
+"""Builds a network without weights from the names and shapes in a file's header, to choose layers and plan memory.
 
-Every tensor becomes a parameter on the meta device; a two-dimensional "weight" becomes a linear layer; a module whose
-members are numbered becomes a list, as all that hold the blocks of this field's networks are.
+Every tensor becomes a parameter on the meta device. A module with a two-dimensional "weight" becomes an nn.Linear, and
+a module whose children are all numbered becomes an nn.ModuleList, as the lists of blocks of these networks are.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ import torch
 from torch import nn
 
 from ..errors import KilnError
+from .model_keys import PREFIXES
 from .safetensors_file import DTYPES, SafetensorsFile
 
-# What files put before the network's own names: whole checkpoints, and files of diffusion models alone
-PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.")
-PATCHES = ("patch_embedding.weight", "patch_embedding.proj.weight", "x_embedder.proj.weight")
+_PREFIXES = (*PREFIXES, "model.")
+_PATCH_EMBEDDINGS = ("patch_embedding.weight", "patch_embedding.proj.weight", "x_embedder.proj.weight")
 Shapes = dict[str, tuple[int, ...]]
 
 
 def read_shapes(path: Path) -> tuple[Shapes, torch.dtype]:
-    """The tensors of the network in a safetensors file, by the network's names, and the type that most values have.
+    """Shapes of the network's parameters in a safetensors file, by the network's names, and the most frequent dtype.
 
     Raises:
         KilnError: the file is missing, damaged, or holds no network.
     """
     with SafetensorsFile(path) as file:
         entries = list(file.entries.values())
-    prefix = next((p for p in PREFIXES if any(e.name.startswith(p) for e in entries)), "")
+    prefix = next((p for p in _PREFIXES if any(e.name.startswith(p) for e in entries)), "")
     inside = [e for e in entries if e.name.startswith(prefix)]
     sizes: dict[str, int] = {}
     for e in inside:
@@ -41,53 +41,57 @@ def read_shapes(path: Path) -> tuple[Shapes, torch.dtype]:
 
 
 def meta_model(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> nn.Module:
-    """The network.
+    """A network with these parameters, all on the meta device.
 
     Args:
         shapes: by full name of the parameter, in model order.
-        dtype: of the weights when they are loaded.
+        dtype: of the parameters.
+
+    Returns:
+        The network. It has an attribute patch_size where the shape of its patch embedding tells one.
     """
-    lists = _lists(shapes)
+    lists = _module_lists(shapes)
     root = nn.Module()
     for name, shape in shapes.items():
         *path, last = name.split(".")
-        at: nn.Module = root
+        parent: nn.Module = root
         for i, part in enumerate(path):
             full = ".".join(path[: i + 1])
-            if part not in at._modules:
-                at.add_module(part, _module(full, i == len(path) - 1, full in lists, shapes, dtype))
-            at = at._modules[part]  # type: ignore[assignment]
-        if last not in at._parameters:
+            if part not in parent._modules:
+                parent.add_module(part, _make_module(full, i == len(path) - 1, full in lists, shapes, dtype))
+            parent = parent._modules[part]  # type: ignore[assignment]
+        if last not in parent._parameters:
             empty = torch.empty(shape, device="meta", dtype=dtype)
-            at.register_parameter(last, nn.Parameter(empty, requires_grad=False))
+            parent.register_parameter(last, nn.Parameter(empty, requires_grad=False))
     for module in root.modules():
-        if isinstance(module, nn.ModuleList):  # files are often in the order of the alphabet: 1, 10, 2
+        if isinstance(module, nn.ModuleList):  # files often sort names as text: 1, 10, 2
             module._modules = dict(sorted(module._modules.items(), key=lambda item: int(item[0])))
-    patch = _patch(shapes)
-    if patch:
-        root.patch_size = patch  # type: ignore[assignment]
+    patch_size = _patch_size(shapes)
+    if patch_size:
+        root.patch_size = patch_size  # type: ignore[assignment]
     return root
 
 
-def _lists(shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
-    """Names of modules whose members are numbered and nothing else."""
-    members: dict[str, set[str]] = {}
+def _module_lists(shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
+    """Full names of modules whose children are all called by numbers."""
+    children: dict[str, set[str]] = {}
     for name in shapes:
         path = name.split(".")
         for i in range(1, len(path)):
-            members.setdefault(".".join(path[:i]), set()).add(path[i])
-    return {name for name, parts in members.items() if all(map(str.isdigit, parts))}
+            children.setdefault(".".join(path[:i]), set()).add(path[i])
+    return {name for name, names in children.items() if all(map(str.isdigit, names))}
 
 
-def _module(
+def _make_module(
     name: str, is_leaf: bool, is_list: bool, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype
 ) -> nn.Module:
+    """The module of that full name, without its children: nn.Linear, nn.ModuleList or an empty nn.Module."""
     weight = shapes.get(f"{name}.weight", ())
     if is_leaf and len(weight) == 2:
         return nn.Linear(weight[1], weight[0], f"{name}.bias" in shapes, "meta", dtype)
     return nn.ModuleList() if is_list else nn.Module()
 
 
-def _patch(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """Sides of a patch, from the kernel of the layer that cuts the latent into them; () where it is not to be seen."""
-    return tuple(next((shapes[n][2:] for n in PATCHES if len(shapes.get(n, ())) > 3), ()))
+def _patch_size(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """The kernel of the convolution that embeds patches, (f, h, w) or (h, w); () where there is no such layer."""
+    return tuple(next((shapes[n][2:] for n in _PATCH_EMBEDDINGS if len(shapes.get(n, ())) > 3), ()))

@@ -1,9 +1,9 @@
-"""A merged model as a folder for `WanPipeline.from_pretrained`.
+"""Writes a merged model as a folder for diffusers' `WanPipeline.from_pretrained`.
 
-The transformer is written; everything else of a pipeline (vae, text encoder, tokenizer, scheduler) is the same before
-and after a merge, so it is taken from a pipeline folder that the user already has: hard links where the disk allows it,
-which cost no room, and copies elsewhere. Without such a folder the result holds what can be made from nothing: the
-transformer, the scheduler and model_index.json.
+The transformer is written. The other components of a pipeline (vae, text encoder, tokenizer, scheduler) are not changed
+by a merge, so they are taken from a pipeline folder that the user already has: as hard links where the disk allows it,
+which take no space, else as copies. Without such a folder the result holds the transformer, the scheduler and
+model_index.json.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from .safetensors_file import Entry, PlannedTensor, SafetensorsFile, write_tenso
 INDEX = "model_index.json"
 TRANSFORMER = "transformer"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")  # never carried on
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")  # never copied
 LINK_FROM = 1 << 20  # bytes; smaller files are copied, so that editing one leaves the other alone
 
-# As diffusers publishes Wan 2.1; values that are not told are the classes' own
+# As diffusers publishes Wan 2.1; other values are the classes' defaults
 SCHEDULER = {
     "_class_name": "UniPCMultistepScheduler",
     "prediction_type": "flow_prediction",
@@ -47,16 +47,16 @@ FOR_IMAGES = {  # image to video
 
 
 def check_pipeline(pipeline: Path, config: Mapping[str, object]) -> None:
-    """Raise a KilnError unless a folder is a Wan pipeline whose transformer has this configuration."""
+    """Raise KilnError unless a folder is a Wan pipeline whose transformer has this configuration."""
     index = _read_json(pipeline / INDEX)
     kind = str(index.get("_class_name"))
     if not kind.startswith("Wan") or TRANSFORMER not in index:
         raise KilnError(f"The pipeline {pipeline.name} is a {kind}; choose the folder of a Wan pipeline.")
-    there = _read_json(pipeline / TRANSFORMER / "config.json")
+    theirs = _read_json(pipeline / TRANSFORMER / "config.json")
     for name in ("num_layers", "num_attention_heads", "ffn_dim", "in_channels", "image_dim"):
-        if name in there and there[name] != config[name]:
+        if name in theirs and theirs[name] != config[name]:
             raise KilnError(
-                f"The pipeline {pipeline.name} is of another size: its transformer's {name} is {there[name]}, and the "
+                f"The pipeline {pipeline.name} is of another size: its transformer's {name} is {theirs[name]}, and the "
                 f"model's is {config[name]}; choose the pipeline of the same model."
             )
 
@@ -66,24 +66,27 @@ def write_pipeline(
     prefix: str,
     folder: Path,
     plan: Sequence[PlannedTensor],
-    notes: dict[str, str],
+    metadata: dict[str, str],
     tick: Callable[[int, int], None],
     pipeline: Path | None,
 ) -> str:
-    """Write the folder; Wan only.
+    """Write the folder of a merged Wan model.
 
     Args:
-        source: the base file; its shapes tell the configuration.
+        source: the base file; the transformer's configuration follows from its shapes.
         prefix: of its tensors' names.
-        plan: the tensors, under the base's names.
-        notes: metadata of the weights' file.
-        pipeline: a pipeline folder to complete it with.
+        folder: to write; files of the same names are replaced.
+        plan: the transformer's tensors, under the base's names.
+        metadata: of the file of weights.
+        tick: told the bytes done and in all; may raise to abandon.
+        pipeline: a pipeline folder to take the other components from.
 
     Returns:
-        A sentence on what is still missing, or nothing.
+        A sentence on the components that are missing, or "".
 
     Raises:
-        KilnError: the base is no Wan, the pipeline does not fit, or the disk is full. What was written is taken away.
+        KilnError: the base is no Wan, the pipeline is of another model, or the disk is full. What was written is
+            removed.
     """
     config = wan_config(source, prefix)
     if pipeline is not None:
@@ -91,22 +94,16 @@ def write_pipeline(
         if folder.resolve() == pipeline.resolve():
             raise KilnError(f"{folder} is the pipeline itself; choose another name for the merged one.")
     renamed = [_renamed(source, each, prefix) for each in plan]
-    made: list[Path] = []
+    written: list[Path] = []
     try:
-        write_tensors(folder / TRANSFORMER / WEIGHTS, renamed, notes, tick)
-        made.append(folder / TRANSFORMER / WEIGHTS)
-        _write_json(folder / TRANSFORMER / "config.json", config, made)
+        write_tensors(folder / TRANSFORMER / WEIGHTS, renamed, metadata, tick)
+        written.append(folder / TRANSFORMER / WEIGHTS)
+        _write_json(folder / TRANSFORMER / "config.json", config, written)
         if pipeline is None:
-            return _bare(folder, config, made)
-        _complete(folder, pipeline, made)
+            return _write_without_pipeline(folder, config, written)
+        _take_components(folder, pipeline, written)
     except BaseException as error:
-        for path in made:
-            path.unlink(missing_ok=True)
-        for path in sorted(
-            {p for each in made for p in each.parents if folder in (p, *p.parents)}, reverse=True
-        ):
-            with contextlib.suppress(OSError):  # not empty: others' files
-                path.rmdir()
+        _remove(written, folder)
         if isinstance(error, OSError):
             raise KilnError(
                 f"Cannot write {folder} ({error}); check free space and write permission."
@@ -115,7 +112,18 @@ def write_pipeline(
     return ""
 
 
+def _remove(written: Sequence[Path], folder: Path) -> None:
+    """Delete these files, and the folders up to `folder` that are empty then."""
+    for path in written:
+        path.unlink(missing_ok=True)
+    parents = {p for each in written for p in each.parents if folder in (p, *p.parents)}
+    for path in sorted(parents, reverse=True):
+        with contextlib.suppress(OSError):  # it holds other files
+            path.rmdir()
+
+
 def _renamed(source: SafetensorsFile, each: PlannedTensor, prefix: str) -> PlannedTensor:
+    """A tensor under its name in diffusers; raises KilnError where there is none."""
     bare = each.entry.name[len(prefix) :]
     layer, _, kind = bare.rpartition(".")
     name = f"{to_diffusers(layer)}.{kind}" if kind in ("weight", "bias") else to_diffusers(bare)
@@ -126,12 +134,13 @@ def _renamed(source: SafetensorsFile, each: PlannedTensor, prefix: str) -> Plann
     return PlannedTensor(Entry(name, each.entry.dtype, each.entry.shape), each.make)
 
 
-def _bare(folder: Path, config: Mapping[str, object], made: list[Path]) -> str:
+def _write_without_pipeline(folder: Path, config: Mapping[str, object], written: list[Path]) -> str:
+    """The scheduler and model_index.json; returns a sentence on the components that are missing."""
     images = config["image_dim"] is not None
     components = COMPONENTS | (FOR_IMAGES if images else {})
-    _write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER, made)
+    _write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER, written)
     kind = "WanImageToVideoPipeline" if images else "WanPipeline"
-    _write_json(folder / INDEX, {"_class_name": kind, **dict(sorted(components.items()))}, made)
+    _write_json(folder / INDEX, {"_class_name": kind, **dict(sorted(components.items()))}, written)
     missing = [name for name in components if name not in ("transformer", "scheduler")]
     return (
         f"; {kind}.from_pretrained needs {', '.join(missing)} beside it: choose a pipeline folder that has them, "
@@ -139,21 +148,22 @@ def _bare(folder: Path, config: Mapping[str, object], made: list[Path]) -> str:
     )
 
 
-def _complete(folder: Path, pipeline: Path, made: list[Path]) -> None:
-    """Everything of a pipeline but its transformer; model_index.json last, as the sign that the folder is whole."""
+def _take_components(folder: Path, pipeline: Path, written: list[Path]) -> None:
+    """Link or copy all components but the transformer; model_index.json last, so that only a complete folder has it."""
     for path in sorted(pipeline.rglob("*")):
-        place = path.relative_to(pipeline)
-        hidden = any(part.startswith(".") for part in place.parts)
-        if not path.is_file() or hidden or place.parts[0] == TRANSFORMER or path.suffix in PICKLED:
+        relative = path.relative_to(pipeline)
+        hidden = any(part.startswith(".") for part in relative.parts)
+        if not path.is_file() or hidden or relative.parts[0] == TRANSFORMER or path.suffix in PICKLED:
             continue
-        if place != Path(INDEX):
-            _take(path, folder / place, made)
-    _take(pipeline / INDEX, folder / INDEX, made)
+        if relative != Path(INDEX):
+            _link_or_copy(path, folder / relative, written)
+    _link_or_copy(pipeline / INDEX, folder / INDEX, written)
 
 
-def _take(path: Path, target: Path, made: list[Path]) -> None:
+def _link_or_copy(path: Path, target: Path, written: list[Path]) -> None:
+    """A hard link for files of LINK_FROM bytes and more, where the disk allows it; else a copy."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    made.append(target)
+    written.append(target)
     target.unlink(missing_ok=True)
     path = path.resolve()  # a download cache holds links; a hard link to a link would break with it
     if path.stat().st_size >= LINK_FROM:
@@ -165,26 +175,31 @@ def _take(path: Path, target: Path, made: list[Path]) -> None:
     shutil.copyfile(path, target)
 
 
-def _write_json(path: Path, values: Mapping[str, object], made: list[Path]) -> None:
+def _write_json(path: Path, values: Mapping[str, object], written: list[Path]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    made.append(path)
+    written.append(path)
     path.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
 
 
 def _read_json(path: Path) -> dict[str, object]:
+    """A JSON object; raises KilnError where the file is missing or damaged."""
     try:
-        found = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise KilnError(
             f"{path.parent.name}/{path.name} of the pipeline cannot be read ({error}); choose a whole pipeline folder."
         ) from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise KilnError(f"{path.parent.name}/{path.name} is damaged; choose a whole pipeline folder.")
-    return found
+    return content
 
 
 def wan_config(source: SafetensorsFile, prefix: str) -> dict[str, object]:
-    """diffusers' configuration of a Wan transformer, read off its tensors' shapes.
+    """The config.json of diffusers' WanTransformer3DModel, from the shapes of a file's tensors.
+
+    Args:
+        source: the file.
+        prefix: of its tensors' names.
 
     Raises:
         KilnError: the file holds no Wan.

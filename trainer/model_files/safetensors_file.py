@@ -1,8 +1,7 @@
-"""A safetensors file read and written one tensor at a time, by plain reads, so that memory holds one tensor and no map.
+"""Reads and writes safetensors files one tensor at a time, by plain reads, so that memory holds one tensor and no map.
 
 The format (github.com/huggingface/safetensors): 8 bytes little-endian length, a JSON header of that length with dtype,
-shape and offsets by name, then the tensors' bytes. Sizes are known before values are, so the header can be written
-first.
+shape and offsets by name, then the tensors' bytes. Sizes are known before values are, so the header is written first.
 """
 
 from __future__ import annotations
@@ -42,36 +41,51 @@ DTYPES = {
 }
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 FP8 = ("F8_E4M3", "F8_E5M2")
-_CHUNK = 16 << 20
+_CHUNK = 16 << 20  # bytes copied at a time
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of a file."""
+    """One tensor in a file's header.
+
+    Attributes:
+        name: its key.
+        dtype: in safetensors' words, a key of DTYPES.
+        shape: of the tensor.
+        start: offset of its first byte in the data part.
+        end: offset after its last byte.
+    """
 
     name: str
-    dtype: str  # safetensors' name of it
+    dtype: str
     shape: tuple[int, ...]
-    start: int = 0  # in the data part
+    start: int = 0
     end: int = 0
 
 
 class SafetensorsFile:
-    """A safetensors file open for reading, by several threads if need be. Use it in a `with` block."""
+    """A safetensors file open for reading; several threads may read at a time. Use it in a `with` block.
+
+    Attributes:
+        path: of the file.
+        entries: by name, in the order of their bytes.
+        metadata: text by name.
+        data_start: offset of the data part in the file.
+    """
 
     def __init__(self, path: Path) -> None:
         """Raises KilnError: it is missing, pickled, damaged or cut off."""
         check_safetensors(path)
         self.path = path
         self._file: BinaryIO = path.open("rb", buffering=0)
-        self._turn = threading.Lock()
+        self._seek_lock = threading.Lock()
         self._scratch = threading.local()
         length = struct.unpack("<Q", self._file.read(8))[0]
         header = json.loads(self._file.read(length))
-        self.data_start = 8 + length  # of the data part, in the file
+        self.data_start = 8 + length
         self.metadata: dict[str, str] = header.pop("__metadata__", {})
-        found = [Entry(k, v["dtype"], tuple(v["shape"]), *v["data_offsets"]) for k, v in header.items()]
-        self.entries = {e.name: e for e in sorted(found, key=lambda e: e.start)}
+        entries = [Entry(k, v["dtype"], tuple(v["shape"]), *v["data_offsets"]) for k, v in header.items()]
+        self.entries = {e.name: e for e in sorted(entries, key=lambda e: e.start)}
 
     def __enter__(self) -> SafetensorsFile:
         return self
@@ -80,46 +94,54 @@ class SafetensorsFile:
         self._file.close()
 
     def read(self, name: str) -> Tensor:
-        """One tensor, in its own type, in memory of its own."""
+        """One tensor in the file's dtype, in fresh memory on the CPU."""
         return self.read_rows(name, 0, self.entries[name].shape[0] if self.entries[name].shape else 1)
 
     def read_rows(self, name: str, first: int, last: int, reuse: bool = False) -> Tensor:
-        """Rows first..last-1 of one tensor (a scalar is its only row).
+        """Rows first..last-1 of one tensor in the file's dtype (a scalar is one row).
 
-        With `reuse` they lie in memory that the same thread's next such call uses again.
+        Args:
+            name: of the tensor.
+            first: number of the first row.
+            last: number after the last row; what is beyond the tensor is left out.
+            reuse: the result lies in memory that the same thread's next call with `reuse` overwrites.
+
+        Raises:
+            KilnError: the file has become shorter since it was opened.
         """
         entry = self.entries[name]
         rows = entry.shape[0] if entry.shape else 1
-        width = (entry.end - entry.start) // max(rows, 1)
-        size = (min(last, rows) - first) * width
+        row_bytes = (entry.end - entry.start) // max(rows, 1)
+        size = (min(last, rows) - first) * row_bytes
         raw = self._reused(size) if reuse else torch.empty(size, dtype=torch.uint8)
-        self._fill(memoryview(raw.numpy().data), self.data_start + entry.start + first * width)
+        self._fill(memoryview(raw.numpy().data), self.data_start + entry.start + first * row_bytes)
         shape = (min(last, rows) - first, *entry.shape[1:]) if entry.shape else ()
         return raw.view(DTYPES[entry.dtype]).reshape(shape)
 
-    def _fill(self, view: memoryview, place: int) -> None:
-        """Read bytes from a place of the file; threads do so side by side where the system can."""
+    def _fill(self, view: memoryview, offset: int) -> None:
+        """Fill `view` with the file's bytes from `offset` on. On systems with preadv, threads read concurrently."""
         done = 0
         while done < len(view):
             if hasattr(os, "preadv"):  # not on Windows
-                done += os.preadv(self._file.fileno(), [view[done:]], place + done) or _cut_off(self.path)
+                done += os.preadv(self._file.fileno(), [view[done:]], offset + done) or _cut_off(self.path)
                 continue
-            with self._turn:
-                self._file.seek(place + done)
+            with self._seek_lock:
+                self._file.seek(offset + done)
                 done += self._file.readinto(view[done:]) or _cut_off(self.path)  # type: ignore[attr-defined]
 
     def _reused(self, size: int) -> Tensor:
-        held: Tensor | None = getattr(self._scratch, "raw", None)
-        if held is None or len(held) < size:
-            held = self._scratch.raw = torch.empty(size, dtype=torch.uint8)
-        return held[:size]
+        """That many bytes of memory of this thread."""
+        buffer: Tensor | None = getattr(self._scratch, "raw", None)
+        if buffer is None or len(buffer) < size:
+            buffer = self._scratch.raw = torch.empty(size, dtype=torch.uint8)
+        return buffer[:size]
 
-    def copy_to(self, name: str, target: _Whole) -> None:
-        """One tensor's bytes, without looking at them."""
+    def copy_to(self, name: str, target: _FullWriter) -> None:
+        """Copy one tensor's bytes unchanged."""
         entry = self.entries[name]
         done, size = 0, entry.end - entry.start
         while done < size:
-            with self._turn:
+            with self._seek_lock:
                 self._file.seek(self.data_start + entry.start + done)
                 chunk = self._file.read(min(size - done, _CHUNK))
             done += len(chunk) or _cut_off(self.path)
@@ -127,19 +149,25 @@ class SafetensorsFile:
 
 
 def _cut_off(path: Path) -> int:
+    """Raise KilnError: a read returned nothing before the end."""
     raise KilnError(f"{path.name} ended while it was read; is somebody changing it?")
 
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """One tensor to be written: made when its turn comes, or copied from another file."""
+    """One tensor to be written: computed when its turn comes, or copied from another file.
 
-    entry: Entry  # name, dtype and shape; its offsets are not looked at
+    Attributes:
+        entry: name, dtype and shape; its offsets are not used.
+        make: returns the rows in order, in blocks of any number of rows; or a file and the name of a tensor in it.
+    """
+
+    entry: Entry
     make: Callable[[], Iterable[Tensor]] | tuple[SafetensorsFile, str]
-    """Gives the rows in order, in blocks of any number; or names a tensor of a file."""
 
 
 def byte_size(entry: Entry) -> int:
+    """Of the tensor's values, in bytes."""
     return math.prod(entry.shape) * DTYPES[entry.dtype].itemsize
 
 
@@ -148,20 +176,23 @@ def write_tensors(
     plan: Sequence[PlannedTensor],
     metadata: dict[str, str],
     tick: Callable[[int, int], None] = lambda done, total: None,
-    late: Callable[[], dict[str, Tensor]] = dict,
+    replacements: Callable[[], dict[str, Tensor]] = dict,
 ) -> None:
-    """Write a file tensor by tensor under a temporary name and rename it when it is whole.
+    """Write a safetensors file tensor by tensor under a temporary name, and rename it when it is complete.
 
     Args:
-        plan: in the order in which the file will hold them.
+        path: of the file; an existing one is replaced.
+        plan: the tensors, in the order in which the file will hold them.
+        metadata: text by name.
         tick: told the bytes done and in all; may raise to abandon the file.
-        late: tensors by name that are known only after the others; they replace what the plan gave.
+        replacements: called after all others are written; returns tensors by name, of the planned dtype and shape,
+            that overwrite what the plan gave.
 
     Raises:
         KilnError: writing failed; nothing is left behind.
     """
     header: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
-    offset, places = 0, {}
+    offset, offsets = 0, {}
     for each in plan:
         size = byte_size(each.entry)
         header[each.entry.name] = {
@@ -169,7 +200,7 @@ def write_tensors(
             "shape": list(each.entry.shape),
             "data_offsets": [offset, offset + size],
         }
-        places[each.entry.name] = offset
+        offsets[each.entry.name] = offset
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -186,23 +217,29 @@ def write_tensors(
             else:
                 each.make[0].copy_to(each.make[1], file)
             done += byte_size(each.entry)
-        for name, tensor in late().items():
-            file.seek(8 + len(text) + places[name])
+        for name, tensor in replacements().items():
+            file.seek(8 + len(text) + offsets[name])
             file.write(_bytes(tensor))
         tick(offset, offset)
 
 
 def _bytes(tensor: Tensor) -> memoryview:
+    """A tensor's values as they lie in a file."""
     return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 @contextlib.contextmanager
-def _temporary(path: Path) -> Iterator[_Whole]:
+def _temporary(path: Path) -> Iterator[_FullWriter]:
+    """A temporary file beside `path`, renamed to it at the end and removed on an error.
+
+    Raises:
+        KilnError: it cannot be written.
+    """
     temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb", buffering=0) as file:
-            yield _Whole(file)
+            yield _FullWriter(file)
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
@@ -212,15 +249,15 @@ def _temporary(path: Path) -> Iterator[_Whole]:
             temporary.unlink(missing_ok=True)
 
 
-class _Whole:
-    """An unbuffered file whose write takes all of what it is given."""
+class _FullWriter:
+    """An unbuffered file whose write does not return before all bytes are written."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.seek = file.seek
 
     def reserve(self, size: int) -> None:
-        """Ask for the whole file's room: a full disk says so before the work, and writing is a third faster."""
+        """Allocate the whole file: a full disk fails before anything is computed, and writing is a third faster."""
         if not hasattr(os, "posix_fallocate"):  # Windows, macOS
             return
         try:

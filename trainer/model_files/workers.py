@@ -1,8 +1,8 @@
-"""Small pieces of tensor work side by side, one thread each.
+"""A thread pool for tensor work, one core a thread.
 
-torch splits every operation over all cores and waits for the slowest at each. On pieces that fit the processor's cache,
-beside anything else that runs, the waiting is most of the time (of a 6 GB merge on two busy cores, nine tenths). So
-each piece stays on one core, and the pieces run side by side.
+By default torch splits every operation over all cores and waits for the slowest at each. On blocks that fit the
+processor's cache, on a machine that runs other programs too, that waiting is most of the time (nine tenths of a 6 GB
+merge on two busy cores). So each block is computed on one core, and several blocks at a time.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ import torch
 
 S = TypeVar("S")
 T = TypeVar("T")
-MOST = 8
+MAX_WORKERS = 8
 
 
 class Workers:
-    """Use it in a `with` block: inside, new threads of this process run torch on one core each."""
+    """The pool. Use it in a `with` block; inside, any new thread of this process runs torch on one core."""
 
     def __init__(self) -> None:
-        self._count = min(MOST, os.cpu_count() or 1)
+        self._count = min(MAX_WORKERS, os.cpu_count() or 1)
 
     def __enter__(self) -> Workers:
         self._threads = torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(self._count, "lora-kiln-merge", _begin)
+        self._pool = ThreadPoolExecutor(self._count, "lora-kiln-merge", _start_thread)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(self._threads)  # the workers' call also set what later threads start with
+        torch.set_num_threads(self._threads)  # _start_thread changed the default of later threads
 
     def map(self, work: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
-        """work of each item, in order; at most two per worker are ahead, so that memory stays small."""
-        ahead: deque[Future[T]] = deque()
+        """The results of work(item), in order. At most two items a worker are ahead, so that memory stays small."""
+        pending: deque[Future[T]] = deque()
         for item in items:
-            ahead.append(self._pool.submit(work, item))
-            if len(ahead) > 2 * self._count:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+            pending.append(self._pool.submit(work, item))
+            if len(pending) > 2 * self._count:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
-def _begin() -> None:
-    """What each thread does first."""
+def _start_thread() -> None:
+    """Settings of each thread of the pool."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(
         False
-    )  # quantised.py computes with subnormal numbers; the setting is the thread's own
+    )  # fp8_rounding.py computes with subnormal numbers; the setting is per thread
