@@ -12,7 +12,7 @@ from ..trainer.lora_files.resize import resize
 from ..trainer.model_files.extract_lora import extract_lora
 from ..trainer.model_files.merge_into_file import BASE_DTYPES, LAYOUTS, WeightedLora, merge_into_file
 from . import types
-from .host.canvas.progress import NodeProgress, ticker
+from .host.canvas.progress import NodeProgress, progress_callback
 from .host.models import model_files
 from .host.models.lora import apply_lora, in_our_keys
 from .host.paths import new_output_path
@@ -111,7 +111,7 @@ class KilnMergeLoras(io.ComfyNode):
             density=density,
             seed=seed,
             device=model_files.device(),
-            tick=ticker(node),
+            tick=progress_callback(node),
         )
         NodeProgress(node).say(sentence)
         return io.NodeOutput(merged, ui={"text": (sentence,)})
@@ -219,7 +219,7 @@ class KilnSaveMergedModel(io.ComfyNode):
             WeightedLora(lora, weight, f"LoRA {i}")
             for i, (lora, weight) in enumerate(zip(*_collect(values), strict=True), 1)
         ]
-        base, tick = model_files.model_path(base_name), ticker(node)
+        base, tick = model_files.model_path(base_name), progress_callback(node)
         whole = model_files.pipeline_path(pipeline) if layout == "diffusers" else None
         sentence = merge_into_file(base, path, loras, dtype=dtype, layout=layout, pipeline=whole, tick=tick)
         text = f"{path.name}: {sentence}"
@@ -290,7 +290,12 @@ class KilnExtractLora(io.ComfyNode):
         node = cls.hidden.unique_id
         tuned, base = model_files.model_path(tuned_name), model_files.model_path(base_name)
         lora, sentence = extract_lora(
-            tuned, base, rank, energy=energy or None, device=model_files.device(), tick=ticker(node)
+            tuned,
+            base,
+            rank,
+            energy=energy or None,
+            device=model_files.device(),
+            tick=progress_callback(node),
         )
         NodeProgress(node).say(sentence)
         return io.NodeOutput(lora, ui={"text": (sentence,)})

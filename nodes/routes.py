@@ -14,8 +14,8 @@ from aiohttp import web
 
 from ..trainer.errors import KilnError
 from ..trainer.runs.samples import thumbnail
-from .host.canvas.estimate import plan_ahead
-from .host.canvas.monitor import RunMonitor, all_runs, find_run, remembered_run, route_table
+from .host.canvas.estimate import estimate_before_loading
+from .host.canvas.monitor import RunMonitor, all_runs, find_run, route_table, run_from_history
 from .host.paths import sample_file
 
 COMMANDS = ("stop", "pause", "resume", "save", "sample")
@@ -32,7 +32,7 @@ def add_routes() -> None:
     @routes.get("/lora_kiln/runs/{run}")
     async def run(request: web.Request) -> web.Response:
         wanted = request.match_info["run"]
-        found = find_run(wanted) or await asyncio.to_thread(remembered_run, wanted)
+        found = find_run(wanted) or await asyncio.to_thread(run_from_history, wanted)
         return web.json_response(found.whole()) if found else _refuse(404, "There is no such run.")
 
     @routes.get(r"/lora_kiln/runs/{run}/samples/{step:\d{1,8}}-{place:\d{1,3}}.{kind:png|jpg|webp}")
@@ -67,13 +67,13 @@ def add_routes() -> None:
         """What the run that is set up on the canvas would need of the device; reads the header of a listed file."""
         try:
             asked = _question(await request.json())
-            return web.json_response(await asyncio.to_thread(plan_ahead, **asked))
+            return web.json_response(await asyncio.to_thread(estimate_before_loading, **asked))
         except (KilnError, ValueError) as error:
             return _refuse(400, str(error))
 
 
 def _question(body: Any) -> dict[str, Any]:
-    """The arguments of plan_ahead. Raises ValueError, in one sentence."""
+    """The arguments of estimate_before_loading. Raises ValueError, in one sentence."""
     wanted = {
         "loader": str,
         "file": str,

@@ -21,11 +21,11 @@ class KilnSampleSettings(SettingsNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        schema = super().define_schema()
+        schema = cls.settings_schema(node_id="KilnSampleSettings")
         for name, options in (("sampler_name", SAMPLERS), ("scheduler", SCHEDULERS)):
-            place = next(i for i, known in enumerate(schema.inputs) if known.id == name)
+            index = next(i for i, each in enumerate(schema.inputs) if each.id == name)
             doc = _FIELDS[name].metadata["doc"]
-            schema.inputs[place] = io.Combo.Input(
+            schema.inputs[index] = io.Combo.Input(
                 name, options=options, default=_FIELDS[name].default, tooltip=doc
             )
         schema.inputs[:0] = [

@@ -50,11 +50,13 @@ class SettingsNode(io.ComfyNode):
     LATER: tuple[str, ...] = ()  # settings that saved workflows may lack: optional, and after the others
 
     @classmethod
-    def define_schema(cls) -> io.Schema:
+    def settings_schema(cls, node_id: str) -> io.Schema:
+        """The schema of one theme. Each node names its id itself, so that it stands in the source as a literal, where
+        the node registry looks for it."""
         fields = config.field_info(cls.CONFIG)
         first = [name for name in fields if name not in (*cls.ON_TRAINER, *cls.LATER)]
         return io.Schema(
-            node_id=cls.__name__,
+            node_id=node_id,
             display_name=f"{cls.TITLE} (LoRA Kiln)",
             category=types.CATEGORY,
             description=f"{cls.CONFIG.__doc__}",
@@ -84,6 +86,10 @@ class KilnAdapterSettings(SettingsNode):
         "max_weight_norm",
     )
 
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return cls.settings_schema(node_id="KilnAdapterSettings")
+
 
 class KilnOptimizerSettings(SettingsNode):
     THEME, TITLE, CONFIG, ON_TRAINER = (
@@ -97,6 +103,10 @@ class KilnOptimizerSettings(SettingsNode):
         *("optimizer", "lora_plus_ratio", "ema_decay", "update_in_backward"),
     )
 
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return cls.settings_schema(node_id="KilnOptimizerSettings")
+
 
 class KilnObjectiveSettings(SettingsNode):
     THEME, TITLE, CONFIG = "objective", "Objective Settings", config.ObjectiveConfig
@@ -105,17 +115,33 @@ class KilnObjectiveSettings(SettingsNode):
         *("noise_offset", "regularisation_weight", "guidance", "size_conditioning"),
     )
 
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return cls.settings_schema(node_id="KilnObjectiveSettings")
+
 
 class KilnValidationSettings(SettingsNode):
     THEME, TITLE, CONFIG = "validation", "Validation Settings", config.ValidationConfig
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return cls.settings_schema(node_id="KilnValidationSettings")
 
 
 class KilnGuardSettings(SettingsNode):
     THEME, TITLE, CONFIG = "guards", "Guard Settings", config.GuardConfig
 
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return cls.settings_schema(node_id="KilnGuardSettings")
+
 
 class KilnMemorySettings(SettingsNode):
     THEME, TITLE, CONFIG = "memory", "Memory Settings", config.MemoryConfig
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return cls.settings_schema(node_id="KilnMemorySettings")
 
 
 class KilnImportSettings(io.ComfyNode):

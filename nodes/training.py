@@ -15,12 +15,12 @@ from . import types
 from .host import paths
 from .host.canvas.blocked import blocked
 from .host.models.lora import apply_lora
-from .host.running.requests import TrainRequest, outcomes_so_far, train_in_background, train_on_host
+from .host.running.requests import TrainRequest, background_changes, train_in_background, train_on_host
 from .inputs import seed_input
 from .settings import Settings, widget
 
 NO_LORA = "none"
-WAIT, BEHIND = "wait", "continue in background"
+WAIT, IN_BACKGROUND = "wait", "continue in background"
 
 _TRAIN = config.field_info(config.TrainConfig)
 _ADAPTER = config.field_info(config.AdapterConfig)
@@ -85,7 +85,7 @@ class KilnTrainLora(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "when_queued",
-                    options=[WAIT, BEHIND],
+                    options=[WAIT, IN_BACKGROUND],
                     default=WAIT,
                     optional=True,
                     tooltip="wait: the nodes behind run with the LoRA when it is done. continue in background: the "
@@ -113,7 +113,7 @@ class KilnTrainLora(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, when_queued: str = WAIT, **_: Any) -> int:
         """What the node gives in the background changes without a change of its inputs."""
-        return outcomes_so_far() if when_queued == BEHIND else 0
+        return background_changes() if when_queued == IN_BACKGROUND else 0
 
     @classmethod
     async def execute(
@@ -153,7 +153,7 @@ class KilnTrainLora(io.ComfyNode):
             memory=config.MemoryConfig(**extra.get("memory", {})),
         )
         graph = {"prompt": cls.hidden.prompt, "workflow": (cls.hidden.extra_pnginfo or {}).get("workflow")}
-        order = TrainRequest(
+        request = TrainRequest(
             model=model,
             encoded=encoded,
             config=chosen,
@@ -164,12 +164,12 @@ class KilnTrainLora(io.ComfyNode):
             tensorboard=tensorboard,
             tools=extra.get("sample_tools"),
         )
-        if when_queued == BEHIND:
-            run, sentence = train_in_background(order)
+        if when_queued == IN_BACKGROUND:
+            run, sentence = train_in_background(request)
             if run is None:
                 return io.NodeOutput(*(blocked() for _ in range(4)), ui={"text": (sentence,)})
         else:
-            run = await train_on_host(order)
+            run = await train_on_host(request)
         trained, _ = apply_lora(model, None, run.lora, 1.0)
         shown = {"text": (run.sentence(), *run.advice), "summary": (run.summary(),)}
         losses = [x for x in run.losses if math.isfinite(x)]  # the host's plot knows no skipped steps

@@ -91,7 +91,7 @@ def shown(path: Path) -> str:
 
 
 def history_file() -> Path:
-    """Where every run is remembered."""
+    """The database of all runs, see trainer.runs.history."""
     return kiln_directory() / "history.db"
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .fused import FrozenWeights
+from .frozen_weights import FrozenWeights
 
 
 class _Frozen(torch.autograd.Function):

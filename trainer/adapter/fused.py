@@ -19,8 +19,7 @@ Dropout zeroes inputs of the LoRA branch as peft does; layers that share an inpu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from peft.tuners.lora.layer import Linear as PeftLinear
@@ -30,22 +29,7 @@ from torch.nn import functional as F
 from ..families import FAMILIES
 from ..rng import derive_seed, generator
 from .dropout import dropout_mask
-
-
-class FrozenWeights(Protocol):
-    """Where a frozen linear layer's weight comes from."""
-
-    def __call__(
-        self, layer: nn.Module, like: Tensor
-    ) -> AbstractContextManager[tuple[Tensor, Tensor | None]]:
-        """Weight (out, in) and bias (out,) or None, on the device and in the type of `like`, valid inside."""
-        ...
-
-
-def resident_weights(layer: nn.Module, like: Tensor) -> AbstractContextManager[tuple[Tensor, Tensor | None]]:
-    """FrozenWeights of an ordinary nn.Linear: the layer's own tensors, cast where the type differs."""
-    assert isinstance(layer, nn.Linear)
-    return nullcontext((layer.weight.to(like), None if layer.bias is None else layer.bias.to(like)))
+from .frozen_weights import FrozenWeights
 
 
 class _LoraLinears(torch.autograd.Function):

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..config import AdapterConfig
 from ..errors import KilnError
-from .fused import FrozenWeights, resident_weights
+from .frozen_weights import FrozenWeights, resident_weights
 from .lora import LoraAdapter
 from .peft_adapter import PeftAdapter
 from .protocol import Adapter

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ..config import AdapterConfig
 from ..errors import KilnError
 from ..rng import generator
-from .fused import FrozenWeights, FusedLoraLinear, resident_weights, share_inputs
+from .frozen_weights import FrozenWeights, resident_weights
+from .fused import FusedLoraLinear, share_inputs
 from .peft_config import lora_config
 from .protocol import Adapter, load_tensors
 from .targets import choose_targets

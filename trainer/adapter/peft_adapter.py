@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..config import AdapterConfig
 from ..rng import derive_seed
 from .frozen import FrozenLinear
-from .fused import FrozenWeights
+from .frozen_weights import FrozenWeights
 from .peft_config import peft_config
 from .protocol import Adapter, load_tensors
 from .targets import choose_targets, layer_shape

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..adapter.fused import FrozenWeights, resident_weights
+from ..adapter.frozen_weights import FrozenWeights, resident_weights
 from ..config import MemoryConfig, TrainConfig
 from ..dataset.encoded import EncodedDataset
 from ..denoiser import Denoiser

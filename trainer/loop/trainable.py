@@ -12,7 +12,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from ..adapter.flat_parameter import flatten_parameters
-from ..adapter.fused import FrozenWeights
+from ..adapter.frozen_weights import FrozenWeights
 from ..adapter.inject import make_adapter
 from ..config import TrainConfig
 from ..denoiser import Denoiser

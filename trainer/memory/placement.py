@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapter.fused import FrozenWeights
+from ..adapter.frozen_weights import FrozenWeights
 from ..adapter.targets import choose_targets
 from ..config import STREAMED, AdapterConfig, MemoryConfig
 from ..denoiser import Denoiser

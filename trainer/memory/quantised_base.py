@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..adapter.fused import FrozenWeights
+from ..adapter.frozen_weights import FrozenWeights
 from ..errors import KilnError
 from .ledger import size_of
 

@@ -1,6 +1,6 @@
 """The memory plan of a run before anything is loaded: from the header of the model's file and the widgets' values.
 
-The plan itself is the run's own (engine.plan_memory); only what it looks at is made up of shapes.
+The plan is the one that the run makes (memory/plan.py), on a network without weights.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WEIGHT_DTYPES = {
 FRAMES_PER_LATENT = 4  # Wan's VAE; the first frame stands alone
 
 
-def plan_ahead(
+def estimate_before_loading(
     loader: str, file: str, weight_dtype: str, config: dict[str, Any], resolution: int, max_frames: int
 ) -> dict[str, Any]:
     """Plan the memory of a run.

@@ -1,4 +1,4 @@
-"""What the canvas knows of runs: their curves, kept while the server lives and sent out as they grow.
+"""The runs of this server process as the canvas shows them: state and curves, sent to the page as they grow.
 
 The training thread reports every step; the canvas gets at most a few messages a second, each with the points since
 the last one. A page that was not there asks for the whole run over HTTP (nodes/routes.py).
@@ -26,11 +26,11 @@ from ....trainer.events import (
     ValidationEvent,
 )
 from ....trainer.report.curve import Curve
-from .recall import RecalledRun, recall
+from .run_history import RunHistory, load_run_history
 
 EVENT = "lora_kiln.run"
 INTERVAL_SECONDS = 0.2  # between two messages about one run
-KEPT_RUNS = 30
+MAX_RUNS = 30
 
 
 class RunMonitor:
@@ -55,23 +55,23 @@ class RunMonitor:
         """The run has a name: from here on the canvas can ask for it.
 
         Args:
-            step: at which it goes on; what was before is recalled.
+            step: at which it goes on; the curves up to there come from the history.
         """
         self.run_id, self._device = run_id, device
         if step:
-            self._recall(recall(run_id, step))
+            self._restore(load_run_history(run_id, step))
         with _lock:
             _runs.pop(run_id, None)  # a resumed run becomes the newest again
             _runs[run_id] = self
-            while len(_runs) > KEPT_RUNS:
+            while len(_runs) > MAX_RUNS:
                 _runs.popitem(last=False)
         self.say("starting")
 
-    def _recall(self, past: RecalledRun) -> None:
+    def _restore(self, history: RunHistory) -> None:
         with self._lock:
-            self._curve, self._validation = past.curve, past.validation
-            self._samples = {(s["step"], s["place"]): s for s in past.samples}
-            self._sent = len(past.curve.points)  # a page that lacks them asks for the whole
+            self._curve, self._validation = history.curve, history.validation
+            self._samples = {(s["step"], s["place"]): s for s in history.samples}
+            self._sent = len(history.curve.points)  # a page that lacks them asks for the whole
 
     def listen(self, event: Event) -> None:
         """A Listener of the training loop."""
@@ -80,8 +80,8 @@ class RunMonitor:
                 if math.isfinite(event.loss):  # a skipped step has none, and JSON no nan
                     self._curve.add(event)
                 self._status = "paused" if self.controls and self.controls.paused else "running"
-                known = self._seconds or event.seconds
-                self._seconds, self._epoch = 0.95 * known + 0.05 * event.seconds, event.epoch
+                mean = self._seconds or event.seconds
+                self._seconds, self._epoch = 0.95 * mean + 0.05 * event.seconds, event.epoch
             elif isinstance(event, CheckpointEvent):
                 self._text = f"step {event.step}: a checkpoint is saved"
             elif isinstance(event, ValidationEvent):
@@ -175,15 +175,15 @@ def find_run(run_id: str) -> RunMonitor | None:
         return _runs.get(run_id)
 
 
-def remembered_run(run_id: str) -> RunMonitor | None:
+def run_from_history(run_id: str) -> RunMonitor | None:
     """A run of an earlier server process, which can be told nothing any more."""
-    past = recall(run_id)
-    if past.record is None:
+    history = load_run_history(run_id)
+    if history.record is None:
         return None
-    record = past.record
+    record = history.record
     run = RunMonitor("", int(record.config.get("steps", record.step)))
     run.run_id = run_id
-    run._recall(past)
+    run._restore(history)
     # One that never said that it ended was lost with its server; its checkpoints can be resumed
     run._status = record.status if record.status in ("done", "failed") else "stopped"
     run._text = record.message or "\n".join(record.advice)

@@ -45,7 +45,7 @@ class NodeProgress:
         server.send_progress_text(text, self._node_id, server.client_id)
 
 
-def ticker(node_id: str) -> Callable[[int, int], None]:
+def progress_callback(node_id: str) -> Callable[[int, int], None]:
     """Moves the node's bar; the user's interrupt ends the work."""
     progress = NodeProgress(node_id)
 

@@ -1,4 +1,4 @@
-"""One training run on the host, from the graph's objects to a Run: while the node waits, or behind its back."""
+"""What a training node asks for, trained while the node waits or in the background of further prompts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .train_run import train_run
 
 log = logging.getLogger(__name__)
 
-KEPT_OUTCOMES = 30
+MAX_BACKGROUND_RUNS = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,23 +68,23 @@ class TrainRequest:
         return run
 
     def key(self) -> Hashable:
-        """Equal for orders that give the same LoRA."""
+        """Equal for requests that give the same LoRA."""
         model = model_fingerprint(self.model)
         return (model, self.encoded.fingerprint, repr(self.config), self.resume, self.start_from)
 
 
-async def train_on_host(order: TrainRequest) -> Run:
+async def train_on_host(request: TrainRequest) -> Run:
     """Train in the background while the node waits; the bar and text on the node follow.
 
     Raises:
         KilnError: see trainer.loop.train.
         The host's InterruptProcessingException: the user interrupted; a checkpoint is saved.
     """
-    progress, monitor = NodeProgress(order.node_id), order.monitor()
+    progress, monitor = NodeProgress(request.node_id), request.monitor()
     progress.say("waiting for the run that trains now ..." if others_run() else "starting ...")
     try:
         run, interrupted = await run_in_background(
-            lambda controls: order.train(controls, monitor, [_listener(progress)])
+            lambda controls: request.train(controls, monitor, [_listener(progress)])
         )
     except NotStarted:
         raise_interrupted()
@@ -92,7 +92,7 @@ async def train_on_host(order: TrainRequest) -> Run:
         monitor.end("failed", str(error))
         raise
     if interrupted or (run.stopped and not monitor.finish_requested):
-        text = f"stopped at step {len(run.losses)} of {order.config.steps}; checkpoint and LoRA: {run.folder.name}"
+        text = f"stopped at step {len(run.losses)} of {request.config.steps}; checkpoint and LoRA: {run.folder.name}"
         progress.say(text)
         monitor.end("stopped", text)
         raise_interrupted()
@@ -102,28 +102,28 @@ async def train_on_host(order: TrainRequest) -> Run:
     return run
 
 
-def train_in_background(order: TrainRequest) -> tuple[Run | None, str]:
+def train_in_background(request: TrainRequest) -> tuple[Run | None, str]:
     """Train while the prompt and others go on.
 
-    An order that is in work already is not started again; one that has ended gives its run.
+    A request whose run goes on already is not started again; one whose run has ended gives that run.
 
     Returns:
         the run when it has ended, and a sentence for the node.
     """
-    key = order.key()
-    if key in _outcomes:
-        found = _outcomes[key]
-        if found is None:
+    key = request.key()
+    if key in _background_runs:
+        folder = _background_runs[key]
+        if folder is None:
             return None, "This run trains in the background already; queue the graph again when it is done."
         try:
-            run = load_run(found)
+            run = load_run(folder)
         except KilnError as error:  # deleted since: train it again
             log.info("%s", error)
         else:
             return run, run.sentence()
     _begin(key)
     waits = "after the run that trains now, " if others_run() else ""
-    monitor = order.monitor()
+    monitor = request.monitor()
 
     def watch(job: Job[Run]) -> None:
         if not job.done:
@@ -148,23 +148,23 @@ def train_in_background(order: TrainRequest) -> tuple[Run | None, str]:
             log.error("The training in the background ended: %s", error)
             monitor.end("failed", str(error))
             if not monitor.run_id:  # it has no panel yet
-                NodeProgress(order.node_id).say(str(error))
+                NodeProgress(request.node_id).say(str(error))
         finally:
             _end(key, outcome)
 
-    run_detached(lambda controls: order.train(controls, monitor, []), watch)
+    run_detached(lambda controls: request.train(controls, monitor, []), watch)
     return None, (
         f"Trains in the background, {waits}while other prompts run; they have the device first. The nodes behind did "
         "not run: queue the graph again when it is done. The LoRA will also be in ComfyUI/output/loras."
     )
 
 
-def outcomes_so_far() -> int:
-    """Goes up with every beginning and end of a run in the background."""
+def background_changes() -> int:
+    """How many runs have begun or ended in the background since the server started."""
     return _changes
 
 
-_outcomes: OrderedDict[Hashable, Path | None] = (
+_background_runs: OrderedDict[Hashable, Path | None] = (
     OrderedDict()
 )  # of runs in the background; None while they go on
 _changes = 0
@@ -173,18 +173,18 @@ _changes = 0
 def _begin(key: Hashable) -> None:
     global _changes
     _changes += 1
-    _outcomes[key] = None
-    while len(_outcomes) > KEPT_OUTCOMES:
-        _outcomes.popitem(last=False)
+    _background_runs[key] = None
+    while len(_background_runs) > MAX_BACKGROUND_RUNS:
+        _background_runs.popitem(last=False)
 
 
 def _end(key: Hashable, folder: Path | None) -> None:
-    """folder: of the run whose LoRA is what was ordered; without one the next order trains again."""
+    """folder: of the run whose LoRA was requested; without one the next request trains again."""
     global _changes
     _changes += 1
-    _outcomes.pop(key, None)
+    _background_runs.pop(key, None)
     if folder is not None:
-        _outcomes[key] = folder
+        _background_runs[key] = folder
 
 
 def _publish(run: Run) -> str:

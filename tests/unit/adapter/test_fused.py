@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from trainer.adapter.dropout import dropout_mask
 from trainer.adapter.flat_parameter import flatten_parameters
-from trainer.adapter.fused import FusedLoraLinear, _LoraLinears, resident_weights, share_inputs
+from trainer.adapter.frozen_weights import resident_weights
+from trainer.adapter.fused import FusedLoraLinear, _LoraLinears, share_inputs
 
 
 class Net(nn.Module):

@@ -194,7 +194,7 @@ def test_lora_plus_moves_b_faster() -> None:
 
 
 def _resident() -> Any:
-    from trainer.adapter.fused import resident_weights
+    from trainer.adapter.frozen_weights import resident_weights
 
     return resident_weights
 

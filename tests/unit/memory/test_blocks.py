@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from trainer.adapter.fused import resident_weights
+from trainer.adapter.frozen_weights import resident_weights
 from trainer.adapter.inject import make_adapter
 from trainer.adapter.targets import choose_targets
 from trainer.config import AdapterConfig, MemoryConfig, TrainConfig

@@ -13,7 +13,7 @@ from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from trainer.adapter.fused import resident_weights
+from trainer.adapter.frozen_weights import resident_weights
 from trainer.adapter.inject import make_adapter
 from trainer.config import AdapterConfig, MemoryConfig, TrainConfig
 from trainer.errors import KilnError

@@ -13,8 +13,8 @@ from .. import paths
 
 
 @dataclass
-class RecalledRun:
-    """What is known of a run's past."""
+class RunHistory:
+    """A run's curves and samples up to a step, from the history."""
 
     curve: Curve = field(default_factory=Curve)
     validation: list[tuple[int, float]] = field(default_factory=list)
@@ -22,13 +22,13 @@ class RecalledRun:
     record: Record | None = None
 
 
-def recall(run_id: str, until: int | None = None) -> RecalledRun:
+def load_run_history(run_id: str, until: int | None = None) -> RunHistory:
     """A run's curves and samples up to a step, all by default; empty when the history holds no such run."""
     history = History(paths.history_file())
     try:
         record = next((r for r in history.records(run_id) if r.id == run_id), None)
         if record is None:
-            return RecalledRun()
+            return RunHistory()
 
         def before(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
             return [(s, v) for s, v in points if math.isfinite(v) and (until is None or s <= until)]
@@ -44,7 +44,7 @@ def recall(run_id: str, until: int | None = None) -> RecalledRun:
         (step, loss, mean, rates.get(step, 0.0)) for (step, loss), mean in zip(losses, means, strict=True)
     ]
     samples = [_sample(step, prompt, path) for step, prompt, path in drawn if path.is_file()]
-    return RecalledRun(Curve(points), measured, samples, record)
+    return RunHistory(Curve(points), measured, samples, record)
 
 
 def _sample(step: int, prompt: str, path: Path) -> dict[str, Any]:
