@@ -66,6 +66,7 @@ class KilnAugmentDataset(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
+            # Long, and only a list of widgets
             node_id="KilnAugmentDataset",
             display_name="Augment Dataset (LoRA Kiln)",
             category=types.CATEGORY,

@@ -33,6 +33,7 @@ class KilnTrainLora(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
+            # Long, and only a list of widgets
             node_id="KilnTrainLora",
             display_name="Train LoRA (LoRA Kiln)",
             category=types.CATEGORY,

@@ -23,8 +23,8 @@ class FusedUpdate:
             parameter.register_post_accumulate_grad_hook(self._step)
 
     def _step(self, parameter: Tensor) -> None:
-        """One optimizer step for one parameter. Values that are no numbers count as 0: whether there are any is not
-        known before the whole step is over."""
+        """One optimizer step for one parameter. Values that are not finite count as 0: whether there are any is
+        not known before the whole step is over."""
         assert self.optimizer is not None and parameter.grad is not None
         if self.loss_scale != 1:
             parameter.grad.div_(self.loss_scale)

@@ -1,8 +1,8 @@
 """What happens when a step goes wrong: non-finite numbers, spikes, a full device.
 
 A bad step is skipped and counted; too many in a row roll the run back to its last checkpoint at half the learning rate
-(or end it). When the device's memory runs out, the step is tried again in a way that needs less. All of it is
-remembered in `GuardState`, which checkpoints hold: a resumed run goes on at the same rate and in the same parts.
+(or end it). When the device's memory runs out, the step is tried again in a way that needs less. All of it is in
+`GuardState`, which checkpoints hold: a resumed run goes on at the same rate and in the same parts.
 """
 
 from __future__ import annotations

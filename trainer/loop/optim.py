@@ -19,7 +19,7 @@ from ..errors import KilnError
 
 _IN_PYTORCH_OPTIMIZER = {"lion": "Lion", "prodigy": "Prodigy", "schedule_free_adamw": "ScheduleFreeAdamW"}
 
-# Every value moves by its own gradient, or by sums over all of them: the shapes of the tensors make no difference
+# The update of a value depends on its own gradient, or on sums over all: the shapes of the tensors make no difference
 _ELEMENTWISE = {"adamw", "adamw_8bit", *_IN_PYTORCH_OPTIMIZER}
 
 

@@ -24,13 +24,13 @@ from .distributed import ProcessGroup
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one forward and backward works on, on the device; B items."""
+    """The inputs of one forward and backward, on the device; B items."""
 
     noised: objective.NoisyInput
     conditioning: Conditioning
     mask: Tensor | None  # (B, 1, [F,] h, w)
     factor: Tensor  # (B,): what each item's error counts for in the loss of the step
-    place: int  # tells this forward's draws from all others
+    place: int  # unique in the run: seeds the dropout of this forward
 
 
 class Prefetcher:
@@ -147,7 +147,7 @@ def keep_given_parts(
 
 
 def complete(item: LoadedItem, denoiser: Denoiser, config: ObjectiveConfig) -> ItemConditioning:
-    """An item's conditioning with what the model is told besides, where the conditioning itself does not say it:
+    """An item's conditioning with the model's further inputs, where the conditioning itself does not say it:
     guidance, the frame rate of a clip, and the sizes of Podell et al. 2023 (arXiv 2307.01952, section 2.2)."""
     found: ItemConditioning = {}
     if denoiser.guidance_distilled:
@@ -178,10 +178,10 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 def _take(noised: objective.NoisyInput, items: tuple[int, ...]) -> objective.NoisyInput:
     """Some items of a batch."""
-    places = list(items)
+    indices = list(items)
     return objective.NoisyInput(
-        noisy=noised.noisy[places],
-        timestep=noised.timestep[places],
-        target=noised.target[places],
-        level=noised.level[places],
+        noisy=noised.noisy[indices],
+        timestep=noised.timestep[indices],
+        target=noised.target[indices],
+        level=noised.level[indices],
     )

@@ -31,6 +31,7 @@ from ..report.curve import SmoothedLoss
 from ..runs import checkpoint
 from ..runs.samples import Sampler, draw_samples
 from . import guards, validation
+from .advice import advise
 from .checks import check_resumable
 from .distributed import ProcessGroup
 from .loss_scale import overflowed
@@ -328,4 +329,4 @@ class TrainingState:
 
     def _advice(self) -> list[str]:
         progress = self.progress
-        return validation.advise(progress.losses, progress.points, self.config, progress.guard.skipped)
+        return advise(progress.losses, progress.points, self.config, progress.guard.skipped)

@@ -76,6 +76,7 @@ def train(
             the device's memory does not suffice. A checkpoint that cannot be written is a MessageEvent: the run goes
             on.
     """
+    # One function, longer than others: the method reads downward without a jump
     started = time.monotonic()
     controls, group = controls or Controls(), group or ProcessGroup()
     config = resolve_auto(config, denoiser, resume_from)
@@ -156,7 +157,7 @@ def _gradients_with_retry(state: TrainingState, step: int, limit: float) -> Tens
     """`_gradients`; again in smaller pieces when the device's memory runs out."""
     config = state.config.guards
     if state.config.optimizer.update_in_backward:
-        # A step that ended half-way cannot be done again: some matrices have moved
+        # A step that ended half-way cannot be done again: some matrices have been updated
         config = replace(config, retry_out_of_memory=False)
     return guards.with_less_memory(
         lambda: _gradients(state, step, limit),

@@ -60,7 +60,8 @@ def train_run(
     Returns:
         the trainer.runs.run.Run.
     """
-    # peft and diffusers take seconds to import: not at the host's start
+    # One function, longer than others: a run from start to end, in time order. peft and diffusers take seconds to
+    # import: not at the host's start
     from ....trainer.loop.train import train
     from ....trainer.runs.checkpoint import read_state
     from ..memory.frozen_weights import host_weights
