@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.config import ValidationConfig
+from trainer.config import TrainConfig, ValidationConfig
 from trainer.dataset.encoded import EncodedDataset, EncodedItem, write_conditioning
 from trainer.events import AdviceEvent, Event, ValidationPoint
 from trainer.loop.advice import advise
