@@ -38,7 +38,7 @@ def add_history_routes() -> None:
     routes.get(base)(_answering(listing))
     routes.get(base + "/{run}/curve")(_answering(curve))
     routes.get(base + "/{run}/graph")(_answering(graph))
-    routes.get(base + "/{run}/leavings")(_answering(leavings))
+    routes.get(base + "/{run}/leavings")(_answering(find_artifacts))
     routes.get(base + "/{run}/sample/{place}")(_answering(sample))
     routes.post(base + "/{run}/rate")(_answering(rate))
     routes.post(base + "/{run}/delete")(_answering(delete))
@@ -86,7 +86,7 @@ async def graph(request: web.Request) -> web.Response:
     return web.json_response(found)
 
 
-async def leavings(request: web.Request) -> web.Response:
+async def find_artifacts(request: web.Request) -> web.Response:
     """What deleting the run would remove and keep."""
     return web.json_response(await _about(request, past_runs.what_goes))
 

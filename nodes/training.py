@@ -10,7 +10,8 @@ from comfy_api.latest import io, ui
 
 from ..trainer import config
 from ..trainer.dataset.encoded import EncodedDataset
-from ..trainer.runs.run import LATEST, NEW_RUN, Run, resume_labels
+from ..trainer.runs.resume import LATEST, NEW_RUN, resume_labels
+from ..trainer.runs.run import Run
 from . import types
 from .host import paths
 from .host.canvas.blocked import blocked

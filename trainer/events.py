@@ -108,16 +108,16 @@ def emitter(listeners: Sequence[Listener]) -> Listener:
 class Controls:
     """Requests to a run, safe to set from any thread.
 
-    The run calls `take_device` before it loads its model, `at_boundary` between steps and `give_device` when it is
-    over. Whoever else needs the device calls `borrow_device`, which returns once the run is not on it, and
-    `return_device` afterwards.
+    The run calls `acquire_device` before it loads its model, `yield_device` between steps and `release_device` when it
+    is over. Other nodes that need the device call `request_device`, which returns once the run is not on it, and
+    `end_device_request` afterwards.
     """
 
     def __init__(self) -> None:
         self._stop = threading.Event()
         self._changed = threading.Condition()
-        self._wanted = False  # somebody else wants the device
-        self._borrowers = 0  # threads that wait for it at this moment
+        self._device_requested = False  # by another node
+        self._waiting_requests = 0  # threads that are inside request_device
         self._on_device = False  # the run has its model loaded and may be inside a step
         self._paused = False
         self._save = threading.Event()
@@ -136,7 +136,7 @@ class Controls:
         self.stop()
 
     def pause(self) -> None:
-        """Ask the run to step aside after the current step, until `resume`; its memory on the device is free."""
+        """Ask the run to leave the device after the current step, until `resume`."""
         self._paused = True
 
     def resume(self) -> None:
@@ -171,51 +171,57 @@ class Controls:
 
     @property
     def paused(self) -> bool:
-        """Whether the run is told to stand aside until `resume`; the step in work may still end."""
+        """Whether the run is to leave the device until `resume`; the current step may still be running."""
         return self._paused
 
     @property
-    def aside(self) -> bool:
-        """Whether the run waits for somebody else to return the device."""
-        return self._wanted and not self._on_device
+    def waits_for_device(self) -> bool:
+        """Whether the run has left the device to another node."""
+        return self._device_requested and not self._on_device
 
-    def borrow_device(self) -> None:
+    def request_device(self) -> None:
         """Block until the run is off the device: at a step boundary, not started yet, or over."""
         with self._changed:
-            self._wanted = True
-            self._borrowers += 1
+            self._device_requested = True
+            self._waiting_requests += 1
             self._changed.wait_for(lambda: not self._on_device)
-            self._borrowers -= 1
+            self._waiting_requests -= 1
 
-    def return_device(self) -> None:
-        """The run may go on, unless somebody is just waiting to borrow. Harmless when nobody had borrowed."""
+    def end_device_request(self) -> None:
+        """The run may go on, unless another thread is inside request_device. Does nothing without a request."""
         with self._changed:
-            self._wanted = self._borrowers > 0
+            self._device_requested = self._waiting_requests > 0
             self._changed.notify_all()
 
-    def take_device(self) -> None:
-        """Block while somebody else has the device, unless the run is told to stop."""
+    def acquire_device(self) -> None:
+        """Block while another node has the device or the run is paused, unless the run is told to stop."""
         with self._changed:
-            self._changed.wait_for(lambda: not (self._wanted or self._paused) or self.stop_requested)
+            self._changed.wait_for(
+                lambda: not (self._device_requested or self._paused) or self.stop_requested
+            )
             self._on_device = True
 
-    def give_device(self) -> None:
+    def release_device(self) -> None:
         """The run's model is off the device."""
         with self._changed:
             self._on_device = False
             self._changed.notify_all()
 
-    def at_boundary(self, step_aside: Callable[[], None], come_back: Callable[[], object]) -> None:
-        """Called by the run between steps: gives the device away while somebody wants it.
+    def yield_device(self, offload: Callable[[], None], reload: Callable[[], object]) -> None:
+        """Called by the run between steps: leaves the device while another node requests it or the run is paused.
+
+        Args:
+            offload: takes the model off the device.
+            reload: brings it back.
 
         Raises:
             Stopped: the run was told to stop.
         """
-        if (self._wanted or self._paused) and not self.stop_requested:
-            step_aside()
-            self.give_device()
-            self.take_device()
+        if (self._device_requested or self._paused) and not self.stop_requested:
+            offload()
+            self.release_device()
+            self.acquire_device()
             if not self.stop_requested:
-                come_back()
+                reload()
         if self.stop_requested:
             raise Stopped

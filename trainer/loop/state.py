@@ -151,7 +151,7 @@ class TrainingState:
         if self.group.size > 1:  # all stop together, or those who go on would wait for the others for ever
             self.group.stop_together(controls.stop_requested)
         else:
-            controls.at_boundary(self.session.close, self.enter_session)
+            controls.yield_device(self.session.close, self.enter_session)
 
     # When the loss or its gradient is not finite
 

@@ -145,12 +145,12 @@ def train(
 @contextmanager
 def _device(controls: Controls) -> Iterator[ExitStack]:
     """The device, and in it a stack for the session with the model; closed, then given back, whatever happens."""
-    controls.take_device()
+    controls.acquire_device()
     try:
         with ExitStack() as session:
             yield session
     finally:
-        controls.give_device()
+        controls.release_device()
 
 
 def _gradients_with_retry(state: TrainingState, step: int, limit: float) -> Tensor:

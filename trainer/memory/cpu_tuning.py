@@ -38,7 +38,7 @@ def prepare_thread() -> None:
 
 
 @contextmanager
-def kept_heap() -> Iterator[None]:
+def retained_heap() -> Iterator[None]:
     """Inside, memory that is freed stays with the process; afterwards it is given back."""
     if not _matters():
         yield

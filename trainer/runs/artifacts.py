@@ -1,4 +1,4 @@
-"""What a run has left on disk: for showing it, for opening its graph, and for deleting it.
+"""A run's files on disk: counted, deleted, and the graph that its LoRA carries.
 
 A run's folder holds files of ours with known names. A person may have put others beside them, such as a copy of the
 LoRA under a name of its own: those are never deleted.
@@ -19,7 +19,7 @@ from ..errors import KilnError
 from .run import LORA
 
 # Names that the engine itself gives: checkpoints, samples, the LoRA and what describes the run
-OURS = re.compile(
+_OWN_NAMES = re.compile(
     r"step-\d+|samples|run\.toml|dataset\.json|manifest\.json|result\.json|lora\.safetensors|\..*\.tmp.*"
 )
 
@@ -32,53 +32,53 @@ class Artifacts:
     checkpoints: int = 0
     samples: int = 0
     lora: bool = False
-    kept: list[str] = field(default_factory=list)  # names of what is not ours
-    paths: list[Path] = field(default_factory=list)  # what would go
+    foreign_files: list[str] = field(default_factory=list)  # names of what a person has put there
+    paths: list[Path] = field(default_factory=list)  # of ours, which would be deleted
 
 
-def leavings(folder: Path) -> Artifacts:
-    """Look at a run's folder; one that is gone has left nothing."""
+def find_artifacts(folder: Path) -> Artifacts:
+    """What is in a run's folder; nothing when the folder is gone."""
     entries = sorted(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else []
-    ours = [p for p in entries if OURS.fullmatch(p.name) and not p.is_symlink()]
+    ours = [p for p in entries if _OWN_NAMES.fullmatch(p.name) and not p.is_symlink()]
     files = [f for p in ours for f in ([p] if p.is_file() else p.rglob("*")) if f.is_file()]
     return Artifacts(
         bytes=sum(f.lstat().st_size for f in files),
         checkpoints=sum(p.name.startswith("step-") for p in ours),
         samples=sum(f.parent.name == "samples" and f.suffix == ".png" for f in files),
         lora=(folder / LORA) in ours,
-        kept=[p.name for p in entries if p not in ours],
+        foreign_files=[p.name for p in entries if p not in ours],
         paths=ours,
     )
 
 
-def remove(folder: Path) -> Artifacts:
+def delete_artifacts(folder: Path) -> Artifacts:
     """Delete what is ours in a run's folder, and the folder itself when nothing else is in it.
 
     Raises:
         KilnError: a file cannot be deleted; what could be is gone.
     """
-    found = leavings(folder)
+    artifacts = find_artifacts(folder)
     try:
-        for path in found.paths:
+        for path in artifacts.paths:
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink()
-        if folder.is_dir() and not found.kept:
+        if folder.is_dir() and not artifacts.foreign_files:
             folder.rmdir()
     except OSError as error:
         raise KilnError(
             f"The run {folder.name} cannot be deleted ({error}); close what uses its files."
         ) from error
-    return found
+    return artifacts
 
 
 def has_graph(folder: Path) -> bool:
-    """Whether `graph` may find one; cheap, for lists."""
+    """Whether `read_graph` may find one; cheap, for lists."""
     return (folder / LORA).is_file()
 
 
-def graph(folder: Path) -> dict[str, Any]:
+def read_graph(folder: Path) -> dict[str, Any]:
     """The graph that a run's LoRA carries: "workflow" as the canvas saves it, "prompt" as the server ran it; either
     may be missing.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from ..events import Controls, Stopped
-from ..memory.cpu_tuning import kept_heap, prepare_thread
+from ..memory.cpu_tuning import prepare_thread, retained_heap
 
 T = TypeVar("T")
 
@@ -62,19 +62,19 @@ class Job(Generic[T]):
                 if self.controls.stop_requested:
                     raise NotStarted
             try:
-                with kept_heap():
+                with retained_heap():
                     try:
                         self._result = self._work(self.controls)
                     finally:
-                        gc.collect()  # the twin and the adapter in it refer to each other
+                        gc.collect()  # the shared clone and the adapter in it refer to each other
             finally:
                 _device.release()
         except BaseException as error:  # handed to whoever asks for the result
             self._error = error
         finally:
-            self.controls.give_device()
+            self.controls.release_device()
 
 
-def others_run() -> bool:
+def another_run_is_active() -> bool:
     """Whether a run is active now, so that another would wait for it."""
     return _device.locked()

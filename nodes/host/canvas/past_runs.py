@@ -14,7 +14,7 @@ from ....trainer.config import TrainConfig
 from ....trainer.errors import KilnError
 from ....trainer.noise_defaults import as_chosen
 from ....trainer.report.curve import Curve, smooth
-from ....trainer.runs import artifacts as leavings
+from ....trainer.runs import artifacts
 from ....trainer.runs.history import ORDERS as ORDERS
 from ....trainer.runs.history import History, Record
 from ....trainer.runs.run import LORA
@@ -56,7 +56,7 @@ def graph(run_id: str) -> dict[str, Any]:
     Raises:
         KilnError: it has left no LoRA.
     """
-    return leavings.graph(_folder(run_id))
+    return artifacts.read_graph(_folder(run_id))
 
 
 def thumbnail(run_id: str, place: int) -> bytes | None:
@@ -81,7 +81,7 @@ def rate(run_id: str, rating: int | None, notes: str | None) -> dict[str, Any]:
 
 def what_goes(run_id: str) -> dict[str, Any]:
     """What deleting the run would remove and keep."""
-    return _described(leavings.leavings(_folder(run_id)))
+    return _described(artifacts.find_artifacts(_folder(run_id)))
 
 
 def delete(run_id: str) -> dict[str, Any]:
@@ -95,14 +95,16 @@ def delete(run_id: str) -> dict[str, Any]:
         live = find_run(run_id)
         if _known(history, run_id).status == "running" or (live is not None and live.controls is not None):
             raise KilnError("This run is still going on; finish it first.")
-        gone = leavings.remove(folder)
+        gone = artifacts.delete_artifacts(folder)
         shutil.rmtree(paths.tensorboard_folder(folder.name), ignore_errors=True)
         history.forget(run_id)
     return _described(gone)
 
 
-def _described(found: leavings.Artifacts) -> dict[str, Any]:
-    return {name: getattr(found, name) for name in ("bytes", "checkpoints", "samples", "lora", "kept")}
+def _described(found: artifacts.Artifacts) -> dict[str, Any]:
+    """What api.mjs calls Artifacts."""
+    figures = {name: getattr(found, name) for name in ("bytes", "checkpoints", "samples", "lora")}
+    return {**figures, "kept": found.foreign_files}
 
 
 @contextmanager

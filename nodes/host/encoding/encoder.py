@@ -37,7 +37,7 @@ class HostEncoder(Encoder):
 
     def make_room(self) -> None:
         """Take every model off the device, the one to be trained among them; a run in the background steps aside."""
-        DeviceGate.wait_until_aside()
+        DeviceGate.wait_until_free()
         comfy.model_management.unload_all_models()
 
     def encode_pixels(self, pixels: np.ndarray) -> Tensor:

@@ -34,11 +34,11 @@ class DeviceGate:
 
     @classmethod
     @contextmanager
-    def lent_by(cls, job: Job[Any]) -> Iterator[None]:
+    def shared_with(cls, job: Job[Any]) -> Iterator[None]:
         """The gate stands while at least one job is inside."""
         with cls._lock:
             if not cls._jobs:
-                cls._put_up()
+                cls._wrap_host_functions()
             cls._jobs.append(job)
         try:
             yield
@@ -51,13 +51,13 @@ class DeviceGate:
                     cls._originals.clear()
 
     @classmethod
-    def _put_up(cls) -> None:
+    def _wrap_host_functions(cls) -> None:
         management = comfy.model_management
         for module, name, make in (
-            (management, "load_models_gpu", cls._after_others),
-            (management, "free_memory", cls._after_others),
-            (management, "throw_exception_if_processing_interrupted", cls._own_interrupt),
-            (comfy.utils, "PROGRESS_BAR_HOOK", cls._others_only),
+            (management, "load_models_gpu", cls._wait_for_runs),
+            (management, "free_memory", cls._wait_for_runs),
+            (management, "throw_exception_if_processing_interrupted", cls._interrupt_by_controls),
+            (comfy.utils, "PROGRESS_BAR_HOOK", cls._ignore_runs),
         ):
             function = getattr(module, name)
             if function is not None:  # there is no hook without a server
@@ -65,15 +65,15 @@ class DeviceGate:
                 setattr(module, name, make(function))
 
     @classmethod
-    def _after_others(cls, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _wait_for_runs(cls, function: Callable[..., Any]) -> Callable[..., Any]:
         def wait_first(*args: Any, **kwargs: Any) -> Any:
-            cls.wait_until_aside()
+            cls.wait_until_free()
             return function(*args, **kwargs)
 
         return wait_first
 
     @classmethod
-    def _own_interrupt(cls, function: Callable[[], None]) -> Callable[[], None]:
+    def _interrupt_by_controls(cls, function: Callable[[], None]) -> Callable[[], None]:
         def look() -> None:
             job = cls._of_this_thread()
             if job is None:
@@ -84,7 +84,7 @@ class DeviceGate:
         return look
 
     @classmethod
-    def _others_only(cls, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _ignore_runs(cls, function: Callable[..., Any]) -> Callable[..., Any]:
         def move(*args: Any, **kwargs: Any) -> Any:
             return function(*args, **kwargs) if cls._of_this_thread() is None else None
 
@@ -96,11 +96,11 @@ class DeviceGate:
         return next((job for job in list(cls._jobs) if job.thread_id == caller), None)
 
     @classmethod
-    def wait_until_aside(cls) -> None:
+    def wait_until_free(cls) -> None:
         """Return once no run holds the device, other than one whose own thread asks."""
         if cls._of_this_thread() is None:
             for job in list(cls._jobs):
-                job.controls.borrow_device()
+                job.controls.request_device()
 
     @classmethod
     def is_up(cls) -> bool:
@@ -108,10 +108,10 @@ class DeviceGate:
         return bool(cls._jobs)
 
     @classmethod
-    def return_to_all(cls) -> None:
+    def end_requests(cls) -> None:
         """Nobody else needs the device at the moment."""
         for job in list(cls._jobs):
-            job.controls.return_device()
+            job.controls.end_device_request()
 
     @classmethod
     def stop_all(cls) -> None:

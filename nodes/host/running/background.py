@@ -47,14 +47,14 @@ async def run_in_background(work: Callable[[Controls], T]) -> tuple[T, bool]:
     """
     job = Job(work)
     interrupted = False
-    with DeviceGate.lent_by(job):
+    with DeviceGate.shared_with(job):
         job.start()
         try:
             while not job.done:
                 if comfy.model_management.processing_interrupted():
                     interrupted = True
                     job.controls.stop()
-                DeviceGate.return_to_all()  # also to a run that this one waits for
+                DeviceGate.end_requests()  # also to a run that this one waits for
                 await asyncio.sleep(POLL_SECONDS)
         finally:
             job.controls.stop()
@@ -71,11 +71,11 @@ def run_detached(work: Callable[[Controls], T], watch: Callable[[Job[T]], None])
     job = Job(work)
 
     def guard() -> None:
-        with DeviceGate.lent_by(job):
+        with DeviceGate.shared_with(job):
             job.start()
             while not job.done:
                 if PromptServer.instance.prompt_queue.get_tasks_remaining() == 0:
-                    DeviceGate.return_to_all()
+                    DeviceGate.end_requests()
                 watch(job)
                 job.wait(POLL_SECONDS)
         watch(job)

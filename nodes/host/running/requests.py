@@ -15,7 +15,7 @@ from ....trainer.errors import KilnError
 from ....trainer.events import AdviceEvent, Controls, Event, Listener, MessageEvent, StepEvent
 from ....trainer.lora_files.save import save_lora
 from ....trainer.report.console import step_line
-from ....trainer.runs.job import Job, NotStarted, others_run
+from ....trainer.runs.job import Job, NotStarted, another_run_is_active
 from ....trainer.runs.run import Run, load_run
 from .. import paths
 from ..canvas.monitor import RunMonitor
@@ -38,7 +38,7 @@ class TrainRequest:
     model: Any  # a MODEL; it is the same afterwards
     encoded: EncodedDataset
     config: TrainConfig
-    resume: str  # see trainer.runs.run.choose_checkpoint
+    resume: str  # see trainer.runs.resume.choose_checkpoint
     node_id: str
     graph: dict[str, Any]  # "workflow" and "prompt" for the metadata of LoRA and samples
     start_from: str = ""  # a LoRA file of the host's folders to begin from, or nothing
@@ -81,7 +81,7 @@ async def train_on_host(request: TrainRequest) -> Run:
         The host's InterruptProcessingException: the user interrupted; a checkpoint is saved.
     """
     progress, monitor = NodeProgress(request.node_id), request.monitor()
-    progress.say("waiting for the run that trains now ..." if others_run() else "starting ...")
+    progress.say("waiting for the run that trains now ..." if another_run_is_active() else "starting ...")
     try:
         run, interrupted = await run_in_background(
             lambda controls: request.train(controls, monitor, [_listener(progress)])
@@ -122,12 +122,12 @@ def train_in_background(request: TrainRequest) -> tuple[Run | None, str]:
         else:
             return run, run.sentence()
     _begin(key)
-    waits = "after the run that trains now, " if others_run() else ""
+    waits = "after the run that trains now, " if another_run_is_active() else ""
     monitor = request.monitor()
 
     def watch(job: Job[Run]) -> None:
         if not job.done:
-            waiting = job.controls.aside
+            waiting = job.controls.waits_for_device
             if waiting and monitor.status == "running":
                 monitor.say("aside")
             elif not waiting and monitor.status == "aside":

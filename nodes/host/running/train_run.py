@@ -111,7 +111,7 @@ def _choose_folder(
     group: ProcessGroup, resume: str, encoded: EncodedDataset, base_model: str, config: TrainConfig
 ) -> tuple[Path, Path | None]:
     """The run's folder, the same in all processes, and in it the checkpoint to resume from."""
-    from ....trainer.runs.run import choose_checkpoint, run_folder_for
+    from ....trainer.runs.resume import choose_checkpoint, run_folder_for
 
     def choose() -> str:
         checkpoint = choose_checkpoint(

@@ -139,14 +139,14 @@ def test_steps_aside_and_goes_on_unchanged(tmp_path: Path) -> None:
             train(denoiser, encoded, config, run_folder=tmp_path / "shared", controls=controls)
         )
     )
-    controls.borrow_device()  # before it starts: it must wait
+    controls.request_device()  # before it starts: it must wait
     worker.start()
     assert not denoiser.module._parameters and denoiser.sessions == 0
-    controls.return_device()
+    controls.end_device_request()
     for _ in range(5):
-        controls.borrow_device()
+        controls.request_device()
         assert not any(True for _ in denoiser.twin.module.text._parameters), "weights are held while aside"
-        controls.return_device()
+        controls.end_device_request()
     worker.join(60)
     assert denoiser.sessions >= 1
     assert_same(result[0].adapter, alone.adapter)
@@ -154,7 +154,7 @@ def test_steps_aside_and_goes_on_unchanged(tmp_path: Path) -> None:
 
 def test_stop_while_aside(tmp_path: Path) -> None:
     controls, result = Controls(), []
-    controls.borrow_device()
+    controls.request_device()
     worker = threading.Thread(
         target=lambda: result.append(
             train(

@@ -9,7 +9,7 @@ import pytest
 
 SCRIPT = """
 import threading, torch
-from trainer.memory.cpu_tuning import kept_heap, prepare_thread
+from trainer.memory.cpu_tuning import retained_heap, prepare_thread
 
 def resident():
     with open("/proc/self/statm") as f:
@@ -22,7 +22,7 @@ torch.ones(1 << 22).sum()  # this thread has workers
 prepare_thread()
 before, inside = resident(), []
 def run():
-    with kept_heap():
+    with retained_heap():
         work()
         inside.append(resident())
 thread = threading.Thread(target=run)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import pytest
+
 from trainer.events import StepEvent
-from trainer.report.curve import Curve
+from trainer.report.curve import Curve, smooth
 
 
 def make_curve(count: int) -> Curve:
@@ -38,3 +40,9 @@ def test_long_curves_keep_peaks_and_ends() -> None:
     steps = [p[0] for p in points]
     assert len(points) <= 1002 and steps == sorted(steps)
     assert steps[0] == 1 and steps[-1] == 20_000 and 7_778 in steps
+
+
+def test_smoothing() -> None:
+    assert smooth([3.0]) == pytest.approx([3.0])
+    assert smooth([2.0] * 100)[-1] == pytest.approx(2.0)
+    assert smooth([0.0] * 50 + [1.0] * 50)[-1] == pytest.approx(0.85, abs=0.03)
