@@ -133,12 +133,12 @@ class KilnCaptionAugment(io.ComfyNode):
     def execute(
         cls, dataset: Dataset, dropout: float, shuffle_tags: bool, keep_first: int, orders: int = 8
     ) -> io.NodeOutput:
-        play = CaptionVariation(
+        variation = CaptionVariation(
             dropout=dropout, shuffle_tags=shuffle_tags, keep_first=keep_first, variants=orders
         )
-        forms = caption_variants(dataset.items[0].caption, play)
+        forms = caption_variants(dataset.items[0].caption, variation)
         text = "\n".join(
             [f"{dropout:.0%} of the showings without a caption; forms of the first one:", *forms]
         )
         NodeProgress(cls.hidden.unique_id).say(text)
-        return io.NodeOutput(dataset.with_caption_play(play), ui=ui.PreviewText(text))
+        return io.NodeOutput(dataset.with_caption_variation(variation), ui=ui.PreviewText(text))

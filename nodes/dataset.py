@@ -109,7 +109,7 @@ class KilnLoadDataset(io.ComfyNode):
         dataset = scan_folder(
             paths.dataset_folder(folder),
             options,
-            kept_facts=paths.kept_facts(),
+            facts_cache=paths.facts_cache(),
             on_progress=progress.step,
         )
         progress.say(dataset.describe())

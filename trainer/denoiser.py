@@ -109,12 +109,12 @@ def batch_equal_shapes(items: Sequence[ItemConditioning]) -> list[ConditioningBa
     """`batch_conditioning` for networks that take conditionings as they are: items go together whose values have the
     same names, whose tensors (1, ...) have the same shape and type, and whose other values are equal."""
     groups: list[list[int]] = []
-    for place, item in enumerate(items):
+    for index, item in enumerate(items):
         found = next((g for g in groups if _stackable(items[g[0]], item)), None)
         if found is None:
-            groups.append([place])
+            groups.append([index])
         else:
-            found.append(place)
+            found.append(index)
     batches = []
     for group in groups:
         conditioning = {

@@ -62,7 +62,7 @@ def image_store() -> Path:
     return encoded_cache()[0] / "images"
 
 
-def kept_facts() -> Path:
+def facts_cache() -> Path:
     """Where what was measured of dataset folders is kept."""
     return kiln_directory() / "scans"
 

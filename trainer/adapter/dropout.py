@@ -1,4 +1,4 @@
-"""Dropout masks as pure functions of a seed: backward and a second forward draw them again instead of keeping them."""
+"""Dropout masks as pure functions of a seed: backward and a recomputed forward draw them again, so none is saved."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _LEVELS = 65536  # a mask is drawn from 16 random bits a value
 
 
 def dropout_mask(like: Tensor, rate: float, seed: int) -> Tensor:
-    """0 with probability `rate` (to 1 / 65536), else what keeps the mean; shape and type of `like`.
+    """0 with probability `rate` (in steps of 1 / 65536), else 1 / (1 - rate); shape and type of `like`.
 
     64 random bits make four values: on a CPU that is four times as fast as torch's bernoulli_.
     """

@@ -1,4 +1,4 @@
-"""Many small tensors in one long vector: one kernel clips, steps, averages or sends them all."""
+"""Many parameters as views of one vector (FSDP's FlatParameter): one kernel clips, steps, averages or sends all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def flatten_parameters(parameters: Sequence[nn.Parameter], with_gradients: bool 
 
     Args:
         parameters: at least one, all of one type on one device.
-        with_gradients: without, only the values; each parameter gets a gradient of its own in backward.
+        with_gradients: False: only the values are flattened; each parameter gets a gradient of its own in backward.
 
     Returns:
         (sum of sizes,), with its gradient if there is one.
@@ -28,13 +28,13 @@ def flatten_parameters(parameters: Sequence[nn.Parameter], with_gradients: bool 
     )
     if with_gradients:
         flat.grad = torch.zeros_like(flat)
-    place = 0
+    offset = 0
     for parameter in parameters:
-        part = slice(place, place + parameter.numel())
+        part = slice(offset, offset + parameter.numel())
         view = flat.data[part].view(parameter.shape)
         view.copy_(parameter.data)
         parameter.data = view
         if flat.grad is not None:
             parameter.grad = flat.grad[part].view(parameter.shape)
-        place += parameter.numel()
+        offset += parameter.numel()
     return flat

@@ -21,8 +21,8 @@ from .protocol import Adapter, load_tensors
 from .targets import choose_targets
 
 
-class _WithoutStart:
-    """FrozenWeights of a layer whose update starts at its own largest directions: those are taken off, W - s B0 A0."""
+class _ResidualWeights:
+    """FrozenWeights of a PiSSA layer: the residual W - s B0 A0, with A0 (r, in), B0 (out, r) the start of A and B."""
 
     def __init__(self, weights: FrozenWeights, a: Tensor, b: Tensor, scale: float) -> None:
         self._weights, self.a, self.b, self._scale = weights, a, b, scale
@@ -30,8 +30,8 @@ class _WithoutStart:
     @contextmanager
     def __call__(self, layer: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
         with self._weights(layer, like) as (weight, bias):
-            rest = torch.addmm(weight.float(), self.b, self.a, alpha=-self._scale)
-            yield rest.to(weight.dtype), bias
+            residual = torch.addmm(weight.float(), self.b, self.a, alpha=-self._scale)
+            yield residual.to(weight.dtype), bias
 
 
 class LoraAdapter(Adapter):
@@ -54,12 +54,12 @@ class LoraAdapter(Adapter):
         config.init says."""
         self.config = config
         targets = choose_targets(module, config.target_modules, config.exclude_modules)
-        with torch.random.fork_rng(devices=[]):  # peft draws its own start values; ours follow below
+        with torch.random.fork_rng(devices=[]):  # peft draws start values too; ours follow below
             peft.inject_adapter_in_model(lora_config(config, targets), module, "default")
-        found = dict(module.named_modules())
+        modules = dict(module.named_modules())
         self.layers: dict[str, FusedLoraLinear] = {}
         for index, name in enumerate(targets):
-            layer = found[name]
+            layer = modules[name]
             assert isinstance(layer, PeftLinear), f"peft made {type(layer).__name__} of {name}"
             fused = FusedLoraLinear.fuse(layer, weights, index, config.rank_dropout)
             a, b = fused.matrices
@@ -75,7 +75,7 @@ class LoraAdapter(Adapter):
         rank, kind = len(a), self.config.init
         if kind == "orthogonal":
             # Odd and even rows of one orthogonal matrix, so that B A = 0 with neither zero: as peft's init
-            # "orthogonal", drawn from our own generator
+            # "orthogonal", drawn from the seed
             if rank % 2:
                 raise KilnError(f"init orthogonal needs even ranks and one is {rank}; choose an even rank.")
             q = torch.linalg.qr(torch.randn(rank, rank, generator=draws))[0]
@@ -87,9 +87,9 @@ class LoraAdapter(Adapter):
         a.data.copy_(start)
         nn.init.zeros_(b.data)
         if kind == "pissa":
-            self._start_at_largest(layer, a, b, draws)
+            self._pissa_start(layer, a, b, draws)
 
-    def _start_at_largest(
+    def _pissa_start(
         self, layer: FusedLoraLinear, a: nn.Parameter, b: nn.Parameter, draws: torch.Generator
     ) -> None:
         """PiSSA (Meng et al. 2024, arXiv 2404.02948): A0, B0 are the largest singular directions of W; the frozen
@@ -103,7 +103,7 @@ class LoraAdapter(Adapter):
         root = (values[: len(a)] / layer.scale).sqrt()
         b.data.copy_(u[:, : len(a)] * root)
         a.data.copy_(root[:, None] * (v[: len(a)] @ basis.T))
-        layer.weights = _WithoutStart(layer.weights, a.detach().clone(), b.detach().clone(), layer.scale)
+        layer.weights = _ResidualWeights(layer.weights, a.detach().clone(), b.detach().clone(), layer.scale)
 
     weights_loaded = True  # state_dict needs nothing of the frozen weights
 
@@ -141,9 +141,9 @@ class LoraAdapter(Adapter):
         tensors: dict[str, Tensor] = {}
         for name, (a, b) in zip(self.layers, self._pairs(), strict=True):
             tensors |= {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
-            start = self.layers[name].weights
-            if isinstance(start, _WithoutStart):
-                tensors |= {f"{name}.start_A.weight": start.a, f"{name}.start_B.weight": start.b}
+            weights = self.layers[name].weights
+            if isinstance(weights, _ResidualWeights):
+                tensors |= {f"{name}.start_A.weight": weights.a, f"{name}.start_B.weight": weights.b}
         return tensors
 
     def state_dict(self) -> dict[str, Tensor]:

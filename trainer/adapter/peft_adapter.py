@@ -1,10 +1,10 @@
 """The adapters beside the plain LoRA: DoRA, LoHa, LoKr and OFT, each peft's own layer.
 
-Two things are ours. The base layer is a FrozenLinear. And whatever a layer draws while training (dropout of inputs,
-outputs, layers or blocks) comes from a seed of the step and the layer, as everywhere here.
+Two things differ from plain peft. The base layer is a FrozenLinear. And whatever a layer draws while training (dropout
+of inputs, outputs, layers or blocks) comes from a seed of the step and the layer.
 
-OFT turns the outputs of a layer, as the files of that name mean it, where peft's layer turns the inputs: the
-rotation is peft's, its place is not. (Qiu et al. 2023, arXiv 2306.07280: W' = R W.)
+OFT rotates the outputs of a layer, as files of that name mean it (Qiu et al. 2023, arXiv 2306.07280: W' = R W); peft's
+layer would rotate the inputs.
 """
 
 from __future__ import annotations
@@ -43,26 +43,26 @@ class PeftAdapter(Adapter):
         self.config = config
         targets = choose_targets(module, config.target_modules, config.exclude_modules)
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # peft speaks of block sizes that it adjusts; see _turn_outputs
+            warnings.simplefilter("ignore")  # peft warns of block sizes that it adjusts; see _rotate_outputs
             torch.manual_seed(derive_seed(seed, "init"))
             with _readable_weights([module.get_submodule(name) for name in targets]):
                 peft.inject_adapter_in_model(peft_config(config, targets), module, "default")
-            found = dict(module.named_modules())
-            self.layers: dict[str, BaseTunerLayer] = {name: found[name] for name in targets}
+            modules = dict(module.named_modules())
+            self.layers: dict[str, BaseTunerLayer] = {name: modules[name] for name in targets}
             for index, (name, layer) in enumerate(self.layers.items()):
                 assert isinstance(layer, BaseTunerLayer), f"peft made {type(layer).__name__} of {name}"
                 if config.kind == "oft":
-                    _turn_outputs(layer, layer_shape(name, config).rank, config)
+                    _rotate_outputs(layer, layer_shape(name, config).rank, config)
                 if config.kind in ("loha", "lokr") and config.rank_dropout:
                     _drop_outputs(layer, config.rank_dropout)
                 layer.base_layer = FrozenLinear(layer.base_layer, weights, device)
-                for parameter in _own(layer).values():
+                for parameter in _adapter_parameters(layer).values():
                     parameter.data = parameter.data.to(device, torch.float32)
                 if config.kind == "dora":
                     _set_magnitude(layer)
                 if config.dropout or config.rank_dropout:
                     layer.forward = self._seeded(layer.forward, layer, index)
-        self._draws_of = (seed, 0)
+        self._seed_and_step = (seed, 0)
         self.disable_dropout()
 
     def _seeded(self, forward: Callable[..., Tensor], layer: nn.Module, index: int) -> Callable[..., Tensor]:
@@ -70,7 +70,9 @@ class PeftAdapter(Adapter):
             if not layer.training:
                 return forward(x, *args, **kwargs)
             with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-                torch.manual_seed(derive_seed(self._draws_of[0], "dropout", self._draws_of[1], index))
+                torch.manual_seed(
+                    derive_seed(self._seed_and_step[0], "dropout", self._seed_and_step[1], index)
+                )
                 return forward(x, *args, **kwargs)
 
         return call
@@ -80,7 +82,7 @@ class PeftAdapter(Adapter):
         return all(layer.base_layer.is_loaded for layer in self.layers.values())
 
     def set_step(self, seed: int, micro_step: int) -> None:
-        self._draws_of = (seed, micro_step)
+        self._seed_and_step = (seed, micro_step)
         self._set_training(True)
 
     def disable_dropout(self) -> None:
@@ -92,7 +94,7 @@ class PeftAdapter(Adapter):
                 module.training = training
 
     def parameters(self) -> list[nn.Parameter]:
-        return [p for layer in self.layers.values() for p in _own(layer).values()]
+        return [p for layer in self.layers.values() for p in _adapter_parameters(layer).values()]
 
     def output_matrices(self) -> list[nn.Parameter]:
         if self.config.kind != "dora":
@@ -103,7 +105,11 @@ class PeftAdapter(Adapter):
         """max_weight_norm is for the plain LoRA."""
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {f"{name}.{key}": p for name, layer in self.layers.items() for key, p in _own(layer).items()}
+        return {
+            f"{name}.{key}": parameter
+            for name, layer in self.layers.items()
+            for key, parameter in _adapter_parameters(layer).items()
+        }
 
     def state_dict(self) -> dict[str, Tensor]:
         """peft's names without the adapter's; for DoRA also "<layer>.base_ratio" (out,), the length of the frozen rows
@@ -145,7 +151,7 @@ def _set_magnitude(layer: Any) -> None:
     magnitude.copy_(layer.base_layer.weight.float().norm(dim=1))
 
 
-def _own(layer: nn.Module) -> dict[str, nn.Parameter]:
+def _adapter_parameters(layer: nn.Module) -> dict[str, nn.Parameter]:
     """The adapter's parameters by peft's names without the adapter's ("hada_w1_a", "lora_A.weight")."""
     return {
         name.replace(".default", ""): parameter
@@ -154,8 +160,8 @@ def _own(layer: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def _turn_outputs(layer: Any, block: int, config: AdapterConfig) -> None:
-    """Make an OFT layer of peft turn outputs: a rotation of that size, and a forward that uses it there."""
+def _rotate_outputs(layer: Any, block: int, config: AdapterConfig) -> None:
+    """Make an OFT layer of peft rotate its outputs, in blocks of `block` values."""
     layer.in_features = layer.out_features
     layer.update_layer(
         "default",
@@ -177,14 +183,14 @@ def _turn_outputs(layer: Any, block: int, config: AdapterConfig) -> None:
 
 def _drop_outputs(layer: Any, rate: float) -> None:
     """peft's rank_dropout of these kinds multiplies in place, which autograd refuses (peft 0.21): out of place here."""
-    whole = layer.get_delta_weight
+    original = layer.get_delta_weight
 
     def get_delta_weight(adapter: str, **options: Any) -> Tensor:
-        weight = whole(adapter)
+        weight = original(adapter)
         if not layer.training:
             return weight
-        kept = (torch.rand(len(weight), 1) >= rate).to(weight)
-        return weight * kept / (1 - rate)
+        mask = (torch.rand(len(weight), 1) >= rate).to(weight)
+        return weight * mask / (1 - rate)
 
     layer.get_delta_weight = get_delta_weight
 

@@ -1,4 +1,4 @@
-"""An AdapterConfig in peft's words."""
+"""An AdapterConfig as the PeftConfig of its kind."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .targets import layer_shape
 
 
 def peft_config(config: AdapterConfig, targets: list[str]) -> peft.PeftConfig:
-    """peft's settings for one kind of adapter on exactly these layers."""
+    """The PeftConfig of one kind of adapter on exactly these layers."""
     if config.kind == "dora":
         made = lora_config(config, targets)
         made.use_dora = True
@@ -41,6 +41,7 @@ def target_pattern(targets: list[str]) -> str:
 
 
 def lora_config(config: AdapterConfig, targets: list[str]) -> peft.LoraConfig:
+    """The LoraConfig of a plain LoRA, with rank and alpha of each layer."""
     shapes = {re.escape(t): layer_shape(t, config) for t in targets}
     return peft.LoraConfig(
         r=config.rank,

@@ -1,4 +1,4 @@
-"""What the loop trains, whatever the kind of adapter."""
+"""The interface of every kind of adapter to the training loop."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from ..errors import KilnError
 
 
 class Adapter(Protocol):
-    """What the loop trains, whatever its kind. It lives in a shared clone (memory/shared_clone.py)."""
+    """Trained layers of one kind inside a shared clone (memory/shared_clone.py)."""
 
     @property
     def weights_loaded(self) -> bool:
-        """Whether the frozen weights are there at the moment, in so far as state_dict needs them."""
+        """Whether state_dict can be called: False while the frozen weights that it needs are off the device."""
         ...
 
     def set_step(self, seed: int, micro_step: int) -> None:
-        """Switch training on for one forward and backward: chooses the dropout masks."""
+        """Training mode for one forward and backward; seed and micro-step choose the dropout masks."""
         ...
 
     def disable_dropout(self) -> None:
-        """Switch dropout off, for validation and sampling."""
+        """Eval mode: no dropout, for validation and sampling."""
         ...
 
     def parameters(self) -> list[nn.Parameter]:

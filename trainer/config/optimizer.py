@@ -1,4 +1,4 @@
-"""Optimizer, learning-rate schedule, clipping, running mean."""
+"""Optimizer, learning-rate schedule, clipping, EMA."""
 
 from __future__ import annotations
 

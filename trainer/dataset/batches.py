@@ -27,7 +27,7 @@ class SampleDraw(NamedTuple):
 
     item: int  # index into the dataset
     epoch: int
-    entry: int  # place in the unshuffled epoch: an item with 3 repeats has 3 entries
+    entry: int  # index in the unshuffled epoch: an item with 3 repeats has 3 entries
 
 
 class BatchOrder:
@@ -48,8 +48,8 @@ class BatchOrder:
 
     def batch(self, number: int) -> list[SampleDraw]:
         """The draws of one batch."""
-        epoch, place = divmod(number, self.batches_per_epoch)
-        return [SampleDraw(self._item_of[entry], epoch, entry) for entry in self._epoch(epoch)[place]]
+        epoch, index = divmod(number, self.batches_per_epoch)
+        return [SampleDraw(self._item_of[entry], epoch, entry) for entry in self._epoch(epoch)[index]]
 
     def _plan(self, epoch: int) -> list[list[int]]:
         draws = generator(self._seed, "order", epoch)

@@ -95,7 +95,7 @@ def crop_lost(item: Item, bucket: Bucket) -> float:
 class Plan:
     """Every trained item's bucket."""
 
-    counts: dict[Bucket, int]  # showings in an epoch, repeats counted
+    counts: dict[Bucket, int]  # samples in an epoch, repeats counted
     items: dict[Bucket, int]
     lost: dict[Bucket, float]  # mean share cropped away
     worst: tuple[float, str]  # largest share cropped away, and of which file
@@ -105,7 +105,7 @@ class Plan:
         return sum(-(-count // batch_size) for count in self.counts.values())
 
     def rows(self) -> list[tuple[str, int, int, str]]:
-        """Bucket, items, showings per epoch, crop lost: largest bucket first."""
+        """Bucket, items, samples per epoch, crop lost: largest bucket first."""
         order = sorted(self.items, key=lambda b: (-self.items[b], b))
         return [(str(b), self.items[b], self.counts[b], f"{self.lost[b]:.1%}") for b in order]
 

@@ -1,7 +1,7 @@
-"""Captions that change from one showing to the next.
+"""Captions that change each time an item is trained on.
 
 A caption is taken for a list of tags between commas. Its variants (the tags in other orders, the first ones kept in
-place) are fixed by its text, so each is encoded once; the run's seed then draws one per showing, or the empty caption.
+place) are fixed by its text, so each is encoded once; the run's seed then draws one per sample, or the empty caption.
 The empty caption at times is what classifier-free guidance relies on (Ho & Salimans 2022, arXiv 2207.12598).
 """
 
@@ -20,12 +20,12 @@ COMMAS = re.compile("[,\uff0c]")  # the full-width comma too, as Chinese keyboar
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionVariation:
-    """What may happen to a caption at each showing."""
+    """How a caption varies from sample to sample."""
 
     dropout: float = 0.0
-    """Probability 0-1 of showing the item with an empty caption."""
+    """Probability 0-1 that a sample has the empty caption."""
     shuffle_tags: bool = False
-    """Show the tags in one of several orders."""
+    """Each sample has the tags in one of several orders."""
     keep_first: int = 1
     """Tags at the start that stay where they are: the trigger word, for example."""
     variants: int = 8
@@ -43,17 +43,17 @@ def split_tags(caption: str) -> list[str]:
     return [tag for part in COMMAS.split(caption) if (tag := part.strip())]
 
 
-def caption_variants(caption: str, play: CaptionVariation | None) -> list[str]:
+def caption_variants(caption: str, variation: CaptionVariation | None) -> list[str]:
     """The caption itself first, then its other orders without repetition; one alone where there is nothing to
     shuffle."""
-    if play is None or not play.shuffle_tags:
+    if variation is None or not variation.shuffle_tags:
         return [caption]
     tags = split_tags(caption)
-    first, rest = tags[: play.keep_first], tags[play.keep_first :]
-    found = {caption: None}  # a dict keeps the order
-    for attempt in range(4 * play.variants):  # few tags have few orders
-        if len(found) == play.variants or len(rest) < 2:
+    first, others = tags[: variation.keep_first], tags[variation.keep_first :]
+    variants = {caption: None}  # a dict keeps the order
+    for attempt in range(4 * variation.variants):  # few tags have few orders
+        if len(variants) == variation.variants or len(others) < 2:
             break
-        order = np.random.default_rng(derive_seed(0, "shuffle", attempt)).permutation(len(rest))
-        found.setdefault(", ".join([*first, *(rest[i] for i in order)]), None)
-    return list(found)
+        order = np.random.default_rng(derive_seed(0, "shuffle", attempt)).permutation(len(others))
+        variants.setdefault(", ".join([*first, *(others[i] for i in order)]), None)
+    return list(variants)

@@ -1,7 +1,7 @@
 """Several datasets in one, with weights and roles; and which items are held out for validation.
 
-A weight says how often a set's items are shown, compared with the others'. It becomes whole repeats: weights 1 and 0.5
-are repeats 2 and 1. So an epoch holds the promised proportions exactly.
+A weight says how often a set's items are trained on, compared with the others'. It becomes whole repeats (weights 1 and
+0.5 are repeats 2 and 1), so that an epoch has exactly these proportions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Part:
     """One set of a mix."""
 
     dataset: Dataset
-    weight: float  # of how often its items are shown, > 0
+    weight: float  # of how often its items are trained on, > 0
     role: Role
 
 
@@ -45,7 +45,7 @@ def combine(parts: Sequence[Part], regularisation_loss_weight: float = 1.0) -> D
         for item in part.dataset.items:
             # A role that an earlier node gave stays, unless this one gives another than the plain one
             role: Role = part.role if part.role != "subject" and item.role != "validation" else item.role
-            plain = {"augmentation": None, "caption_play": None} if role == "validation" else {}
+            plain = {"augmentation": None, "caption_variation": None} if role == "validation" else {}
             newly = role == "regularisation" != item.role
             loss_weight = regularisation_loss_weight if newly else item.loss_weight
             items.append(

@@ -39,7 +39,7 @@ def contact_sheet(dataset: Dataset, problems: Sequence[Problem], title: str) -> 
     more = len(dataset.items) - len(shown)
     note = f"{title}; {more} more items are not shown" if more else title
     _write(draw, (GAP, GAP), note, columns * (SIDE + GAP), 16)
-    for place, index in enumerate(shown):
+    for tile, index in enumerate(shown):
         item = dataset.items[index]
         try:
             picture = read_thumbnail(item.path, item.facts.frames, SIDE)
@@ -55,9 +55,9 @@ def contact_sheet(dataset: Dataset, problems: Sequence[Problem], title: str) -> 
             f"{item.facts.width}x{item.facts.height}{frames}{mask}{role}",
             ", ".join(p.kind for p in wrong),
         ]
-        _tile(page, draw, _corner(place, columns), picture, frame, lines)
-    for place, reason in enumerate(left_out, len(shown)):
-        corner = _corner(place, columns)
+        _tile(page, draw, _corner(tile, columns), picture, frame, lines)
+    for tile, reason in enumerate(left_out, len(shown)):
+        corner = _corner(tile, columns)
         _tile(page, draw, corner, Image.new("RGB", (SIDE, SIDE), MISSING), SEVERE, ["left out"])
         _write_block(draw, corner, _short(reason))
     return np.asarray(page, dtype=np.float32) / 255
@@ -100,8 +100,8 @@ def _page(count: int, columns: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
     return page, ImageDraw.Draw(page)
 
 
-def _corner(place: int, columns: int) -> tuple[int, int]:
-    row, column = divmod(place, columns)
+def _corner(tile: int, columns: int) -> tuple[int, int]:
+    row, column = divmod(tile, columns)
     return GAP + column * (SIDE + GAP), 28 + GAP + row * (SIDE + LABEL + GAP)
 
 
@@ -129,14 +129,14 @@ def _tile(
 
 
 def _write(
-    draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, width: int, size: int, colour: str = INK
+    draw: ImageDraw.ImageDraw, position: tuple[int, int], text: str, width: int, size: int, colour: str = INK
 ) -> None:
     """One line, cut to a width. The font that pillow brings knows Latin letters only: others become question marks."""
     font = ImageFont.load_default(size)
     line = _latin(text)
     while line and draw.textlength(line, font=font) > width:
         line = line[:-4] + "..." if len(line) > 8 else line[:-1]
-    draw.text(place, line, fill=colour, font=font)
+    draw.text(position, line, fill=colour, font=font)
 
 
 def _write_block(draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str) -> None:

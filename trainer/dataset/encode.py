@@ -121,8 +121,8 @@ def _drawn_from(item: Item) -> str:
 
 def _captions(item: Item, encoder: Encoder, cache: Path) -> dict[Path, str]:
     """Every text of an item by its file; the empty caption last where it may be shown."""
-    wanted = caption_variants(item.caption, item.caption_play)
-    if item.caption_play is not None and item.caption_play.dropout:
+    wanted = caption_variants(item.caption, item.caption_variation)
+    if item.caption_variation is not None and item.caption_variation.dropout:
         wanted.append("")
     return {
         cache_path(cache / "texts", address_of(FORMAT, [text, encoder.text_fingerprint])): text
@@ -160,9 +160,9 @@ def latent_mask(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _encoded(item: Item, jobs: list[_Job], texts: list[Path], fps: float) -> EncodedItem:
-    play = item.caption_play
-    dropout = play.dropout if play else 0.0
-    orders = len(caption_variants(item.caption, play))
+    variation = item.caption_variation
+    dropout = variation.dropout if variation else 0.0
+    orders = len(caption_variants(item.caption, variation))
     return EncodedItem(
         jobs[0].path,
         texts[0],

@@ -1,4 +1,4 @@
-"""What one look at a file tells: kept, so that a report needs no pixels.
+"""What is measured of a file once and cached, so that a report reads no pixels.
 
 `measure` works on any picture; the thresholds that turn figures into warnings live in quality.py.
 """
@@ -143,8 +143,8 @@ def _edge_strength(pixels: np.ndarray) -> float:
     laplacian = np.abs(
         4 * middle - pixels[:-2, 1:-1] - pixels[2:, 1:-1] - pixels[1:-1, :-2] - pixels[1:-1, 2:]
     )
-    place = int(0.999 * (laplacian.size - 1))
-    return float(np.partition(laplacian, place, axis=None)[place] / (4 * (high - low)))
+    index = int(0.999 * (laplacian.size - 1))
+    return float(np.partition(laplacian, index, axis=None)[index] / (4 * (high - low)))
 
 
 # Rows 0-7 of the orthogonal DCT-II of length 32

@@ -1,4 +1,4 @@
-"""Which files of a folder belong to a dataset, and what their places say of them."""
+"""Which files of a folder belong to a dataset, and what folder names say of them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _REPEATS = re.compile(r"(\d{1,4})_(.*)")
 
 
 @dataclass(frozen=True)
-class Found:
+class MediaFiles:
     """Media files in natural order, and folders that were not entered."""
 
     media: list[Path]
     links: list[Path]
 
 
-def find_media(folder: Path, recursive: bool, also: str = "") -> Found:
+def find_media(folder: Path, recursive: bool, also: str = "") -> MediaFiles:
     """Every media file of a folder. Hidden files and mask folders are left out, links to folders are not followed.
 
     Args:
@@ -37,15 +37,15 @@ def find_media(folder: Path, recursive: bool, also: str = "") -> Found:
     """
     media: list[Path] = []
     links: list[Path] = []
-    for place, folders, names in os.walk(folder):
-        here = Path(place)
+    for directory, folders, names in os.walk(folder):
+        here = Path(directory)
         entered = [n for n in folders if not n.startswith(".") and n != MASKS]
         if not recursive and here == folder:
             entered = [n for n in entered if n == also]
         links += [here / n for n in entered if (here / n).is_symlink()]
         folders[:] = [n for n in entered if not (here / n).is_symlink()]
         media += [here / n for n in names if not n.startswith(".") and Path(n).suffix.lower() in ENDINGS]
-    return Found(sorted(media, key=natural_key), sorted(links))
+    return MediaFiles(sorted(media, key=natural_key), sorted(links))
 
 
 def folder_state(folder: Path, recursive: bool, also: str = "") -> str:
@@ -92,13 +92,13 @@ def _numbered_folder(path: Path, root: Path) -> Path:
 
 
 def _files_that_matter(folder: Path, recursive: bool, also: str) -> Iterator[Path]:
-    places = set()
+    directories = set()
     for path in find_media(folder, recursive, also).media:
         yield path
         yield from (path.with_suffix(ending) for ending in CAPTION_ENDINGS)
-        places.add(path.parent)
-    for place in sorted({folder, *places}):
-        yield from (place / name for name in TABLES)
-        masks = place / MASKS
+        directories.add(path.parent)
+    for directory in sorted({folder, *directories}):
+        yield from (directory / name for name in TABLES)
+        masks = directory / MASKS
         if masks.is_dir():
             yield from sorted(masks.iterdir())

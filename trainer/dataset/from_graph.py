@@ -33,7 +33,7 @@ from .encoded import (
 )
 from .items import Dataset, Item
 from .pixels import MIN_SIDE
-from .scan import look_at
+from .scan import measure_file
 
 
 def images_to_dataset(
@@ -63,7 +63,7 @@ def images_to_dataset(
                 f"Image {number} has {pixels.shape[1]}x{pixels.shape[0]} pixels; at least {MIN_SIDE}x{MIN_SIDE} are "
                 "needed."
             )
-        facts = look_at(path := _store_image(pixels, store))
+        facts = measure_file(path := _store_image(pixels, store))
         items.append(Item(path, facts, caption.strip(), repeats, folder="graph", use_alpha=facts.has_alpha))
         on_progress(number, len(images))
     return Dataset(tuple(items))

@@ -1,7 +1,7 @@
-"""A dataset as nodes hand it on: cheap, immutable, no pixels.
+"""A dataset as nodes pass it on: immutable, without pixels.
 
-Each step of the graph (captions, augmentation, roles) only changes what is noted here; pixels are read when they are
-encoded. `scan.py` makes one from a folder.
+Each node (captions, augmentation, roles) returns changed items; pixels are read when they are encoded. `scan.py` makes
+a dataset from a folder.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Role = Literal["subject", "regularisation", "validation"]
 
 @dataclass(frozen=True)
 class Item:
-    """One still or clip and what is said of it."""
+    """One still or clip with its caption, mask and role."""
 
     path: Path
     facts: Facts
     caption: str = ""
-    repeats: int = 1  # times it is seen in an epoch
+    repeats: int = 1  # samples of it in an epoch
     role: Role = "subject"
     loss_weight: float = 1.0  # of its loss in the step's mean
     fields: tuple[tuple[str, str], ...] = ()  # what sidecars say of it, for caption templates
@@ -36,7 +36,7 @@ class Item:
     mask_sha256: str = ""
     use_alpha: bool = False  # the image's own opaque parts are the mask
     augmentation: Augmentation | None = None
-    caption_play: CaptionVariation | None = None
+    caption_variation: CaptionVariation | None = None
 
     @property
     def masked(self) -> bool:
@@ -70,13 +70,13 @@ class Dataset:
         return "\n".join(lines + [f"skipped: {reason}" for reason in self.skipped])
 
     def proportions(self) -> str:
-        """What an epoch shows, by role."""
+        """How the samples of an epoch are divided among the roles, in words."""
         trained = [i for i in self.items if i.role != "validation"]
         total = sum(i.repeats for i in trained)
-        showings: Counter[str] = Counter()
+        samples: Counter[str] = Counter()
         for item in trained:
-            showings[item.role] += item.repeats
-        shares = ", ".join(f"{count / total:.0%} {role}" for role, count in showings.items())
+            samples[item.role] += item.repeats
+        shares = ", ".join(f"{count / total:.0%} {role}" for role, count in samples.items())
         return f"{total} showings in an epoch: {shares}"
 
     def with_captions(self, captions: list[str], trigger_word: str = "") -> Dataset:
@@ -84,9 +84,9 @@ class Dataset:
         changed = (dataclasses.replace(i, caption=c) for i, c in zip(self.items, captions, strict=True))
         return dataclasses.replace(self, items=tuple(changed), trigger_word=trigger_word or self.trigger_word)
 
-    def with_caption_play(self, play: CaptionVariation) -> Dataset:
-        """Captions that change from showing to showing; validation items keep theirs."""
-        return self._change_trained(caption_play=play)
+    def with_caption_variation(self, variation: CaptionVariation) -> Dataset:
+        """Captions that vary from sample to sample; validation items keep theirs."""
+        return self._change_trained(caption_variation=variation)
 
     def with_augmentation(self, augmentation: Augmentation) -> Dataset:
         """Pixels that are encoded in several variants; validation items stay as they are."""

@@ -195,8 +195,8 @@ class DatasetReport:
         for role in ("subject", "regularisation", "validation"):
             items = [i for i in self.dataset.items if i.role == role]
             if items:
-                showings = sum(i.repeats for i in items)
-                share = "held out" if role == "validation" else f"{showings / total:.0%} of {total} showings"
+                samples = sum(i.repeats for i in items)
+                share = "held out" if role == "validation" else f"{samples / total:.0%} of {total} showings"
                 weights = sorted({f"{i.loss_weight:g}" for i in items})
                 rows.append((role, str(len(items)), share, ", ".join(weights)))
         return _table(("role", "items", "per epoch", "loss weight"), rows)

@@ -1,7 +1,7 @@
 """From a folder to a Dataset: every file is opened once, so that a broken one is found now.
 
 Files are decoded on a few threads (pillow and PyAV work outside Python's lock), jpegs at reduced size. What was
-measured is kept by name, size and time, so that looking at an unchanged folder again reads no pixels.
+measured is cached by name, size and time, so that an unchanged folder is scanned again without reading pixels.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from PIL import Image
 from ..errors import KilnError
 from .combine import hold_out
 from .facts import SIDE, Facts, measure
-from .files import ENDINGS, VIDEO_ENDINGS, Found, find_media, folder_name, mask_of, repeats_of
+from .files import ENDINGS, VIDEO_ENDINGS, MediaFiles, find_media, folder_name, mask_of, repeats_of
 from .items import Dataset, Item
 from .pixels import flatten, open_still, read_mask, shown
 from .sidecars import Tables, read_sidecars
 from .video import probe_clip
 
 OnBadFile = Literal["stop", "skip"]
-FORMAT = 1  # of the kept facts: raise it when a measure changes
+FORMAT = 1  # of the cached facts: raise it when a measure changes
 THREADS = min(4, os.cpu_count() or 1)
 
 
@@ -54,7 +54,7 @@ def scan_folder(
     folder: Path,
     options: ScanOptions | None = None,
     *,
-    kept_facts: Path | None = None,
+    facts_cache: Path | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Dataset:
     """Read what is in a folder.
@@ -62,7 +62,7 @@ def scan_folder(
     Args:
         folder: must exist.
         options: what to read.
-        kept_facts: folder where measurements are kept for next time.
+        facts_cache: folder of the measurements of earlier scans.
         on_progress: called after each file with (done, total); may raise to stop.
 
     Raises:
@@ -73,8 +73,8 @@ def scan_folder(
         raise KilnError(
             f"The folder {shown(folder)} does not exist; put your images in a folder under ComfyUI/input."
         )
-    found = find_media(folder, options.recursive, options.validation_folder)
-    kept = _KeptFacts(kept_facts, folder)
+    files = find_media(folder, options.recursive, options.validation_folder)
+    cache = _FactsCache(facts_cache, folder)
     tables = Tables(folder)
     tables.rows(folder)
     if tables.errors and options.on_bad_file == "stop":
@@ -82,30 +82,30 @@ def scan_folder(
     items: list[Item] = []
     skipped: list[str] = []
     with ThreadPoolExecutor(THREADS) as pool:
-        looks = [pool.submit(kept.look, path) for path in found.media]
+        looks = [pool.submit(cache.facts, path) for path in files.media]
         try:
-            for done, (path, look) in enumerate(zip(found.media, looks, strict=True), 1):
+            for done, (path, look) in enumerate(zip(files.media, looks, strict=True), 1):
                 try:
                     items.append(_make_item(path, look.result(), folder, tables, options))
                 except KilnError as error:
                     if options.on_bad_file == "stop":
                         raise
                     skipped.append(str(error))
-                on_progress(done, len(found.media))
+                on_progress(done, len(files.media))
         finally:
             pool.shutdown(cancel_futures=True)
-            kept.save()
-    for end in _loose_ends(folder, found, tables):
+            cache.save()
+    for reason in _unused_files(folder, files, tables):
         if options.on_bad_file == "stop":
-            raise KilnError(end)
-        skipped.append(end)
+            raise KilnError(reason)
+        skipped.append(reason)
     if not items:
-        raise KilnError(_nothing_found(folder, len(found.media), options))
+        raise KilnError(_nothing_found(folder, len(files.media), options))
     dataset = Dataset(tuple(items), tuple(dict.fromkeys(skipped)))
     return hold_out(dataset, options.validation_share, options.validation_folder, folder)
 
 
-def look_at(path: Path) -> Facts:
+def measure_file(path: Path) -> Facts:
     """Decode a file once and measure it.
 
     Raises:
@@ -147,28 +147,29 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-class _KeptFacts:
+class _FactsCache:
     """One JSON file per dataset folder: name -> size, time, facts."""
 
-    def __init__(self, place: Path | None, folder: Path) -> None:
+    def __init__(self, cache_folder: Path | None, folder: Path) -> None:
         self._folder = folder
         name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]
-        self._path = None if place is None else place / f"{name}.json"
+        self._path = None if cache_folder is None else cache_folder / f"{name}.json"
         self._old = self._read()
         self._new: dict[str, list[Any]] = {}
 
-    def look(self, path: Path) -> Facts:
+    def facts(self, path: Path) -> Facts:
+        """Of a file: from the cache while its size and time are the same, else measured."""
         key = shown(path.relative_to(self._folder))
         try:
             status = path.stat()
         except OSError:
-            return look_at(path)
+            return measure_file(path)
         stamp = [status.st_size, status.st_mtime_ns]
         entry = self._old.get(key)
         if entry is not None and entry[:2] == stamp:
             facts = Facts(**entry[2])
         else:
-            facts = look_at(path)
+            facts = measure_file(path)
         self._new[key] = [*stamp, dataclasses.asdict(facts)]
         return facts
 
@@ -193,16 +194,16 @@ class _KeptFacts:
 
 
 def _make_item(path: Path, facts: Facts, root: Path, tables: Tables, options: ScanOptions) -> Item:
-    said = read_sidecars(path, tables.row(path))
+    sidecars = read_sidecars(path, tables.row(path))
     mask = mask_of(path) if options.masks else None
     if mask is not None:
         read_mask(mask)  # a broken one is found now
     return Item(
         path=path,
         facts=facts,
-        caption=said.caption,
+        caption=sidecars.caption,
         repeats=options.repeats * repeats_of(path, root),
-        fields=tuple(said.fields.items()),
+        fields=tuple(sidecars.fields.items()),
         folder=folder_name(path),
         mask=mask,
         mask_sha256=hash_file(mask) if mask is not None else "",
@@ -220,9 +221,9 @@ def _moves(path: Path) -> bool:
         return False
 
 
-def _loose_ends(folder: Path, found: Found, tables: Tables) -> Iterator[str]:
-    """What is not a bad file but would be missed in silence."""
-    for link in found.links:
+def _unused_files(folder: Path, files: MediaFiles, tables: Tables) -> Iterator[str]:
+    """A sentence for everything that is no bad file and still not used: links, rows of tables without a file."""
+    for link in files.links:
         yield f"The folder {shown(link)} is a link and was not entered; move the images into {shown(folder)}."
     yield from tables.errors
     unread = [name for name in tables.rows(folder) if not (folder / name).exists()]
@@ -235,9 +236,9 @@ def _loose_ends(folder: Path, found: Found, tables: Tables) -> Iterator[str]:
 
 def _nothing_found(folder: Path, files: int, options: ScanOptions) -> str:
     if files:
-        found = f"none of its {files} images can be read"
+        reason = f"none of its {files} images can be read"
     else:
-        found = "it holds no image"
+        reason = "it holds no image"
         if not options.recursive and any(p.is_dir() for p in folder.iterdir()):
-            found += " itself; to read its sub-folders switch recursive on"
-    return f"The folder {shown(folder)} cannot be used: {found} ({', '.join(ENDINGS)})."
+            reason += " itself; to read its sub-folders switch recursive on"
+    return f"The folder {shown(folder)} cannot be used: {reason} ({', '.join(ENDINGS)})."

@@ -67,6 +67,7 @@ def merge_loras(
         KilnError: the LoRAs are for different models, are of a kind that cannot be added (DoRA, OFT, GLoRA), or the
             settings are out of range.
     """
+    # Longer than others: one pass over the layers, most of it what is counted for the sentence
     _check_settings(loras, weights, method, rank, density)
     grouped = [group_by_layer(lora) for lora in loras]
     names = list(dict.fromkeys(name for layers in grouped for name in layers))

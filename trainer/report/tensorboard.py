@@ -43,8 +43,8 @@ class TensorBoardListener:
             add("optimizer/gradient_norm", event.grad_norm, event.step)
         elif isinstance(event, ValidationEvent):
             add("loss/validation", event.loss, event.step)
-            for place, value in enumerate(event.bands):
-                add(f"validation_bands/{place}", value, event.step)
+            for band, value in enumerate(event.bands):
+                add(f"validation_bands/{band}", value, event.step)
         elif isinstance(event, AdviceEvent):
             self._writer.add_text("advice", "\n\n".join(event.advice) or "none", event.step)
         elif isinstance(event, SampleEvent):

@@ -71,7 +71,7 @@ def save_checkpoint(
         adapter: the weights as they are trained.
         optimizer: with its memory.
         keep: how many of the newest stay.
-        output: the weights as they are used, where they differ (a running mean).
+        output: the averaged weights (EMA), where the run averages.
 
     Raises:
         KilnError: writing failed; older checkpoints are untouched.
@@ -141,7 +141,7 @@ def read_adapter(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def read_output(checkpoint: Path) -> dict[str, Tensor]:
-    """The adapter's state dict as it is to be used: the running mean where there is one."""
+    """The adapter's state dict for use: averaged (EMA) where the run averages."""
     return _read_tensors(checkpoint, OUTPUT if (checkpoint / OUTPUT).is_file() else ADAPTER)
 
 

@@ -1,4 +1,4 @@
-"""Pictures drawn during a run: who draws them, and the files that they are kept in.
+"""Samples drawn during a run: the protocol of what draws them, and their files.
 
     <run folder>/samples/00000250-00.png      of a video the middle frame
     <run folder>/samples/00000250-00.webp     of a video all frames, moving

@@ -13,13 +13,13 @@ from trainer.errors import KilnError
 @given(st.lists(st.text("abc", min_size=1, max_size=3), max_size=7), st.integers(0, 4), st.integers(1, 12))
 def test_orders_keep_their_promises(tags: list[str], keep_first: int, variants: int) -> None:
     caption = ", ".join(tags)
-    play = CaptionVariation(shuffle_tags=True, keep_first=keep_first, variants=variants)
-    orders = caption_variants(caption, play)
+    variation = CaptionVariation(shuffle_tags=True, keep_first=keep_first, variants=variants)
+    orders = caption_variants(caption, variation)
     assert orders[0] == caption and len(set(orders)) == len(orders) <= variants
     for order in orders:
         assert sorted(split_tags(order)) == sorted(tags)
         assert split_tags(order)[:keep_first] == tags[:keep_first]
-    assert orders == caption_variants(caption, play)
+    assert orders == caption_variants(caption, variation)
 
 
 def test_as_many_orders_as_asked_for_when_there_are_that_many() -> None:

@@ -203,8 +203,8 @@ def test_variants_are_encoded_once_and_chosen_per_showing(tmp_path: Path) -> Non
 
 
 def test_captions_are_dropped_and_shuffled_as_promised(tmp_path: Path) -> None:
-    play = CaptionVariation(dropout=0.2, shuffle_tags=True, keep_first=1, variants=4)
-    dataset = folder_of(tmp_path, 1).with_captions(["zork, a, b, c, d"]).with_caption_play(play)
+    variation = CaptionVariation(dropout=0.2, shuffle_tags=True, keep_first=1, variants=4)
+    dataset = folder_of(tmp_path, 1).with_captions(["zork, a, b, c, d"]).with_caption_variation(variation)
     encoder = ToyEncoder()
     encoded = encode(dataset, tmp_path, encoder)
     (item,) = encoded.items
@@ -214,14 +214,14 @@ def test_captions_are_dropped_and_shuffled_as_promised(tmp_path: Path) -> None:
     assert 340 < counts.pop(item.empty_text) < 460
     assert all(320 < count < 480 for count in counts.values()) and len(counts) == 4
     assert encode(dataset, tmp_path, encoder).fingerprint == encoded.fingerprint
-    stronger = dataset.with_caption_play(CaptionVariation(dropout=0.5, shuffle_tags=True, variants=4))
+    stronger = dataset.with_caption_variation(CaptionVariation(dropout=0.5, shuffle_tags=True, variants=4))
     assert encode(stronger, tmp_path, encoder).fingerprint != encoded.fingerprint
 
 
 def test_validation_items_stay_as_they_are(tmp_path: Path) -> None:
     folder_of(tmp_path, 4)
     dataset = scan_folder(tmp_path / "images", ScanOptions(validation_share=0.25))
-    dataset = dataset.with_augmentation(Augmentation()).with_caption_play(CaptionVariation(dropout=1.0))
+    dataset = dataset.with_augmentation(Augmentation()).with_caption_variation(CaptionVariation(dropout=1.0))
     encoded = encode(dataset, tmp_path, ToyEncoder())
     (held,) = [n for n, i in enumerate(encoded.items) if i.role == "validation"]
     assert len(encoded.items[held].latents) == 1 and encoded.items[held].empty_text is None

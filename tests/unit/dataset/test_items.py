@@ -171,7 +171,7 @@ def test_a_hostile_folder_names_every_bad_file(tmp_path: Path) -> None:
 def test_names_that_are_not_text(tmp_path: Path) -> None:
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
     picture(path)
-    dataset = scan_folder(tmp_path, kept_facts=tmp_path / "kept")
+    dataset = scan_folder(tmp_path, facts_cache=tmp_path / "kept")
     assert len(dataset.items) == 1 and folder_state(tmp_path, False)
     path.write_text("broken")
     with pytest.raises(KilnError, match=r"caf\?.png cannot be read") as caught:
@@ -214,19 +214,19 @@ def test_jpegs_are_looked_at_small_and_reported_large(tmp_path: Path) -> None:
 
 def test_unchanged_files_are_not_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[str] = []
-    real = scan.look_at
-    monkeypatch.setattr(scan, "look_at", lambda path: (looked.append(path.name), real(path))[1])
+    real = scan.measure_file
+    monkeypatch.setattr(scan, "measure_file", lambda path: (looked.append(path.name), real(path))[1])
     folder, kept = tmp_path / "set", tmp_path / "kept"
     for name in "abc":
         picture(folder / f"{name}.png")
-    first = scan_folder(folder, kept_facts=kept)
+    first = scan_folder(folder, facts_cache=kept)
     assert len(looked) == 3
-    assert scan_folder(folder, kept_facts=kept).items == first.items and len(looked) == 3
+    assert scan_folder(folder, facts_cache=kept).items == first.items and len(looked) == 3
     picture(folder / "b.png", (48, 32), "blue")
-    assert scan_folder(folder, kept_facts=kept).items[1].facts.width == 48 and looked[3:] == ["b.png"]
+    assert scan_folder(folder, facts_cache=kept).items[1].facts.width == 48 and looked[3:] == ["b.png"]
     (file,) = kept.iterdir()
     file.write_text("damaged")
-    assert scan_folder(folder, kept_facts=kept).items[0] == first.items[0] and len(looked) == 7
+    assert scan_folder(folder, facts_cache=kept).items[0] == first.items[0] and len(looked) == 7
 
 
 def test_folder_state_follows_files(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -20,11 +19,9 @@ from trainer.errors import KilnError
 from trainer.events import Controls, Event, StepEvent
 from trainer.loop.progress import TrainResult
 from trainer.loop.train import train
-from trainer.memory import quantised_base
 from trainer.memory.ledger import size_of
 from trainer.memory.mapped import map_weights
 from trainer.memory.placement import Placement
-from trainer.memory.quantised_base import from_fp8, to_fp8
 from trainer.memory.shared_clone import SharedClone
 from trainer.runs.checkpoint import find_checkpoints
 from trainer.runs.job import Job
@@ -32,6 +29,8 @@ from trainer.runs.job import Job
 from ..toy import CHANNELS, TEXT, ToyDenoiser, make_config, make_encoded
 
 WIDTH, DEPTH = 32, 5
+
+
 LEVELS = ("resident", "checkpoint activations", "stream blocks", "stream from file")
 
 
@@ -139,64 +138,6 @@ def test_every_level_learns_the_same(tmp_path: Path, options: dict[str, Any]) ->
         for offload in (False, True):
             found = run(tmp_path / f"{level} {offload}", level, offload=offload, **options)
             assert_same(found, expected)
-
-
-@pytest.mark.parametrize(("precision", "error"), [("fp8", 0.02), ("nf4", 0.05)])
-@pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr", "oft"])
-def test_every_level_learns_the_same_on_a_quantised_base(
-    tmp_path: Path, precision: str, error: float, kind: str
-) -> None:
-    expected = run(tmp_path / "resident", "resident", base_precision=precision, kind=kind)
-    for level in LEVELS[1:3]:
-        assert_same(run(tmp_path / level, level, base_precision=precision, kind=kind), expected)
-    exact = run(tmp_path / "exact", "resident", kind=kind)
-    assert exact.losses != expected.losses
-    torch.testing.assert_close(exact.losses, expected.losses, rtol=error, atol=0.0)
-
-
-@pytest.mark.parametrize("precision", ["fp8", "nf4"])
-@pytest.mark.parametrize("level", LEVELS[:3])
-def test_a_base_is_quantised_once_a_run(
-    tmp_path: Path, precision: str, level: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """However often the run leaves the device for another node, and the weights are the same then."""
-    made: list[int] = []
-    form = quantised_base._FORMATS[precision]
-    monkeypatch.setitem(quantised_base._FORMATS, precision, lambda w: made.append(len(w)) or form(w))
-    denoiser, placement = place(MemoryConfig(level=level, base_precision=precision), tmp_path)
-    like = torch.empty(0)
-    seen = []
-    for _ in range(3):
-        with placement.session():
-            layer = denoiser.module.blocks[1].q
-            with placement.weights(layer, like) as (weight, bias):
-                seen.append((weight.clone(), bias.clone()))
-    assert len(made) == 6 * DEPTH
-    assert all(torch.equal(a, b) for pair in seen[1:] for a, b in zip(pair, seen[0], strict=True))
-
-
-def test_nf4_names_the_package_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(name: str) -> None:
-        raise ImportError(f"No module named {name!r}")
-
-    monkeypatch.setattr(quantised_base.importlib, "import_module", absent)
-    with pytest.raises(KilnError, match=r"nf4 needs the Python package bitsandbytes .* or choose fp8"):
-        quantised_base.QuantisedBase("nf4", resident_weights)
-
-
-@pytest.mark.parametrize(("precision", "error"), [("fp8", 0.027), ("nf4", 0.096)])
-def test_the_error_of_a_quantised_weight(precision: str, error: float) -> None:
-    """Of a normally distributed matrix, as the docs state it; and the bytes that it takes."""
-    torch.manual_seed(0)
-    layer = nn.Linear(512, 512)
-    nn.init.normal_(layer.weight)
-    exact = layer.weight.detach().clone()
-    base = quantised_base.QuantisedBase(precision, resident_weights)
-    assert base.hold(layer, torch.empty(0), torch.device("cpu"))
-    held = size_of(layer.weight)
-    assert held <= quantised_base.quantised_bytes(exact, precision) <= held * 1.04
-    with base.weights(layer, torch.empty(0)) as (weight, _):
-        assert 0.8 * error < float((weight - exact).norm() / exact.norm()) < error
 
 
 def test_a_run_goes_on_at_another_level(tmp_path: Path) -> None:
@@ -346,58 +287,6 @@ def test_files_that_cannot_be_streamed(tmp_path: Path) -> None:
     for precision in ("fp8", "nf4"):
         with pytest.raises(KilnError, match=f"{precision} does not go with stream from file"):
             MemoryConfig(level="stream from file", base_precision=precision)
-
-
-def test_fp8_rounds_each_row_by_itself() -> None:
-    torch.manual_seed(0)
-    weight = torch.randn(64, 128) * torch.logspace(-6, 0, 64)[:, None]  # rows of very different sizes
-    held, scale = to_fp8(weight)
-    assert held.dtype == torch.float8_e4m3fn and scale.shape == (64, 1)
-    again = from_fp8(held, scale, weight)
-    assert (again - weight).abs().max() <= weight.abs().max() / 16
-    by_row = (again - weight).norm(dim=1) / weight.norm(dim=1)
-    assert by_row.max() < 0.04, "3 bits of mantissa: steps of a sixteenth, whatever the size of the row"
-    zero, scale = to_fp8(torch.zeros(2, 3))
-    assert torch.equal(from_fp8(zero, scale, weight), torch.zeros(2, 3))
-
-
-@pytest.mark.parametrize("precision", ["fp8", "nf4"])
-def test_gradients_on_a_quantised_base_are_those_of_the_rounded_weights(
-    tmp_path: Path, precision: str
-) -> None:
-    """Against the same network with the rounded values as its own weights, nf4 as bitsandbytes itself rounds."""
-    denoiser, placement = place(MemoryConfig(level="stream blocks", base_precision=precision), tmp_path)
-
-    def round_trip(weight: Tensor) -> Tensor:
-        if precision == "fp8":
-            return from_fp8(*to_fp8(weight), like=weight)
-        return dequantize_4bit(
-            *quantize_4bit(weight.clone(), quant_type="nf4", blocksize=64, compress_statistics=True)
-        )
-
-    rounded = BlockDenoiser()
-    with torch.inference_mode():
-        for block in rounded.network.blocks:
-            for layer in block.modules():
-                if isinstance(layer, nn.Linear):
-                    layer.weight.copy_(round_trip(layer.weight))
-    x, text = torch.randn(2, CHANNELS, 1, 3, 2), torch.randn(2, 3, TEXT)
-    found = []
-    for one, session, weights in (
-        (denoiser, placement.session, placement.weights),
-        (rounded, rounded.session, resident_weights),
-    ):
-        with session():
-            adapter = make_adapter(one.module, AdapterConfig(rank=4, alpha=4.0, dropout=0.0), 3, weights)
-            state = adapter.state_dict()
-            draws = torch.Generator().manual_seed(1)
-            adapter.load_state_dict(
-                {k: torch.randn(v.shape, generator=draws) * 0.1 for k, v in state.items()}
-            )
-            one.forward(x, torch.full((2,), 500.0), {"cross_attn": text}).square().mean().backward()
-            found.append([p.grad for p in adapter.parameters()])
-    for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 
 def test_settings_survive_the_run_file() -> None:

@@ -15,12 +15,15 @@ from torch import Tensor
 from trainer.errors import KilnError
 from trainer.lora_files.formulas import group_by_layer, merged_weight
 from trainer.lora_files.lora_weights import LoraWeights
-from trainer.model_files.extract_lora import extract_lora
-from trainer.model_files.fp8_rounding import from_fp8, largest_by_row, to_fp8
+from trainer.model_files.fp8_rounding import to_fp8
 from trainer.model_files.merge_into_file import WeightedLora, merge_into_file
 
 PRE = "model.diffusion_model."
+
+
 LAYERS = ("blocks.0.self_attn.q", "blocks.1.ffn.0")
+
+
 OURS = "diffusion_model."
 
 
@@ -99,44 +102,6 @@ def test_fp8_keeps_the_mean_of_a_small_update(tmp_path: Path, dtype: torch.dtype
     # fp8 values stay what they are, subnormal ones too
     assert torch.equal(to_fp8(every.clone(), dtype, "w").float(), every)
     assert float(to_fp8(torch.tensor([1e9]), dtype, "w").float()) == torch.finfo(dtype).max
-
-
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
-def test_fp8_both_ways_against_torch(dtype: torch.dtype) -> None:
-    """Every code is read as torch reads it; every value goes to one of the two fp8 numbers round it, in proportion."""
-    codes = torch.arange(256, dtype=torch.uint8).view(dtype)
-    finite = codes[codes.float().isfinite()]
-    assert torch.equal(from_fp8(finite, torch.empty(len(finite)), 3.0), finite.float() * 3.0)
-    assert (
-        largest_by_row(finite.reshape(-1, 2)).tolist() == finite.float().reshape(-1, 2).abs().amax(1).tolist()
-    )
-    assert largest_by_row(codes.view(2, 128)).tolist() == [float("inf")] * 2
-    ends = finite.float().unique()
-    low, high = ends[:-1].repeat_interleave(2), ends[1:].repeat_interleave(2)
-    share = torch.tensor([0.25, 0.7]).repeat(len(ends) - 1)
-    values = torch.lerp(low, high, share)
-    found = torch.stack([to_fp8(values.clone(), dtype, "w", block).float() for block in range(2000)])
-    assert bool(((found == low) | (found == high)).all())
-    assert float(((found == high).float().mean(0) - share).abs().max()) < 0.06  # 5 sigma
-    far = torch.tensor([1e30, -1e30, 0.0, -0.0])
-    assert to_fp8(far, dtype, "w").float().tolist() == [
-        torch.finfo(dtype).max,
-        -torch.finfo(dtype).max,
-        0.0,
-        0.0,
-    ]
-
-
-def test_fp8_draws_differ_between_blocks_and_repeat() -> None:
-    halves = torch.full((2**16,), 1.0625)
-    one, again, other = (to_fp8(halves.clone(), torch.float8_e4m3fn, "w", b).float() for b in (0, 0, 1))
-    assert torch.equal(one, again)
-    both = torch.corrcoef(torch.stack([one, other]))[0, 1]
-    assert abs(float(both)) < 0.03
-    long = to_fp8(
-        torch.full(((1 << 21) + 5,), 1.0625), torch.float8_e4m3fn, "w"
-    ).float()  # longer than the pool
-    assert float(long.mean()) == pytest.approx(1.0625, abs=1e-3)
 
 
 def test_fp8_that_is_no_number(tmp_path: Path) -> None:
@@ -280,40 +245,6 @@ def test_memory_is_that_of_one_layer(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert len(alive) == 25 and max(alive) - min(alive) < 24 << 20 and peak < 8 << 20
     assert load_file(tmp_path / "m")["blocks.23.ffn.0.weight"].unique().item() == 1.0
-
-
-def test_extract_gives_the_lora_back(tmp_path: Path) -> None:
-    path = merged(tmp_path, base_tensors(), (lora(), 1.0))
-    found, sentence = extract_lora(path, tmp_path / "base.safetensors", 4)
-    assert sentence == "2 layers, 100.00 % of the energy kept"
-    for layer in LAYERS:
-        expected = 0.5 * lora()[f"{OURS}{layer}.lora_B.weight"] @ lora()[f"{OURS}{layer}.lora_A.weight"]
-        ours = found[f"{OURS}{layer}.lora_B.weight"] @ found[f"{OURS}{layer}.lora_A.weight"]
-        assert float((ours - expected).norm() / expected.norm()) < 1e-5
-    with pytest.raises(KilnError, match="hold the same weights"):
-        extract_lora(path, path, 4)
-
-
-def test_extract_of_values_that_are_no_numbers(tmp_path: Path) -> None:
-    base = base_tensors()
-    save_file(base, tmp_path / "base.safetensors")
-    base[f"{PRE}{LAYERS[0]}.weight"][0, 0] = torch.nan
-    save_file(base, tmp_path / "tuned.safetensors")
-    with pytest.raises(KilnError, match=r"self_attn.q.weight of tuned.safetensors or .* no numbers; get the"):
-        extract_lora(tmp_path / "tuned.safetensors", tmp_path / "base.safetensors", 4)
-
-
-def test_extract_across_prefixes_keeps_biases(tmp_path: Path) -> None:
-    base = base_tensors()
-    bare = {k.removeprefix(PRE): t.clone() for k, t in base.items()}
-    bare[f"{LAYERS[0]}.bias"] += 1.0
-    save_file(base, tmp_path / "base.safetensors")
-    save_file(bare, tmp_path / "tuned.safetensors")
-    found, _ = extract_lora(tmp_path / "tuned.safetensors", tmp_path / "base.safetensors", 4)
-    assert list(found) == [f"{OURS}{LAYERS[0]}.diff_b"]
-    save_file({"x.weight": torch.ones(2, 2)}, tmp_path / "else.safetensors")
-    with pytest.raises(KilnError, match="share no layer"):
-        extract_lora(tmp_path / "else.safetensors", tmp_path / "base.safetensors", 4)
 
 
 def test_diffusers_loads_the_folder(tmp_path: Path) -> None:
