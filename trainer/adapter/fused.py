@@ -46,7 +46,9 @@ class _LoraLinears(torch.autograd.Function):
         for layer, b, part in zip(shared.layers, matrices[1::2], shared.split(hidden), strict=True):
             with layer.weights(layer.base_layer, x) as (weight, bias):
                 y = F.linear(flat, weight, bias)
-            answers.append(y.addmm_(part, b.to(x.dtype).t()).view(*x.shape[:-1], -1))
+            y.addmm_(part, b.to(x.dtype).t())
+            # As nn.Linear's answer it is no view: networks write into it, and autograd forbids that for views from here
+            answers.append(torch.ops.aten._unsafe_view(y, (*x.shape[:-1], y.shape[-1])))
         ctx.save_for_backward(x, hidden, *matrices)
         ctx.shared, ctx.draws = shared, draws
         ctx.set_materialize_grads(False)
@@ -169,8 +171,8 @@ class FusedLoraLinear(PeftLinear):
 class SharedInput:
     """Layers that are called one after the other with the same tensor: the first call computes for all.
 
-    A follower that gets another tensor after all computes for itself, so a wrong guess about a model costs time and
-    nothing else.
+    A follower that gets another tensor after all, or one that was written into since, computes for itself, so a wrong
+    guess about a model costs time and nothing else.
     """
 
     def __init__(self, layers: Sequence[FusedLoraLinear]) -> None:
@@ -182,6 +184,7 @@ class SharedInput:
         self._scale = scales[0] if len(set(scales)) == 1 else torch.tensor(scales)
         self._at_rest = _Draws(self._scale)
         self._x: Tensor | None = None
+        self._version: int | None = None  # of what is in x
         self._waiting: dict[FusedLoraLinear, Tensor] = {}
 
     def answer(self, layer: FusedLoraLinear, x: Tensor) -> Tensor:
@@ -189,9 +192,9 @@ class SharedInput:
         if layer is self.layers[0]:
             answers = self._compute(x)
             self._waiting = dict(zip(self.layers[1:], answers[1:], strict=True))
-            self._x = x if self._waiting else None
+            self._x, self._version = (x if self._waiting else None), _version(x)
             return answers[0]
-        if x is not self._x or layer not in self._waiting:
+        if x is not self._x or _version(x) != self._version or layer not in self._waiting:
             return SharedInput([layer]).answer(layer, x)
         answer = self._waiting.pop(layer)
         if not self._waiting:
@@ -239,6 +242,11 @@ class SharedInput:
         if end > first.untyped_storage().data_ptr() + first.untyped_storage().nbytes():
             return None  # neighbours by chance, in storages of their own
         return first.as_strided((sum(self.ranks), first.shape[1]), (first.shape[1], 1))
+
+
+def _version(x: Tensor) -> int | None:
+    """Changes when x is written into; inference tensors do not count."""
+    return None if x.is_inference() else x._version
 
 
 _SHARED_INPUTS = {

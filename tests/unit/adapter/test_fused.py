@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from trainer.adapter.dropout import dropout_mask
 from trainer.adapter.flat_parameter import flatten_parameters
 from trainer.adapter.frozen_weights import resident_weights
-from trainer.adapter.fused import FusedLoraLinear, _LoraLinears, share_inputs
+from trainer.adapter.fused import FusedLoraLinear, SharedInput, _LoraLinears, share_inputs
 
 
 class Net(nn.Module):
@@ -271,3 +271,65 @@ def test_inference_weights_can_be_trained_on() -> None:
     x = torch.randn(2, 6, requires_grad=True)
     fused(x).sum().backward()
     assert x.grad is not None
+
+
+@pytest.mark.parametrize("shape", [(0, 12), (2, 0, 12)])
+def test_no_rows(shape: tuple[int, ...]) -> None:
+    """An expert that no token is sent to."""
+    plain, fused = make_pair()
+    x = torch.randn(shape)
+    assert fused(x).shape == plain(x).shape == (*shape[:-1], 8)
+    fused(x.requires_grad_()).sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in fused.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("together", [1, 3])
+def test_its_answer_may_be_written_into(together: int) -> None:
+    """By silu(inplace=True), say; also the answers of layers that share an input."""
+
+    def forward(layers: list[nn.Module], x: Tensor) -> Tensor:
+        answers = [layer(x) for layer in layers]
+        answers[0] = nn.functional.silu(answers[0], inplace=True)
+        answers[-1][..., 1:] *= 2
+        return torch.stack(answers).sum(0)
+
+    torch.manual_seed(0)
+    net = nn.ModuleList([nn.Linear(12, 8) for _ in range(together)])
+    config = peft.LoraConfig(r=4, target_modules=r"\d", init_lora_weights=False)
+    peft.inject_adapter_in_model(config, net)
+    fused = copy.deepcopy(net)
+    layers = [FusedLoraLinear.fuse(layer, resident_weights, i) for i, layer in enumerate(fused)]
+    shared = SharedInput(layers)
+    for layer in layers:
+        layer.__dict__["shared"] = shared
+    found = []
+    for each in (net, fused):
+        x = torch.linspace(-1, 1, 60).reshape(5, 12).requires_grad_()
+        forward(list(each), x).square().sum().backward()
+        found.append([x.grad, *(p.grad for p in each.parameters() if p.requires_grad)])
+    for expected, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_input_that_is_not_contiguous() -> None:
+    plain, fused = make_pair()
+    x = torch.randn(7, 12, 3).transpose(1, 2)[::2]
+    torch.testing.assert_close(fused(x), plain(x), rtol=1e-6, atol=1e-6)
+    for e, g in zip(grads(plain, x), grads(fused, x), strict=True):
+        torch.testing.assert_close(g, e, rtol=1e-5, atol=1e-7)
+
+
+def test_a_shared_input_that_was_written_into_is_read_again() -> None:
+    torch.manual_seed(0)
+    net = nn.ModuleList([nn.Linear(12, 8), nn.Linear(12, 8)])
+    peft.inject_adapter_in_model(peft.LoraConfig(r=4, target_modules=r"\d", init_lora_weights=False), net)
+    plain = copy.deepcopy(net)
+    layers = [FusedLoraLinear.fuse(layer, resident_weights, i) for i, layer in enumerate(net)]
+    shared = SharedInput(layers)
+    for layer in layers:
+        layer.__dict__["shared"] = shared
+    x = torch.randn(5, 12)
+    with torch.no_grad():
+        net[0](x)
+        x.mul_(2)
+        torch.testing.assert_close(net[1](x), plain[1](x))
