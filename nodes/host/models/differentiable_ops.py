@@ -86,18 +86,19 @@ class _Normalise(torch.autograd.Function):
     """RMSNorm with a frozen weight: y = x w / rms(x). With g = dy w: dx = (g - x mean(g x) / rms^2) / rms."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        y, inverse = torch.ops.aten._fused_rms_norm(x, [x.shape[-1]], weight, eps)
+    def forward(ctx: Any, x: Tensor, norm: Any) -> Tensor:
+        y, inverse = torch.ops.aten._fused_rms_norm(x, [x.shape[-1]], norm.weight, norm.eps)
         ctx.save_for_backward(x, inverse)
-        ctx.weight = weight
+        # Not its weight: a streamed block's lies in memory that other blocks have meanwhile
+        ctx.norm = norm
         return y
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        x, inverse = ctx.saved_tensors
-        grad = grads[0] * ctx.weight
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        x, inverse = ctx.saved_tensors  # before the weight: a recomputed block is brought in by it
+        grad = grads[0] * ctx.norm.weight
         share = (grad * x).mean(-1, keepdim=True).mul_(inverse.pow(3))
-        return grad.mul_(inverse).addcmul_(x, share, value=-1), None, None
+        return grad.mul_(inverse).addcmul_(x, share, value=-1), None
 
 
 def lean_norms(module: nn.Module) -> None:
@@ -125,7 +126,7 @@ class _LeanNorm:
         if plain or torch.compiler.is_compiling():
             answer: Tensor = super().forward(x)  # type: ignore[misc]
         else:
-            answer = _Normalise.apply(x, weight, eps)
+            answer = _Normalise.apply(x, self)
         return answer
 
 
