@@ -18,6 +18,7 @@ import comfy.conds
 import comfy.model_management
 import comfy.samplers
 import torch
+from comfy.ldm.hunyuan_video.model import HunyuanVideo
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_base import BaseModel
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from ....trainer.denoiser import Conditioning, ConditioningBatch, Denoiser
 from ....trainer.events import Stopped
 from ..memory.loading import ModelLoader
 from .differentiable_ops import attention, lean_norms, lean_rope, training_mode
+from .fused_kernels import differentiate_kernels
 from .prediction import parameterisation, sigma_of
 
 ModelConds = dict[str, Any]  # name of a network's argument -> one of the classes of comfy.conds
@@ -76,6 +78,7 @@ class HostDenoiser(Denoiser):
     def session(self, whole: bool = True, file: Path | None = None) -> Iterator[str]:
         """See trainer.denoiser.Denoiser.session."""
         with training_mode(), lean_rope(), self._loader.session(whole, file) as note:
+            differentiate_kernels()
             if self.device.type == "cpu":
                 lean_norms(self.module)
             yield note
@@ -124,6 +127,8 @@ class HostDenoiser(Denoiser):
         as a UNet has it; in a network that lets words see each other the lengths must be equal."""
         if not comfy.samplers.cond_equal_size(a, b):
             return False
+        if isinstance(self._base.diffusion_model, HunyuanVideo) and "attention_mask" in a:
+            return False  # its attention has one mask for the whole batch
         repeats = any(
             isinstance(c, comfy.conds.CONDCrossAttn) and c.size() != b[k].size() for k, c in a.items()
         )
