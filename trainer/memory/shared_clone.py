@@ -46,7 +46,9 @@ class SharedClone:
             with torch.inference_mode(False):
                 for original, twin in self._pairs:
                     fresh = {k: v for k, v in original.__dict__.items() if k not in _OWN}
-                    twin.__dict__.update(fresh)
+                    # A table that a network made when it was loaded and keeps as a plain attribute
+                    tables = {k: _alias(v) for k, v in fresh.items() if type(v) is Tensor}
+                    twin.__dict__.update({**fresh, **tables})
                     twin._parameters.update({n: _frozen(p) for n, p in original._parameters.items()})
                     twin._buffers.update(
                         {n: b if b is None else _alias(b) for n, b in original._buffers.items()}
