@@ -19,6 +19,7 @@ from . import (
     training,
 )
 from .history_routes import add_history_routes
+from .host.canvas.whole_prompt import refuse_whole_prompts
 from .host.running.background import save_on_exit
 from .routes import add_routes
 
@@ -30,6 +31,7 @@ class LoraKilnExtension(ComfyExtension):
         save_on_exit()
         add_routes()  # here and not in on_load, which host 0.3.75 never calls
         add_history_routes()
+        refuse_whole_prompts()
         return [
             dataset.KilnLoadDataset,
             dataset.KilnImagesToDataset,

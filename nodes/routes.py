@@ -18,7 +18,7 @@ from .host.canvas.estimate import estimate_before_loading
 from .host.canvas.monitor import RunMonitor, all_runs, find_run, route_table, run_from_history
 from .host.paths import sample_file
 
-COMMANDS = ("stop", "pause", "resume", "save", "sample")
+COMMANDS = ("finish", "stop", "pause", "resume", "save", "sample")
 
 
 def add_routes() -> None:
@@ -97,8 +97,10 @@ def tell(run: RunMonitor, command: str) -> None:
     """Hand a command to a running run."""
     controls = run.controls
     assert controls is not None, "the run has ended"
-    if command == "stop":
+    if command == "finish":
         controls.finish()
+    elif command == "stop":
+        controls.stop()
     elif command == "pause":
         controls.pause()
         run.say("paused")

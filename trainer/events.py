@@ -48,6 +48,15 @@ class MessageEvent:
     text: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlanEvent(MessageEvent):
+    """What the run will need of the device, decided before its first step; `text` says the same."""
+
+    level: str  # of memory
+    total: int  # bytes
+    parts: dict[str, int]  # bytes by name
+
+
 @dataclass(frozen=True)
 class ValidationPoint:
     """One measurement of the held-out items."""

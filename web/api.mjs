@@ -7,6 +7,9 @@ import { api } from "../../scripts/api.js";
  * @typedef {Object} RunState what the server knows of a run; `points` may be a part of them
  * @property {string} run its id
  * @property {string} node id of the training node, "3:1" inside a subgraph
+ * @property {string} workflow id of the graph that holds the node; "" where a program sent the prompt
+ * @property {boolean} background the prompt that started it goes on without it
+ * @property {{level: string, total: number, parts: Record<string, number>} | null} plan memory that it needs, in bytes
  * @property {"starting"|"running"|"paused"|"aside"|"done"|"stopped"|"failed"} status
  * @property {number} step
  * @property {number} total
@@ -32,6 +35,27 @@ export function onRun(listener) {
   /** @type {EventTarget} */ (api).addEventListener(EVENT, (event) =>
     listener(/** @type {CustomEvent<RunState>} */ (event).detail),
   );
+}
+
+/** @param {(node: string, text: string) => void} listener of texts that a node sends while it works */
+export function onProgressText(listener) {
+  /** @type {EventTarget} */ (api).addEventListener("progress_text", (event) => {
+    const { nodeId, text } = /** @type {CustomEvent<{nodeId: string, text: string}>} */ (event).detail;
+    setTimeout(() => listener(nodeId, text)); // after the host's own listener, which may have been added later
+  });
+}
+
+/** @param {(error: {node: string, kind: string, sentence: string}) => void} listener of errors that end a prompt */
+export function onError(listener) {
+  /** @type {EventTarget} */ (api).addEventListener("execution_error", (event) => {
+    const { node_id, node_type, exception_message } = /** @type {CustomEvent<any>} */ (event).detail;
+    listener({ node: String(node_id), kind: String(node_type), sentence: String(exception_message).trim() });
+  });
+}
+
+/** @param {() => void} listener called when a prompt begins to run */
+export function onPromptStart(listener) {
+  api.addEventListener("execution_start", () => listener());
 }
 
 /** @param {() => void} listener called when the server is back after it went away */
@@ -66,7 +90,7 @@ export function sampleUrl(run, sample, kind) {
 /**
  * Tell a run something.
  * @param {string} run
- * @param {"stop"|"pause"|"resume"|"save"|"sample"} command
+ * @param {"finish"|"stop"|"pause"|"resume"|"save"|"sample"} command
  * @returns {Promise<string>} the server's sentence when it refused, else ""
  */
 export async function command(run, command) {

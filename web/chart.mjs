@@ -9,9 +9,13 @@ export const ON_LIGHT = { raw: "#4a8ab8", smooth: "#0072b2", rate: "#b87400", va
 const KEPT = 8000; // points; beyond it the curve is thinned out to half, peaks kept
 
 export class Chart extends Plot {
-  /** @param {HTMLCanvasElement} canvas */
-  constructor(canvas) {
+  /**
+   * @param {HTMLCanvasElement} canvas
+   * @param {{raw: string, smooth: string, rate: string, validation: string}} names of the curves
+   */
+  constructor(canvas, names) {
     super(canvas);
+    this.names = names;
     /** @type {number[]} */ this.steps = [];
     /** @type {number[]} */ this.raw = [];
     /** @type {number[]} */ this.smooth = [];
@@ -28,6 +32,7 @@ export class Chart extends Plot {
     this.peak = 0;
     this.validation = [];
     this.zoom = this.hover = null;
+    this.announce(null);
     this.redraw();
   }
 
@@ -43,6 +48,7 @@ export class Chart extends Plot {
       this.peak = Math.max(this.peak, rate);
     }
     if (this.steps.length > KEPT) this.thinOut();
+    this.announce(null);
     this.redraw();
   }
 
@@ -62,9 +68,9 @@ export class Chart extends Plot {
     const { steps: xs, validation } = this;
     const colour = this.dark ? ON_DARK : ON_LIGHT;
     return [
-      { xs, ys: this.raw, colour: colour.raw, opacity: 0.6, rough: true },
-      { xs, ys: this.rates, colour: colour.rate, dash: [4, 3], peak: this.peak || 1 },
-      { xs, ys: this.smooth, colour: colour.smooth, width: 2 },
+      { xs, ys: this.raw, colour: colour.raw, opacity: 0.6, rough: true, name: this.names.raw },
+      { xs, ys: this.rates, colour: colour.rate, dash: [4, 3], peak: this.peak || 1, name: this.names.rate },
+      { xs, ys: this.smooth, colour: colour.smooth, width: 2, name: this.names.smooth },
       {
         xs: validation.map(([step]) => step),
         ys: validation.map(([, loss]) => loss),
@@ -72,6 +78,7 @@ export class Chart extends Plot {
         width: 1.5,
         dash: [1, 2],
         marks: true,
+        name: this.names.validation,
       },
     ];
   }

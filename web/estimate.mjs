@@ -90,6 +90,12 @@ export function question(node) {
   };
 }
 
+/** @param {number} bytes */
+const gib = (bytes) => (bytes / 2 ** 30).toFixed(bytes < 2 ** 30 ? 2 : 1);
+
+/** @param {Record<string, number>} parts bytes by name */
+const partsOf = (parts) => Object.entries(parts).map(([name, bytes]) => `${t(`part_${name}`)} ${gib(bytes)}`).join(", ");
+
 class Line {
   /** @param {any} node */
   constructor(node) {
@@ -102,6 +108,12 @@ class Line {
   }
 
   look() {
+    const { active, state } = this.node.kilnPanel;
+    if (active && state.plan) {
+      this.asked = ""; // asked anew when the run is over
+      this.showRun(state);
+      return;
+    }
     const now = question(this.node);
     const key = typeof now === "string" ? t(now) : JSON.stringify(now);
     if (key === this.asked) return;
@@ -114,6 +126,14 @@ class Line {
     else void this.ask(now, key);
   }
 
+  /** The run's own figure instead of the estimate. @param {import("./api.mjs").RunState} state */
+  showRun({ plan, memory }) {
+    if (!plan) return;
+    const figure = memory ? t("memoryInUse", gib(memory), gib(plan.total)) : t("memoryPlanned", gib(plan.total));
+    const text = `${t("memoryRun", figure, plan.level)}.`;
+    if (this.element.textContent !== text) this.say(text, partsOf(plan.parts));
+  }
+
   /** @param {Record<string, any>} now @param {string} key */
   async ask(now, key) {
     const found = await estimateMemory(now).catch((error) => ({ error: String(error) }));
@@ -122,10 +142,8 @@ class Line {
       this.say(t("memoryUnknown", found.error), "");
       return;
     }
-    const gib = (/** @type {number} */ bytes) => (bytes / 2 ** 30).toFixed(bytes < 2 ** 30 ? 2 : 1);
-    const parts = Object.entries(found.parts).map(([name, bytes]) => `${t(`part_${name}`)} ${gib(bytes)}`);
     const needs = t("memoryNeeds", gib(found.total), now.resolution, now.max_frames);
-    this.say(`${needs}: ${parts.join(", ")}. ${found.advice}`, found.sentence);
+    this.say(`${needs}. ${found.advice}`, partsOf(found.parts));
   }
 
   /** @param {string} text @param {string} title */

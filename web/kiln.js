@@ -2,10 +2,12 @@
 // Registers LoRA Kiln's part of the canvas. Only the host's two public modules are imported: bare specifiers such as
 // vue are gone from frontends newer than 1.33.
 import { app } from "../../scripts/app.js";
+import { showErrors } from "./errors.mjs";
 import { addEstimate, watchEstimates } from "./estimate.mjs";
 import { keepNodeTexts } from "./node_texts.mjs";
 import { addPanel, listen, reattach } from "./panel.mjs";
 import { fillFromPreset } from "./presets.mjs";
+import { followTheme } from "./plot.mjs";
 import { addRunsTab } from "./runs.mjs";
 
 app.registerExtension({
@@ -15,7 +17,9 @@ app.registerExtension({
   },
   setup() {
     listen(app);
+    showErrors(app);
     watchEstimates();
+    followTheme();
     addRunsTab(app);
   },
   nodeCreated(/** @type {any} */ node) {

@@ -1,11 +1,14 @@
 // @ts-check
 // The live panel on a training node: chart, figures, buttons. One panel per node, filled by run.
 //
-// A node finds its run in node.properties.kiln_run (saved with the workflow), else by its id among the server's runs.
+// A node shows a run only if it is its own: the server says which node of which graph started it. The newest is kept in
+// node.properties.kiln_run (saved with the workflow), so that it is found again when the server has been restarted.
 // Points missed while the page was away are fetched; see `attach`.
-import { command, fetchRun, fetchRuns, onReconnected, onRun } from "./api.mjs";
+import { command, fetchRun, fetchRuns, onProgressText, onReconnected, onRun } from "./api.mjs";
 import { Chart } from "./chart.mjs";
+import { make } from "./dom.mjs";
 import { Filmstrip } from "./filmstrip.mjs";
+import { allNodes, findNode, nodeOf } from "./find_node.mjs";
 import { clock } from "./series.mjs";
 import { t } from "./texts.mjs";
 
@@ -15,21 +18,7 @@ const BUTTON =
   "padding:2px 8px;border-radius:4px;cursor:pointer;border:1px solid var(--border-color);" +
   "background:var(--comfy-input-bg);color:var(--input-text);font-size:11px";
 const ACTIVE = new Set(["starting", "running", "paused", "aside"]);
-
-/**
- * The node that the server means: "3", or "5:3" for node 3 inside subgraph node 5, to any depth. Two subgraph nodes may
- * share what is inside them, so an id is followed down from the root and never made from a node.
- * @param {any} app
- * @param {string} id
- * @returns {any}
- */
-function findNode(app, id) {
-  const path = id.split(":").map(Number);
-  const last = path.pop();
-  let graph = app.rootGraph ?? app.graph;
-  for (const part of path) graph = graph?.getNodeById(part)?.subgraph;
-  return graph?.getNodeById(last);
-}
+const HOSTS_TEXT = "$$node-text-preview"; // the widget in which the host shows a node's progress text
 
 /** @param {string} tag @param {string} css */
 function element(tag, css) {
@@ -44,27 +33,33 @@ export class Panel {
     this.node = node;
     this.app = app;
     /** @type {import("./api.mjs").RunState | null} */ this.state = null;
+    this.wrong = false; // the note is an error
+    this.note = ""; // what there is to say before a run has a name, or instead of it
     /** @type {Record<string, HTMLButtonElement>} */ this.buttons = {};
-    this.chart = new Chart(this.canvas());
+    const names = { raw: t("curve_raw"), smooth: t("curve_smooth"), rate: t("curve_rate"), validation: t("curve_validation") };
+    this.chart = new Chart(this.canvas(), names);
     this.figures = element("div", `min-height:1.3em;color:var(--input-text);${ONE_LINE}`);
-    this.advice = element("div", "min-height:1.3em;max-height:2.6em;overflow:hidden;color:var(--descrip-text)");
+    this.advice = element("div", "min-height:1.3em;max-height:3.9em;overflow:auto;color:var(--descrip-text)");
     this.advice.setAttribute("aria-live", "polite");
-    const bar = element("div", "display:flex;gap:4px;flex-wrap:wrap");
-    bar.append(...["pause", "resume", "save", "sample", "stop", "log"].map((name) => this.button(name)));
+    this.question = element("div", "");
+    this.bar = element("div", "display:flex;gap:4px;flex-wrap:wrap");
+    this.bar.append(...["pause", "resume", "save", "sample", "finish", "stop", "log"].map((name) => this.button(name)));
     this.root = element("div", "display:flex;flex-direction:column;gap:4px;padding:4px;font-size:11px;overflow:hidden");
     this.root.className = "kiln-panel";
     this.film = new Filmstrip();
-    this.root.append(this.chart.canvas, this.film.root, this.figures, this.advice, bar);
+    this.root.append(this.chart.canvas, this.film.root, this.figures, this.advice, this.question, this.bar);
     // The graph must not start dragging the node when the panel is used
     this.root.addEventListener("pointerdown", (event) => event.stopPropagation());
     new ResizeObserver(() => this.chart.redraw()).observe(this.chart.canvas);
     this.refresh();
-    node.addDOMWidget("kiln_panel", "kiln_panel", this.root, {
+    const widget = node.addDOMWidget("kiln_panel", "kiln_panel", this.root, {
       serialize: false,
       hideOnZoom: false,
       getMinHeight: () => HEIGHT + this.film.height,
       getMaxHeight: () => HEIGHT * 3 + this.film.height,
-    }).serialize = false;
+    });
+    widget.serialize = false;
+    followNodeWidth(widget);
   }
 
   canvas() {
@@ -84,7 +79,7 @@ export class Panel {
     made.type = "button";
     made.title = t(`${name}Help`);
     made.dataset.kiln = name;
-    made.addEventListener("click", () => this.press(name));
+    made.addEventListener("click", () => (name === "finish" ? this.askToFinish() : this.press(name)));
     this.buttons[name] = made;
     return made;
   }
@@ -102,6 +97,44 @@ export class Panel {
     if (refused) this.app.extensionManager.toast.add({ severity: "warn", summary: "LoRA Kiln", detail: refused, life: 5000 });
   }
 
+  /** Finishing starts the nodes behind, which may take long: say so first. */
+  askToFinish() {
+    const state = this.state;
+    if (!state) return;
+    const leave = () => {
+      this.endQuestion();
+      this.buttons.finish.focus();
+    };
+    const choice = (/** @type {string} */ name, /** @type {() => void} */ act) =>
+      make("button", { type: "button", style: BUTTON, "data-kiln": name, text: t(name), onclick: act });
+    const then = (/** @type {string} */ name) => () => {
+      leave();
+      void this.press(name);
+    };
+    const stay = choice("keepTraining", leave);
+    const text = t(state.background ? "finishAskBackground" : "finishAsk", state.step, state.total);
+    const onkeydown = (/** @type {KeyboardEvent} */ event) => {
+      event.stopPropagation(); // the graph has shortcuts of its own
+      if (event.key === "Escape") leave();
+    };
+    this.question.replaceChildren(
+      make(
+        "div",
+        { role: "alertdialog", "aria-label": t("finish"), onkeydown, style: "border:1px solid #d55e00;border-radius:4px;padding:4px" },
+        make("div", { text }),
+        make("div", { style: "display:flex;gap:4px;flex-wrap:wrap;margin-top:4px" }, choice("reallyFinish", then("finish")), choice("stopInstead", then("stop")), stay),
+      ),
+    );
+    this.bar.style.display = this.advice.style.display = "none"; // the question takes their room
+    stay.focus();
+  }
+
+  endQuestion() {
+    this.question.replaceChildren();
+    this.bar.style.display = "flex";
+    this.advice.style.display = "";
+  }
+
   /** @param {import("./api.mjs").RunState} state with the points that follow those already here */
   async show(state) {
     if (this.state?.run !== state.run) {
@@ -109,6 +142,8 @@ export class Panel {
       this.film.show(state.run, []);
       this.node.properties.kiln_run = state.run;
     }
+    this.note = "";
+    this.wrong = false;
     this.state = state;
     const known = this.chart.steps.length;
     if (state.points.length && state.first > 0 && known === 0) {
@@ -119,16 +154,29 @@ export class Panel {
     this.refresh();
   }
 
-  /** Fetch a run whole. @param {string} run @returns {Promise<boolean>} whether the server knows it */
+  /** Fetch a run whole. @param {string} run @returns {Promise<boolean>} whether the server knows it and it is this node's */
   async attach(run) {
     const state = await fetchRun(run);
-    if (!state) return false;
+    // A run of an earlier version of the pack does not say whose it is
+    if (!state || (state.workflow && nodeOf(this.app, state) !== this.node)) return false;
     this.chart.clear();
     this.node.properties.kiln_run = run;
     this.state = state;
     this.chart.add(state.points);
     this.refresh();
     return true;
+  }
+
+  get active() {
+    return !!this.state && ACTIVE.has(this.state.status);
+  }
+
+  /** Something to say that is no word of a run. @param {string} text @param {boolean} wrong it is an error */
+  say(text, wrong = false) {
+    this.note = text;
+    this.wrong = wrong;
+    this.advice.setAttribute("role", wrong ? "alert" : "status");
+    this.refresh();
   }
 
   /** @param {import("./api.mjs").RunState} state */
@@ -143,34 +191,53 @@ export class Panel {
     const state = this.state;
     if (state) this.showSamples(state);
     this.chart.validation = state?.validation ?? [];
-    const active = !!state && ACTIVE.has(state.status);
+    const active = this.active;
     this.buttons.pause.style.display = state?.status === "paused" ? "none" : "";
     this.buttons.resume.style.display = state?.status === "paused" ? "" : "none";
-    for (const name of ["pause", "resume", "save", "stop"]) {
+    for (const name of ["pause", "resume", "save", "finish", "stop"]) {
       this.buttons[name].disabled = !active;
       this.buttons[name].style.opacity = active ? "1" : "0.5";
     }
-    const draws = active && state.draws;
+    if (!active) this.endQuestion();
+    const draws = !!state && active && state.draws;
     this.buttons.sample.disabled = !draws;
     this.buttons.sample.style.opacity = draws ? "1" : "0.5";
     this.buttons.sample.title = t(state && !state.draws ? "sampleNeeds" : "sampleHelp");
-    if (!state) return;
-    const left = (state.total - state.step) * state.seconds;
-    const perSecond = `${(1 / state.seconds).toFixed(1)} ${t("perSecond")}`;
-    const rate = state.seconds < 1 ? perSecond : `${state.seconds.toFixed(1)} ${t("secondsPer")}`;
-    const parts = [
-      t(`status_${state.status}`),
-      `${state.step}/${state.total}`,
-      `${t("epoch")} ${state.epoch.toFixed(1)}`,
-      state.seconds ? rate : "",
-      active ? `${clock(left)} ${t("left")}` : "",
-      state.memory ? `${(state.memory / 2 ** 30).toFixed(1)} GiB` : "",
-    ];
-    this.figures.textContent = parts.filter(Boolean).join("  ·  ");
+    this.figures.textContent = state ? figures(state, active) : "";
+    const text = this.note || (state?.text ?? "");
     // Read out by screen readers when it changes, so not written again when it has not
-    if (this.advice.textContent !== state.text) this.advice.textContent = state.text;
-    this.advice.title = state.text;
+    if (this.advice.textContent !== text) this.advice.textContent = text;
+    this.advice.title = text;
+    this.advice.style.color = this.wrong && this.note ? "var(--error-text)" : "var(--descrip-text)";
   }
+}
+
+/**
+ * The one line that says how far a run is.
+ * @param {import("./api.mjs").RunState} state
+ * @param {boolean} active
+ */
+function figures(state, active) {
+  const left = (state.total - state.step) * state.seconds;
+  const perSecond = `${(1 / state.seconds).toFixed(1)} ${t("perSecond")}`;
+  const rate = state.seconds < 1 ? perSecond : `${state.seconds.toFixed(1)} ${t("secondsPer")}`;
+  const parts = [
+    t(`status_${state.status}`),
+    `${state.step}/${state.total}`,
+    state.epoch ? `${t("epoch")} ${state.epoch.toFixed(1)}` : "",
+    state.seconds ? rate : "",
+    active && state.seconds ? t("left", clock(left)) : "",
+  ];
+  return parts.filter(Boolean).join("  ·  ");
+}
+
+/**
+ * Let a widget always be as wide as its node. Frontends 1.49 and 1.58 list the widgets of a selected node in a side panel,
+ * too, and write that panel's width into `widget.width`, where it stays and wins over the node's.
+ * @param {any} widget
+ */
+export function followNodeWidth(widget) {
+  Object.defineProperty(widget, "width", { configurable: true, get: () => undefined, set: () => {} });
 }
 
 /** @param {any} node @param {any} app */
@@ -181,13 +248,11 @@ export function addPanel(node, app) {
 /** Find every panel's run again: after loading a graph, and when the server is back. @param {any} app */
 export async function reattach(app) {
   const runs = await fetchRuns();
-  const root = app.rootGraph ?? app.graph;
-  const all = [root, ...(root?.subgraphs?.values?.() ?? [])].flatMap((g) => g?.nodes ?? g?._nodes ?? []);
-  for (const node of all) {
+  for (const node of allNodes(app)) {
     const panel = node.kilnPanel;
     if (!panel) continue;
     const own = node.properties.kiln_run; // maybe of an earlier server process, or of another machine
-    const latest = runs.filter((run) => findNode(app, run.node) === node).at(-1);
+    const latest = runs.filter((run) => nodeOf(app, run) === node).at(-1);
     const active = latest && ACTIVE.has(latest.status);
     if (!active && own && (await panel.attach(own))) continue;
     if (latest) await panel.attach(latest.run);
@@ -196,6 +261,17 @@ export async function reattach(app) {
 
 /** @param {any} app */
 export function listen(app) {
-  onRun((state) => findNode(app, state.node)?.kilnPanel?.show(state));
+  onRun((state) => nodeOf(app, state)?.kilnPanel?.show(state));
   onReconnected(() => reattach(app));
+  onProgressText((id, text) => {
+    const node = findNode(app, id);
+    if (!node?.kilnPanel) return;
+    // The panel says it: the host's own text would be the same once more
+    const widget = node.widgets.find((/** @type {any} */ w) => w.name === HOSTS_TEXT);
+    if (widget && !widget.hidden) {
+      widget.hidden = true;
+      widget.computeLayoutSize = () => ({ minHeight: 0, maxHeight: 0, minWidth: 0 }); // 1.32.9 keeps room for it
+    }
+    if (!node.kilnPanel.active) node.kilnPanel.say(text);
+  });
 }

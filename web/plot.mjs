@@ -4,7 +4,8 @@
 // with at most two points per pixel column, however many points a curve has. chart.mjs and overlay.mjs say what is drawn.
 import { bulk, extent, lowerBound, ticks, thin, visible } from "./series.mjs";
 
-const MARGIN = { left: 46, right: 8, top: 8, bottom: 18 };
+const MARGIN = { left: 46, right: 8, top: 20, bottom: 18 };
+const LEGEND = 8; // its middle, from the top
 const CLICK = 3; // pixels that a press may move without being a drag
 
 /**
@@ -12,6 +13,7 @@ const CLICK = 3; // pixels that a press may move without being a drag
  * @property {number[]} xs steps, rising
  * @property {number[]} ys
  * @property {string} colour
+ * @property {string} [name] in the legend
  * @property {number} [width]
  * @property {number} [opacity]
  * @property {number[]} [dash] line style: colour is never the only difference between two curves
@@ -21,6 +23,23 @@ const CLICK = 3; // pixels that a press may move without being a drag
  *
  * @typedef {(step: number, value: number) => [x: number, y: number]} Place
  */
+
+/** @type {Set<WeakRef<Plot>>} */
+const plots = new Set();
+
+/** A theme is a class of the page and variables in its style: whatever of those changes, every plot is drawn again. */
+export function followTheme() {
+  const observer = new MutationObserver(() => {
+    for (const held of plots) {
+      const plot = held.deref();
+      if (plot) plot.redraw();
+      else plots.delete(held);
+    }
+  });
+  for (const target of [document.documentElement, document.body]) {
+    observer.observe(target, { attributes: true, attributeFilter: ["class", "style"] });
+  }
+}
 
 export class Plot {
   /** @param {HTMLCanvasElement} canvas focusable; it becomes a slider over the steps for the keyboard */
@@ -32,8 +51,10 @@ export class Plot {
     this.view = { from: 0, to: 1 }; // of the frame that is being drawn
     this.pending = false;
     this.drawn = 0; // frames so far, for measurements
+    plots.add(new WeakRef(this));
     canvas.tabIndex = 0;
     canvas.setAttribute("role", "slider");
+    this.describe(0, { from: 0, to: 1 }, canvas.dataset.empty ?? "");
     canvas.style.touchAction = "none";
     this.listen();
   }
@@ -169,14 +190,25 @@ export class Plot {
   /** @param {number | null} step whose values are shown */
   point(step) {
     this.hover = step;
-    if (step !== null) {
-      const text = this.values(step).map((line) => line.text).join(", ");
-      const { from, to } = this.whole();
-      for (const [name, value] of Object.entries({ valuemin: from, valuemax: to, valuenow: step, valuetext: text })) {
-        this.canvas.setAttribute(`aria-${name}`, String(value));
-      }
-    }
+    if (step !== null) this.announce(step);
     this.redraw();
+  }
+
+  /** Tell the keyboard's user where the slider stands. @param {number | null} step null before anything was read */
+  announce(step) {
+    if (!this.stops().length) {
+      this.describe(0, { from: 0, to: 1 }, this.canvas.dataset.empty ?? "");
+      return;
+    }
+    const now = step ?? this.hover ?? this.stops().at(-1) ?? 0;
+    this.describe(now, this.whole(), this.values(now).map((line) => line.text).join(", "));
+  }
+
+  /** @param {number} now @param {import("./series.mjs").Range} range @param {string} text */
+  describe(now, { from, to }, text) {
+    for (const [name, value] of Object.entries({ valuemin: from, valuemax: to, valuenow: now, valuetext: text })) {
+      this.canvas.setAttribute(`aria-${name}`, String(value));
+    }
   }
 
   /** @param {number} column @returns {number | null} the step at a pixel column */
@@ -245,7 +277,39 @@ export class Plot {
     context.clip();
     for (const curve of curves) this.line(context, curve, curve.peak ? this.ownScale(curve.peak) : place);
     context.restore();
+    this.legend(context, curves, ink);
     if (this.hover !== null) this.readout(context, this.hover, ink, faint);
+  }
+
+  /**
+   * Above the curves: how each that has a name is drawn.
+   * @param {CanvasRenderingContext2D} context
+   * @param {Curve[]} curves
+   * @param {string} ink
+   */
+  legend(context, curves, ink) {
+    context.textAlign = "left";
+    context.textBaseline = "middle";
+    let x = MARGIN.left;
+    for (const { name, colour, width, dash, marks } of curves) {
+      if (!name) continue;
+      context.strokeStyle = colour;
+      context.lineWidth = width ?? 1;
+      context.setLineDash(dash ?? []);
+      context.beginPath();
+      context.moveTo(x, LEGEND);
+      context.lineTo(x + 14, LEGEND);
+      context.stroke();
+      context.setLineDash([]);
+      if (marks) {
+        context.beginPath();
+        context.arc(x + 7, LEGEND, 2.5, 0, 2 * Math.PI);
+        context.stroke();
+      }
+      context.fillStyle = ink;
+      context.fillText(name, x + 17, LEGEND);
+      x += 17 + context.measureText(name).width + 8;
+    }
   }
 
   /** @param {number} step @returns {number} pixel column */

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,9 @@ class Canvas:
     def __init__(self, page: Page, url: str, name: str) -> None:
         self.page, self._url, self._name = page, url, name
         self._seed = next(SEEDS)
+        self.workflow = str(
+            uuid.uuid4()
+        )  # of the graph that `load` opens: the same one when it is opened again
         self.problems: list[str] = []
         page.on("console", self._listen)
         page.on("pageerror", self._hear)
@@ -93,15 +97,15 @@ class Canvas:
         """The tiny demo's template, with the training node in view; with another seed for each page, because the server
         trains no graph again that it has just run."""
         self.page.evaluate(
-            """async ([steps, seed]) => {
+            """async ([steps, seed, id]) => {
                 const answer = await fetch('/api/workflow_templates/tiny_wan_demo/train_then_sample_tiny.json');
                 const workflow = await answer.json();
                 const train = workflow.nodes.find(n => n.type === 'KilnTrainLora');
                 train.widgets_values[1] = steps;
                 train.widgets_values[6] = seed;
-                await window.app.loadGraphData(workflow);
+                await window.app.loadGraphData({...workflow, id});
             }""",
-            [steps, self._seed],
+            [steps, self._seed, self.workflow],
         )
         self.look()
 
@@ -154,6 +158,11 @@ class Canvas:
 
     def press(self, button: str) -> None:
         self.page.click(f"button[data-kiln={button}]")
+
+    def finish(self) -> None:
+        """End the run by its button, which asks first."""
+        self.page.evaluate("() => document.querySelector('button[data-kiln=finish]').click()")
+        self.page.evaluate("() => document.querySelector('button[data-kiln=reallyFinish]').click()")
 
     def shot(self, what: str) -> None:
         RESULTS.mkdir(exist_ok=True)

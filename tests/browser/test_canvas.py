@@ -50,11 +50,12 @@ def test_two_pages_show_the_same_run(
     page = browser.new_page(viewport={"width": 1500, "height": 1000})
     other = Canvas(page, host.url, "second_page")
     other.open()
+    other.workflow = canvas.workflow
     other.load(steps=100_000)
     other.wait_panel("panel.state?.status === 'running' && panel.chart.steps[0] === 1")
     seen = other.panel()["points"]
     other.wait_panel(f"panel.chart.steps.length > {seen}")  # it follows, not only fetches
-    other.press("stop")
+    other.finish()
     canvas.wait_panel("panel.state.status === 'stopped'")
     client.interrupt()
     page.close()
@@ -178,11 +179,11 @@ def test_nodes_2_has_every_part(canvas: Canvas, client: HostClient) -> None:
         20
     ):  # the frontend rebuilds a node's widgets when it begins to run, and a key pressed then is lost
         chart.press("Home")
-        if chart.get_attribute("aria-valuenow"):
+        if chart.get_attribute("aria-valuenow") == "1":
             break
         canvas.page.wait_for_timeout(100)
     expect(chart).to_have_attribute("aria-valuenow", "1")
-    canvas.page.evaluate("() => document.querySelector('button[data-kiln=stop]').click()")
+    canvas.finish()
     canvas.wait_panel("panel.state.status === 'stopped'")
     client.interrupt()
     canvas.shot("nodes2")

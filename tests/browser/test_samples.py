@@ -119,7 +119,7 @@ def test_filmstrip_grows_enlarges_and_survives_a_reload(
     canvas.page.wait_for_function(f"document.querySelectorAll('.kiln-film button').length === {len(shown)}")
     canvas.shot("reloaded")
     canvas.press("resume")
-    canvas.press("stop")
+    canvas.finish()
     canvas.wait_panel("panel.state.status === 'stopped'")
     client.interrupt()
 

@@ -124,7 +124,7 @@ def test_finishing_it_does_not_touch_other_prompts(
     assert queued_again["train"]["text"][0].startswith("This run trains in the background already")
     other = client.queue_prompt({**loaders(), **sampling("long", ["model", 0], steps=300)})
     events.wait_for(lambda e: e.type == "executing" and e.data["node"] == "long sampler")
-    tell(client, run, "stop")
+    tell(client, run, "finish")
     assert failure_of(client.wait(other, timeout=120)) is None
     state = wait_for(client, run, "stopped")
     assert lora_in_loras(host, run).is_file() and state["text"].startswith("stopped after")
@@ -152,7 +152,7 @@ def test_a_waiting_trainer_can_be_interrupted_before_its_turn(
     client.interrupt()
     assert failure_of(client.wait(waiting, timeout=60)) == "interrupted in node train (KilnTrainLora)"
     assert client.get_json(f"/lora_kiln/runs/{run}")["status"] == "running"
-    tell(client, run, "stop")
+    tell(client, run, "finish")
     wait_for(client, run, "stopped")
 
 

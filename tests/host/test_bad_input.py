@@ -150,3 +150,18 @@ def test_prefix_that_escapes(run_graph: RunGraph, host: RunningHost) -> None:
     with pytest.raises(GraphFailed, match=r"node save .*leaves ComfyUI/output/loras; use a plain name"):
         run_graph(graph)
     assert not list(host.base.rglob("escaped*"))
+
+
+def test_an_impossible_value_refuses_the_whole_prompt(client: HostClient) -> None:
+    """The host alone would run the outputs that do not depend on the node, and call that a success."""
+    other = {"other": node("PreviewAny", source=["dataset", 0])}
+    before = client.get_json("/history")
+    for wrong in ({"steps": 0}, {"rank": "many"}, {"preset": "no such"}):
+        graph = {**loaders(), **dataset(), **training(**wrong), **saved(), **other}
+        with pytest.raises(HostError, match=rf"status 400.*{next(iter(wrong))}"):
+            client.queue_prompt(graph)
+    lacking = {**loaders(), **dataset(), **training(), **saved(), **other}
+    del lacking["train"]["inputs"]["model"]
+    with pytest.raises(HostError, match=r"status 400.*model"):
+        client.queue_prompt(lacking)
+    assert client.get_json("/history") == before

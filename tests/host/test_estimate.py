@@ -33,12 +33,12 @@ def ask(client: HostClient, **changes: Any) -> dict[str, Any]:
 def test_it_is_the_plan_of_the_run(client: HostClient, events: EventStream, run_graph: RunGraph) -> None:
     big = {"batch_size": 256, "rank": 128}  # enough to show in GiB
     client.queue_prompt({**loaders(), **dataset(), **training(steps=1000, seed=401, **big), **saved()})
-    event = events.wait_for(lambda e: e.type == "lora_kiln.run" and "needs about" in e.data["text"])
+    event = events.wait_for(lambda e: e.type == "lora_kiln.run" and e.data["plan"])
     client.post_json(f"/lora_kiln/runs/{event.data['run']}/stop", {})
     found = ask(client, config={"batch_size": 256, "adapter": {"rank": 128, "alpha": 4.0}})
-    # Up to the memory that is free, which changes from moment to moment
-    foreseen, planned = (text.split(", chosen")[0] for text in (found["sentence"], event.data["text"]))
-    assert "at memory level" in foreseen and planned == foreseen
+    planned = event.data["plan"]
+    assert (planned["total"], planned["parts"]) == (found["total"], found["parts"])
+    assert f"at memory level {planned['level']}" in found["sentence"]
     assert found["parts"]["activations"] > 2**28
 
 

@@ -140,7 +140,7 @@ def test_a_run_that_goes_on_is_not_deleted(client: HostClient, events: EventStre
     assert listed(client)[0]["live"]
     with pytest.raises(HostError, match=r"status 409.*still going on"):
         client.post_json(f"{BASE}/{run}/delete", {})
-    tell(client, run, "stop")
+    tell(client, run, "finish")
     client.wait(queued, timeout=60)
     wait_for(client, run, "stopped")
     client.post_json(f"{BASE}/{run}/delete", {})

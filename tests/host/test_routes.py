@@ -52,7 +52,7 @@ def test_pause_save_resume_and_finish(client: HostClient, events: EventStream, h
         )
     )
     assert list((host.base / "user" / "__lora_kiln" / "runs" / run).glob("step-*"))
-    tell(client, run, "stop")
+    tell(client, run, "finish")
     entry = client.wait(queued, timeout=60)
     assert failure_of(entry) is None, "finishing is not an interrupt: the nodes behind get the LoRA"
     assert entry["outputs"]["save"]["path"]

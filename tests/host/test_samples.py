@@ -116,7 +116,7 @@ def test_a_video_has_a_still_and_a_moving_picture_and_the_routes_serve_them(
     start, asked = told.data["samples"]
     assert start == {"step": 0, "place": 0, "prompt": "a red circle", "animated": True}
     assert asked["step"] >= 2
-    tell(client, run, "stop")
+    tell(client, run, "finish")
     assert failure_of(client.wait(queued, timeout=60)) is None
     state = client.get_json(f"/lora_kiln/runs/{run}")
     assert state["samples"] == [start, asked]
@@ -144,7 +144,7 @@ def test_a_run_without_sample_settings_refuses_to_draw(client: HostClient, event
     run = newest(client)["run"]
     with pytest.raises(HostError, match=r"status 409.*draws no samples; connect Sample Settings"):
         tell(client, run, "sample")
-    tell(client, run, "stop")
+    tell(client, run, "finish")
     client.wait(queued, timeout=60)
 
 

@@ -40,6 +40,22 @@ def advise(
     return [text for text in found if text]
 
 
+def advise_on_size(trained: int, whole: int, config: TrainConfig) -> str:
+    """A sentence where the adapter has more parameters than the model that it adapts; empty where all is well.
+
+    Args:
+        trained: parameters of the adapter.
+        whole: parameters of the model.
+        config: the run's settings, named in the advice.
+    """
+    if trained <= whole:
+        return ""
+    return (
+        f"Rank {config.adapter.rank} trains {trained / max(whole, 1):.0%} of the model's own parameters, more than "
+        "there are to learn: lower the rank. 16 to 128 is usual."
+    )
+
+
 def _overfitting(
     losses: Sequence[float], points: Sequence[ValidationPoint], config: TrainConfig
 ) -> str | None:

@@ -43,6 +43,12 @@ MIGRATIONS = (
         path TEXT NOT NULL);
     CREATE INDEX samples_by_run ON samples (run, step);
     """,
+    """
+    ALTER TABLE runs ADD COLUMN name TEXT NOT NULL DEFAULT '';
+    ALTER TABLE runs ADD COLUMN parent TEXT NOT NULL DEFAULT '';
+    ALTER TABLE runs ADD COLUMN node TEXT NOT NULL DEFAULT '';
+    ALTER TABLE runs ADD COLUMN workflow TEXT NOT NULL DEFAULT '';
+    """,
 )
 ORDERS = ("newest", "rating", "validation", "loss")
 FLUSH_SECONDS = 2.0
@@ -69,6 +75,10 @@ class Record:
     message: str  # why it failed
     rating: int  # 1-5 by the user, 0 for none
     notes: str
+    name: str  # that the user gave it, or empty
+    parent: str  # id of the run whose checkpoint it began from, or empty
+    node: str  # id of the training node, or empty
+    workflow: str  # id of the graph on the canvas that held the node, or empty
     loss: float | None  # mean of the last 50 steps
     best_loss: float | None  # lowest validation loss
     best_step: int | None
@@ -125,9 +135,22 @@ class History:
             self._db.execute("COMMIT")
 
     def start(
-        self, run_id: str, folder: Path, config: dict[str, Any], dataset: EncodedDataset, base_model: str
+        self,
+        run_id: str,
+        folder: Path,
+        config: dict[str, Any],
+        dataset: EncodedDataset,
+        base_model: str,
+        *,
+        place: tuple[str, str] = ("", ""),
+        parent: str = "",
     ) -> None:
-        """A run begins, or goes on after it was stopped: rating and notes stay."""
+        """A run begins, or goes on after it was stopped: rating, notes, name and parent stay.
+
+        Args:
+            place: ids of the training node and of the graph on the canvas that holds it.
+            parent: id of the run whose checkpoint this one begins from.
+        """
         held_out = sum(i.role == "validation" for i in dataset.items)
         now = time.time()
         values = (
@@ -139,10 +162,11 @@ class History:
         )
         with self._transaction() as db:
             db.execute(
-                "INSERT INTO runs (id, started, updated, status, folder, config, dataset, items, held_out, base_model) "
-                "VALUES (?, ?, ?, 'running', ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET updated = "
-                "excluded.updated, status = 'running', config = excluded.config, message = ''",
-                (run_id, now, now, *values, base_model),
+                "INSERT INTO runs (id, started, updated, status, folder, config, dataset, items, held_out, base_model, "
+                "node, workflow, parent) VALUES (?, ?, ?, 'running', ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO "
+                "UPDATE SET updated = excluded.updated, status = 'running', config = excluded.config, message = '', "
+                "node = excluded.node, workflow = excluded.workflow",
+                (run_id, now, now, *values, base_model, *place, parent),
             )
 
     def add_points(self, run_id: str, points: Iterable[tuple[str, int, float]]) -> None:
@@ -184,8 +208,10 @@ class History:
                 (status, time.time(), seconds, json.dumps([str(f) for f in files]), message, run_id),
             )
 
-    def rate(self, run_id: str, rating: int | None = None, notes: str | None = None) -> None:
-        """What the user thinks: rating 1-5 (0 takes it back), notes; None leaves either as it is.
+    def rate(
+        self, run_id: str, rating: int | None = None, notes: str | None = None, name: str | None = None
+    ) -> None:
+        """What the user thinks: rating 1-5 (0 takes it back), notes, a name; None leaves each as it is.
 
         Raises:
             KilnError: there is no such run, or the rating is out of range.
@@ -194,8 +220,9 @@ class History:
             raise KilnError(f"rating is {rating}; it must lie between 0 and 5.")
         with self._transaction() as db:
             done = db.execute(
-                "UPDATE runs SET rating = coalesce(?, rating), notes = coalesce(?, notes) WHERE id = ?",
-                (rating, notes, run_id),
+                "UPDATE runs SET rating = coalesce(?, rating), notes = coalesce(?, notes), name = coalesce(?, name) "
+                "WHERE id = ?",
+                (rating, notes, name, run_id),
             )
             if not done.rowcount:
                 raise KilnError(f"The history holds no run {run_id!r}; choose one from the table.")
@@ -218,7 +245,7 @@ class History:
         return next((_record(row) for row in self._rows("WHERE id = ?", run_id)), None)
 
     def records(self, words: str = "", order: str = "newest", dataset: str | None = None) -> list[Record]:
-        """Runs that hold all of the words (in id, status, settings, notes or advice), in order.
+        """Runs that hold all of the words (in id, name, status, settings, notes or advice), in order.
 
         Args:
             words: separated by blanks, upper and lower case alike; empty for all.
@@ -259,7 +286,7 @@ def _record(row: sqlite3.Row) -> Record:
 
 
 def _holds(row: sqlite3.Row, words: str) -> bool:
-    text = " ".join(str(row[n]) for n in ("id", "status", "config", "notes", "advice")).lower()
+    text = " ".join(str(row[n]) for n in ("id", "name", "status", "config", "notes", "advice")).lower()
     return all(word in text for word in words.lower().split())
 
 

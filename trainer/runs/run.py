@@ -37,13 +37,15 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """The figures a person asks for first, as plain values."""
         best = min((p for p in self.validation if p.step), key=lambda p: p.loss, default=None)
+        finite = [x for x in self.losses if math.isfinite(x)]
+        window = min(50, max(1, len(finite) // 5))  # the two never overlap, however short the run
         measured = {} if best is None else {"best_step": best.step, "best_validation": round(best.loss, 4)}
         return {
             "run": self.run_id,
             "steps": len(self.losses),
             "seconds": round(self.seconds, 1),
-            "first_loss": round(_mean(self.losses[:50]), 4),
-            "last_loss": round(_mean(self.losses[-50:]), 4),
+            "first_loss": round(_mean(finite[:window]), 4),
+            "last_loss": round(_mean(finite[-window:]), 4),
             "parameters_percent": round(100 * self.trained_parameters / max(self.model_parameters, 1), 2),
             "megabytes": round(sum(t.nbytes for t in self.lora.values()) / 1e6, 2),
             **measured,
@@ -109,5 +111,4 @@ def load_run(folder: Path) -> Run:
 
 
 def _mean(values: list[float]) -> float:
-    finite = [x for x in values if math.isfinite(x)]
-    return sum(finite) / max(len(finite), 1)
+    return sum(values) / max(len(values), 1)

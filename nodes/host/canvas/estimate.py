@@ -16,8 +16,9 @@ import torch
 
 from ....trainer.config import TrainConfig
 from ....trainer.errors import KilnError
+from ....trainer.loop.advice import advise_on_size
 from ....trainer.model_files.meta_model import Shapes, meta_model, read_shapes
-from ..memory.plan import plan_memory
+from ..memory.plan import plan_memory, trained_layers
 
 # The loaders whose file tells the network, and the host's folder that their file is listed in
 FOLDERS = {"UNETLoader": "diffusion_models", "CheckpointLoaderSimple": "checkpoints"}
@@ -63,7 +64,15 @@ def estimate_before_loading(
     model = SimpleNamespace(model=SimpleNamespace(diffusion_model=network), patches={})
     plan = plan_memory(model, SimpleNamespace(device=device, dtype=compute), settings, latent, path)
     parts = {name: size for name, size in asdict(plan).items() if isinstance(size, int)}
-    return {"sentence": plan.sentence(), "advice": plan.advice, "total": plan.total, "parts": parts}
+    whole = sum(p.numel() for p in network.parameters())
+    _, trained = trained_layers(network, settings)
+    advice = [plan.advice, advise_on_size(trained, whole, settings)]
+    return {
+        "sentence": plan.sentence(),
+        "advice": " ".join(filter(None, advice)),
+        "total": plan.total,
+        "parts": parts,
+    }
 
 
 def _check_types(values: dict[str, Any], usual: dict[str, Any]) -> None:

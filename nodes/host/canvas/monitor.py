@@ -20,6 +20,7 @@ from ....trainer.events import (
     CheckpointEvent,
     Controls,
     Event,
+    MemoryPlanEvent,
     MessageEvent,
     SampleEvent,
     StepEvent,
@@ -36,9 +37,19 @@ MAX_RUNS = 30
 class RunMonitor:
     """One run as the canvas sees it: a listener of its events and a handle on its controls."""
 
-    def __init__(self, node_id: str, total: int, draws: bool = False) -> None:
-        """draws: whether the run can be asked for samples."""
+    def __init__(
+        self, node_id: str, total: int, *, workflow: str = "", draws: bool = False, background: bool = False
+    ) -> None:
+        """
+        Args:
+            node_id: of the training node.
+            total: steps.
+            workflow: id of the graph on the canvas that holds the node; empty where a program sent the prompt.
+            draws: whether the run can be asked for samples.
+            background: whether the prompt that started it goes on without it.
+        """
         self.run_id, self.node_id, self.total, self.draws = "", node_id, total, draws
+        self.workflow, self.background = workflow, background
         self.controls: Controls | None = None
         self._device = torch.device("cpu")
         self._curve = Curve()
@@ -47,6 +58,7 @@ class RunMonitor:
         self._new_samples = False  # some that were not sent yet
         self._lock = threading.Lock()
         self._status, self._text = "starting", ""
+        self._plan: MemoryPlanEvent | None = None
         self._seconds = self._epoch = 0.0
         self._sent = 0  # points already sent
         self._last = 0.0
@@ -97,6 +109,8 @@ class RunMonitor:
                 }
                 self._new_samples = True
                 self._text = f"step {event.step}: a sample is drawn"
+            elif isinstance(event, MemoryPlanEvent):
+                self._plan = event
             elif isinstance(event, MessageEvent):
                 self._text = event.text
         self._send()
@@ -126,12 +140,16 @@ class RunMonitor:
         return {
             "run": self.run_id,
             "node": self.node_id,
+            "workflow": self.workflow,
+            "background": self.background,
             "status": self._status,
             "step": self._curve.points[-1][0] if self._curve.points else 0,
             "total": self.total,
             "seconds": self._seconds,
             "epoch": self._epoch,
             "memory": torch.cuda.memory_allocated(self._device) if self._device.type == "cuda" else None,
+            "plan": self._plan
+            and {"level": self._plan.level, "total": self._plan.total, "parts": self._plan.parts},
             "text": self._text,
             "points": points or [],
             "validation": list(self._validation),
@@ -181,7 +199,7 @@ def run_from_history(run_id: str) -> RunMonitor | None:
     if history.record is None:
         return None
     record = history.record
-    run = RunMonitor("", int(record.config.get("steps", record.step)))
+    run = RunMonitor(record.node, int(record.config.get("steps", record.step)), workflow=record.workflow)
     run.run_id = run_id
     run._restore(history)
     # One that never said that it ended was lost with its server; its checkpoints can be resumed

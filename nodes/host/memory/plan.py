@@ -12,21 +12,27 @@ from ....trainer.config import TrainConfig
 from ....trainer.memory.estimate import Estimate, estimate
 
 
+def trained_layers(module: torch.nn.Module, config: TrainConfig) -> tuple[list[str], int]:
+    """Full names of the layers that the run would train, and how many parameters its adapter would have."""
+    from ....trainer.adapter.targets import choose_targets, layer_shape
+
+    targets = choose_targets(module, config.adapter.target_modules, config.adapter.exclude_modules)
+    layers = dict(module.named_modules())
+    return targets, sum(
+        layer_shape(t, config.adapter).rank * (layers[t].in_features + layers[t].out_features)
+        for t in targets
+    )
+
+
 def plan_memory(
     model: Any, denoiser: Any, config: TrainConfig, latent_shape: tuple[int, ...], file: Path | None = None
 ) -> Estimate:
     """What the run will need of the device, and at which memory level, against what it has free when the host makes
     room. file: see model_file."""
-    from ....trainer.adapter.targets import choose_targets, layer_shape
     from .frozen_weights import bytes_in_ram
 
     module = model.model.diffusion_model
-    targets = choose_targets(module, config.adapter.target_modules, config.adapter.exclude_modules)
-    layers = dict(module.named_modules())
-    trained = sum(
-        layer_shape(t, config.adapter).rank * (layers[t].in_features + layers[t].out_features)
-        for t in targets
-    )
+    targets, trained = trained_layers(module, config)
     cpu = torch.device("cpu")
     free = free_ram = comfy.model_management.get_free_memory(cpu) + bytes_in_ram(module)
     if denoiser.device != cpu:

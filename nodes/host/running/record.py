@@ -51,6 +51,7 @@ def run_record(
     source: dict[str, str],
     *,
     tensorboard: bool,
+    place: tuple[str, str] = ("", ""),
 ) -> Iterator[RunRecord]:
     """Begin the record of a run; an exception inside is recorded as its failure.
 
@@ -60,6 +61,7 @@ def run_record(
         base_model: the model's fingerprint.
         source: how the model was loaded; see models.source.
         tensorboard: whether TensorBoard files are written too.
+        place: ids of the training node and of its graph on the canvas.
 
     Raises:
         KilnError: run.toml cannot be written.
@@ -69,7 +71,7 @@ def run_record(
     with ExitStack() as at_end:
         history = History(paths.history_file())
         at_end.callback(history.close)
-        history.start(folder.name, folder, config.to_dict(), encoded, base_model)
+        history.start(folder.name, folder, config.to_dict(), encoded, base_model, place=place)
         board = TensorBoardListener(paths.tensorboard_folder(folder.name)) if tensorboard else None
         if board is not None:
             at_end.callback(board.close)

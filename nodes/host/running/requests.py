@@ -45,8 +45,19 @@ class TrainRequest:
     tensorboard: bool = False
     tools: SampleTools | None = None  # what samples are drawn with
 
-    def monitor(self) -> RunMonitor:
-        return RunMonitor(self.node_id, self.config.steps, draws=self.tools is not None)
+    def monitor(self, background: bool = False) -> RunMonitor:
+        return RunMonitor(
+            self.node_id,
+            self.config.steps,
+            workflow=self.workflow_id,
+            draws=self.tools is not None,
+            background=background,
+        )
+
+    @property
+    def workflow_id(self) -> str:
+        """Of the graph on the canvas; empty where a program sent the prompt."""
+        return str((self.graph.get("workflow") or {}).get("id") or "")
 
     def train(self, controls: Controls, monitor: RunMonitor, listeners: list[Listener]) -> Run:
         """On the calling thread; raises what trainer.loop.train raises."""
@@ -58,6 +69,7 @@ class TrainRequest:
             resume=self.resume,
             start_from=self.start_from,
             source=model_source(self.graph.get("prompt") or {}, self.node_id),
+            place=(self.node_id, self.workflow_id),
             graph=self.graph,
             controls=controls,
             listeners=[*listeners, monitor.listen],
@@ -123,7 +135,7 @@ def train_in_background(request: TrainRequest) -> tuple[Run | None, str]:
             return run, run.sentence()
     _begin(key)
     waits = "after the run that trains now, " if another_run_is_active() else ""
-    monitor = request.monitor()
+    monitor = request.monitor(background=True)
 
     def watch(job: Job[Run]) -> None:
         if not job.done:

@@ -14,11 +14,11 @@ import torch
 from ....trainer.config import TrainConfig
 from ....trainer.dataset.encoded import EncodedDataset
 from ....trainer.errors import KilnError
-from ....trainer.events import Controls, Listener, MessageEvent, emitter
+from ....trainer.events import Controls, Listener, MemoryPlanEvent, emitter
 from ....trainer.loop.distributed import ProcessGroup
 from ....trainer.lora_files.lora_weights import LoraWeights, origin_metadata
 from ....trainer.lora_files.save import save_lora
-from ....trainer.memory.estimate import Estimate
+from ....trainer.memory.estimate import PARTS, Estimate
 from ....trainer.report.tensorboard import missing_sentence
 from .. import paths
 from ..memory.plan import plan_memory
@@ -41,6 +41,7 @@ def train_run(
     listeners: Sequence[Listener],
     start_from: str = "",
     source: dict[str, str] | None = None,
+    place: tuple[str, str] = ("", ""),
     graph: dict[str, Any] | None = None,
     tensorboard: bool = False,
     group: ProcessGroup | None = None,
@@ -53,6 +54,7 @@ def train_run(
 
     Args: as train_on_host, and
         source: how the model was loaded, for run.toml.
+        place: ids of the training node and of the graph on the canvas that holds it.
         group: the processes that train together.
         tools: what samples are drawn with; none are drawn without.
         on_chosen: told the run's id, its device and the step at which it goes on as soon as they are known.
@@ -81,7 +83,7 @@ def train_run(
     plan = plan_memory(model, denoiser, config, largest, file)
     _say_plan(plan, listeners)
 
-    recording = run_record(folder, config, encoded, base_model, source, tensorboard=tensorboard)
+    recording = run_record(folder, config, encoded, base_model, source, place=place, tensorboard=tensorboard)
     with recording if group.is_main else nullcontext() as record:
         result = train(
             denoiser,
@@ -137,7 +139,10 @@ def _resolve_auto(config: TrainConfig, denoiser: Any, resumed: Path | None) -> T
 
 
 def _say_plan(plan: Estimate, listeners: Sequence[Listener]) -> None:
-    emitter(listeners)(MessageEvent(text=plan.sentence()))
+    parts = {name: getattr(plan, name) for name in PARTS}
+    emitter(listeners)(
+        MemoryPlanEvent(text=plan.sentence(), level=plan.memory.level, total=plan.total, parts=parts)
+    )
     log.log(logging.WARNING if plan.advice else logging.INFO, "%s", plan.sentence())
 
 
@@ -145,10 +150,13 @@ def _as_run(
     model: Any, result: Any, folder: Path, encoded: EncodedDataset, base_model: str, graph: dict[str, Any]
 ) -> Any:
     """A TrainResult as the Run that nodes pass on."""
+    from ....trainer.loop.advice import advise_on_size
     from ....trainer.lora_files.export import export_adapter
     from ....trainer.runs.run import Run
 
     config: TrainConfig = result.config
+    trained = sum(t.numel() for t in result.adapter.values())
+    whole = sum(p.numel() for p in model.model.diffusion_model.parameters())
     metadata = origin_metadata(config.to_dict(), encoded.fingerprint, base_model, result.adapter_step, graph)
     return Run(
         run_id=folder.name,
@@ -158,10 +166,10 @@ def _as_run(
         losses=result.losses,
         seconds=result.seconds,
         stopped=result.stopped,
-        trained_parameters=sum(t.numel() for t in result.adapter.values()),
-        model_parameters=sum(p.numel() for p in model.model.diffusion_model.parameters()),
+        trained_parameters=trained,
+        model_parameters=whole,
         validation=result.validation,
-        advice=result.advice,
+        advice=[*filter(None, [advise_on_size(trained, whole, config)]), *result.advice],
         adapter_step=result.adapter_step,
     )
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.config import TrainConfig, ValidationConfig
+from trainer.config import AdapterConfig, TrainConfig, ValidationConfig
 from trainer.dataset.encoded import EncodedDataset, EncodedItem, write_conditioning
 from trainer.events import AdviceEvent, Event, ValidationPoint
-from trainer.loop.advice import advise
+from trainer.loop.advice import advise, advise_on_size
 from trainer.loop.progress import TrainResult
 from trainer.loop.train import train
 from trainer.loop.validation import best_of
@@ -129,3 +129,9 @@ def test_a_real_run_that_is_well(tmp_path: Path) -> None:
     encoded = hold_out(related(tmp_path, 8, noise=0.3, captions=8), 2)
     result, _ = real_run(tmp_path, encoded, steps=200, rank=4, learning_rate=5e-3)
     assert result.advice == []
+
+
+def test_a_rank_with_more_parameters_than_the_model_is_named() -> None:
+    config = TrainConfig(adapter=AdapterConfig(rank=1024, alpha=1024.0))
+    assert advise_on_size(476, 100, config).startswith("Rank 1024 trains 476% of the model's own parameters")
+    assert advise_on_size(100, 100, config) == ""

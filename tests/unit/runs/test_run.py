@@ -29,3 +29,11 @@ def test_run_summary() -> None:
     assert make_run([2.0] * 60 + [1.0] * 60).sentence() == (
         "done: 120 steps in 12 s, loss 2.000 -> 1.000; 1.0 % of the model's parameters, 0.0 MB"
     )
+
+
+def test_a_short_run_has_a_first_and_a_last_loss() -> None:
+    for count in range(2, 60):
+        summary = make_run([float(count - i) for i in range(count)]).summary()
+        assert summary["first_loss"] > summary["last_loss"], count
+    eight = make_run([8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]).summary()
+    assert (eight["first_loss"], eight["last_loss"]) == (8.0, 1.0)
