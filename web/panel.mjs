@@ -203,7 +203,8 @@ export class Panel {
     this.buttons.sample.disabled = !draws;
     this.buttons.sample.style.opacity = draws ? "1" : "0.5";
     this.buttons.sample.title = t(state && !state.draws ? "sampleNeeds" : "sampleHelp");
-    this.figures.textContent = state ? figures(state, active) : "";
+    this.figures.textContent = state ? figures(state, active, this.chart.smooth.at(-1)) : "";
+    this.figures.title = this.figures.textContent;
     const text = this.note || (state?.text ?? "");
     // Read out by screen readers when it changes, so not written again when it has not
     if (this.advice.textContent !== text) this.advice.textContent = text;
@@ -216,17 +217,19 @@ export class Panel {
  * The one line that says how far a run is.
  * @param {import("./api.mjs").RunState} state
  * @param {boolean} active
+ * @param {number | undefined} loss smoothed
  */
-function figures(state, active) {
+function figures(state, active, loss) {
   const left = (state.total - state.step) * state.seconds;
   const perSecond = `${(1 / state.seconds).toFixed(1)} ${t("perSecond")}`;
   const rate = state.seconds < 1 ? perSecond : `${state.seconds.toFixed(1)} ${t("secondsPer")}`;
   const parts = [
     t(`status_${state.status}`),
     `${state.step}/${state.total}`,
-    state.epoch ? `${t("epoch")} ${state.epoch.toFixed(1)}` : "",
-    state.seconds ? rate : "",
+    loss === undefined ? "" : t("loss", loss.toFixed(3)),
     active && state.seconds ? t("left", clock(left)) : "",
+    state.seconds ? rate : "",
+    state.epoch ? `${t("epoch")} ${state.epoch.toFixed(1)}` : "",
   ];
   return parts.filter(Boolean).join("  ·  ");
 }
