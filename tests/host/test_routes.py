@@ -92,7 +92,7 @@ def test_unknown_commands_are_refused(client: HostClient, run_graph: RunGraph) -
     run_graph({**loaders(), **dataset(), **training(seed=203), **saved()})
     run = newest(client)["run"]
     with pytest.raises(
-        HostError, match=r"status 404.*can be told stop, pause, resume, save, sample; not 'delete'"
+        HostError, match=r"status 404.*can be told finish, stop, pause, resume, save, sample; not 'delete'"
     ):
         tell(client, run, "delete")
     with pytest.raises(HostError, match=r"status 405|status 404"):
