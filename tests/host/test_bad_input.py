@@ -156,7 +156,7 @@ def test_an_impossible_value_refuses_the_whole_prompt(client: HostClient) -> Non
     """The host alone would run the outputs that do not depend on the node, and call that a success."""
     other = {"other": node("PreviewAny", source=["dataset", 0])}
     before = client.get_json("/history")
-    for wrong in ({"steps": 0}, {"rank": "many"}, {"preset": "no such"}):
+    for wrong in ({"steps": 0}, {"rank": "many"}, {"rank": 100_000}):
         graph = {**loaders(), **dataset(), **training(**wrong), **saved(), **other}
         with pytest.raises(HostError, match=rf"status 400.*{next(iter(wrong))}"):
             client.queue_prompt(graph)

@@ -10,11 +10,14 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from comfyui_version import __version__
 from server import PromptServer
 
 import nodes as host_nodes
 
 OURS = "Kiln"  # how our nodes' ids begin
+# 0.3.75 takes any value for a V3 node's list, 0.33 refuses one that is not in it
+CHECKS_COMBOS = tuple(int(n) for n in __version__.split(".")[:2]) > (0, 3)
 TARGETS = "partial_execution_targets"  # the host's own key: output nodes to run
 
 
@@ -74,7 +77,7 @@ def _is_possible(value: Any, kind: Any, options: dict[str, Any] | None = None, *
         except (TypeError, ValueError):
             return False
         return bool(options.get("min", number) <= number <= options.get("max", number))
-    choices = kind if isinstance(kind, list) else options.get("options") if kind == "COMBO" else None
+    choices = options.get("options") if kind == "COMBO" and CHECKS_COMBOS else None
     return choices is None or bool(options.get("multiselect")) or value in choices
 
 
