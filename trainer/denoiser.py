@@ -92,16 +92,19 @@ class Denoiser(Protocol):
 
     def session(self, whole: bool = True, file: Path | None = None) -> AbstractContextManager[Any]:
         """Inside it the model is on its device and its parameters may take part in backward. Leaving it restores
-        every parameter object. Entered anew each time the run comes back from giving the device away.
+        every parameter object. Entered anew each time the run gets the device back.
 
-        With whole=False the weights stay where they are kept (CPU memory): the caller brings them in. With the
-        safetensors `file` that they come from the model gives up its own copies of them, see memory.mapped; what is
-        yielded then is a sentence about it, or nothing."""
+        Args:
+            whole: False: the weights stay in CPU memory, and the caller brings them in.
+            file: the safetensors file that they come from; the parameters become mappings of it, see memory.mapped.
+
+        Yields:
+            a sentence about the model's memory for the user, or an empty one."""
         ...
 
     def keeps_to_itself(self, owner: nn.Module, name: str) -> bool:
-        """Whether that parameter of a module inside `module` must stay where it is, since only the module's own way of
-        bringing it in gives its true value."""
+        """Whether that parameter of a module inside `module` must not be moved by the caller: only the module's own
+        forward gives its true value (patches that are applied on the fly)."""
         ...
 
 

@@ -1,7 +1,7 @@
-"""Every kind of adapter, trained a little in the twin, saved, loaded by the host's own loader; prints JSON.
+"""Every kind of adapter, trained a little in the shared clone, saved, loaded by the host's own loader; prints JSON.
 
 Run by test_adapters.py: `python adapters.py MODEL.safetensors` in the host's folder. For each kind: the relative error
-between the twin's answer and the host's with the file on, and how much the adapter changes the answer at all.
+between our prediction and the host's with the file on, and how much the adapter changes the answer at all.
 """
 
 from __future__ import annotations

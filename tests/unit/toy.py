@@ -70,18 +70,18 @@ class ToyDenoiser:
             self.network = ToyNetwork()
         self.prediction = prediction
         self.alphas_cumprod = None if prediction == "flow" else torch.linspace(0.999, 0.01, 1000)
-        self.twin = SharedClone(self.network)
+        self.clone = SharedClone(self.network)
         self.sessions = 0
 
     @property
     def module(self) -> nn.Module:
-        return self.twin.module
+        return self.clone.module
 
     @contextmanager
     def session(self, whole: bool = True, file: Path | None = None) -> Iterator[str]:
         self.sessions += 1
         note = "" if file is None else release_copies(self.network, file).sentence()
-        with self.twin.weights():
+        with self.clone.weights():
             yield note
 
     def keeps_to_itself(self, owner: nn.Module, name: str) -> bool:

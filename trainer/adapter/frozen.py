@@ -1,7 +1,7 @@
 """A frozen linear layer under adapters that are not fused with it.
 
-Like fused.py, its weight is asked for in forward and again in backward and never saved, so it may be resident, cast,
-dequantised or brought in from elsewhere.
+As in fused.py, the weight is requested in forward and again in backward and never saved: it may be resident, cast,
+dequantised or streamed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _Frozen(torch.autograd.Function):
 
 
 class FrozenLinear(nn.Module):
-    """Takes the base layer's place inside one of peft's layers, which read `weight` and `bias` of it."""
+    """The base layer of one of peft's layers, which read its `weight` and `bias`."""
 
     def __init__(self, inner: nn.Module, weights: FrozenWeights, device: torch.device | None) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class FrozenLinear(nn.Module):
 
     @property
     def is_loaded(self) -> bool:
-        """Whether the twin holds weights at the moment."""
+        """Whether the shared clone holds weights at the moment."""
         return bool(self.inner._parameters)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

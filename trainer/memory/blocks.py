@@ -1,11 +1,11 @@
 """The blocks of a network: the units that are recomputed, streamed and compiled, in model order.
 
-A block is a member of a list (ModuleList, Sequential, ModuleDict) that is made of several layers. Members that are
-lists themselves are opened, since a network may walk through such a list without calling it, as UNets do; and so is a
-member that is little more than a chain of blocks of its own, such as the deep attention stages of SDXL: the smaller the
+A block is a member of a list (ModuleList, Sequential, ModuleDict) that is made of several layers. Nested lists are
+flattened, since a network may iterate over such a list without calling it, as UNets do. A member with nearly all of its
+weights in an inner list, such as the deep attention stages of SDXL, is replaced by that list's members: the smaller the
 blocks, the less memory two of them take. What is in no block (single layers, the embedding of text and time) is small.
 
-An adapter changes nothing about it: a layer that has one (peft's, around a base_layer) counts as the layer that it was.
+Adapters do not change the result: a layer with one (peft's, around a base_layer) counts as its base layer.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ CHAIN_SHARE = 0.9  # of a member's weights, from which on it counts as a chain; 
 
 def find_blocks(module: nn.Module) -> list[nn.Module]:
     """Each block once. Empty where a network has none: then nothing can be recomputed or streamed block by block."""
-    found = list(_blocks_in(module))
-    # A block that the network also has under another name is come across a second time, and then walked into
-    inner = {id(m) for block in found for m in block.modules() if m is not block}
-    return list({id(b): b for b in found if id(b) not in inner}.values())
+    blocks = list(_blocks_in(module))
+    # A block registered under a second name is found twice, the second time with the blocks inside it
+    inner = {id(m) for block in blocks for m in block.modules() if m is not block}
+    return list({id(b): b for b in blocks if id(b) not in inner}.values())
 
 
 def _blocks_in(module: nn.Module) -> Iterator[nn.Module]:

@@ -13,7 +13,7 @@ from .blocks import find_blocks
 
 
 def compile_blocks(module: nn.Module, backend: str = "inductor", whole: bool = False) -> None:
-    """Compile the forward of every block of a twin, once.
+    """Compile the forward of every block of a shared clone, once.
 
     Args:
         whole: raise where a block does not fit in one graph.

@@ -61,7 +61,7 @@ def map_weights(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @dataclass
 class Released:
-    """What became of a network's own copies of its weights, in bytes."""
+    """How much of a network's weights was replaced by mappings of its file, in bytes."""
 
     file: str
     released: int = 0
@@ -82,7 +82,7 @@ class Released:
 
 
 def release_copies(module: nn.Module, path: Path) -> Released:
-    """Let a network's parameters be the file's tensors, so that the memory of its own copies is free again.
+    """Replace a network's parameters by mappings of the file's tensors, and free their copies in RAM.
 
     Only where a parameter lies in ordinary CPU memory and is bit for bit what the file holds: the whole of every such
     tensor is read once for this. All others stay what they are, be it that the file cannot be read at all, and so do

@@ -3,12 +3,12 @@
     resident                the denoiser's session loads the model as it likes
     checkpoint activations  the same, and blocks are recomputed (recompute.py)
     stream blocks           only what is not in blocks is on the device; two blocks at a time pass through (ring.py)
-    stream from file        the same, and the blocks are read from the mapped file (mapped.py); the model gives up its
-                            own copies of the weights and has the file's pages instead
+    stream from file        the same, and the blocks are read from the mapped file (mapped.py); the model's
+                            parameters become mappings of the file, and their copies are freed
 
-With a base in fp8 or nf4 the trained layers' weights are held so (quantised_base.py), on the device or in the memory
-streamed. Everything happens in the twin: the model keeps its layers, its values and, but for stream from file, their
-memory.
+With a base in fp8 or nf4 the trained layers' weights are held so (quantised_base.py), on the device or in the CPU
+memory that is streamed. Everything happens in the shared clone: the model keeps its layers, its values and, but for
+stream from file, their memory.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ class Placement:
 
 
 class _ModelWeights:
-    """The twin's tensors, looked up before any adapter is in it: names and owners stay valid after that."""
+    """The shared clone's tensors, looked up before any adapter is in it: names and owners stay valid after that."""
 
     def __init__(self, module: nn.Module, adapter: AdapterConfig, denoiser: Denoiser) -> None:
         names = {id(m): name for name, m in module.named_modules()}

@@ -1,17 +1,17 @@
 """Streaming of frozen blocks: two slots on the device, one for the block in use and one for the block after it.
 
-    forward   0 1 2 ... n-1        when block i begins, block i+1 starts on its way into the other slot
-    backward  n-1 ... 2 1 0        when block i is computed again, block i-1 does
+    forward   0 1 2 ... n-1        when block i begins, the copy of block i+1 into the other slot starts
+    backward  n-1 ... 2 1 0        when block i is recomputed, the copy of block i-1 starts
 
 The last two blocks of forward are the first two of backward, and the other way round: they are not fetched again.
-Copies run on a thread, and on CUDA on a stream of their own: from pinned memory at once, from other memory (or a mapped
-file) through a pinned buffer. The CPU takes the same way with plain copies, so that what tests see there is what runs
-on a GPU.
+Copies run on a thread, and on CUDA on a stream of their own: from pinned memory directly, from other memory (or a
+mapped file) through a pinned buffer. On the CPU the same code runs with plain copies: tests there cover the order of
+blocks and slots, not streams and events.
 
-A block whose weights are not in a slot has its ordinary, stored ones, which the layers bring to the device themselves:
-an unforeseen order costs time and is never wrong. What autograd keeps of a slot's memory must not outlive the slot's
-turn, therefore streamed blocks are always recomputed (see recompute.py): what they keep then lives only while their own
-backward runs.
+A block whose weights are not in a slot has its stored ones, which the layers bring to the device themselves: an
+unforeseen order costs time and is never wrong. Nothing that autograd saves may point into a slot once another block is
+in it, therefore streamed blocks are always recomputed (recompute.py): what they save lives only during their own
+backward.
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ class StoredWeight:
 
     owner: nn.Module
     name: str
-    stored: (
-        Tensor  # where it rests; CPU memory, a mapped file (then maybe of another type), or the device itself
-    )
+    stored: Tensor  # CPU memory, a mapped file (then maybe of another type), or the device itself
     dtype: torch.dtype
 
     @property
@@ -49,7 +47,7 @@ class BlockRing:
 
     def __init__(self, blocks: list[list[StoredWeight]], device: torch.device, ledger: Ledger) -> None:
         self._blocks = blocks
-        self._resting = [
+        self._stored = [
             [w.owner._parameters[w.name] for w in block] for block in blocks
         ]  # put back when a block's turn is over
         size = max(sum(map(_room, block)) for block in blocks)
@@ -60,11 +58,11 @@ class BlockRing:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="lora-kiln-stream")
 
     def bind(self, index: int) -> None:
-        """Give block `index` its weights in a slot, and send for the block that is likely to be next."""
+        """Bind the weights of block `index` in its slot, and start copying the block that is likely to be next."""
         if index == self._bound:
             return
         forward = self._bound is None or index > self._bound or index == 0
-        slot = self._send_for(index)
+        slot = self._fetch(index)
         slot.wait()
         self._unbind()
         block = self._blocks[index]
@@ -75,10 +73,10 @@ class BlockRing:
         if following == len(self._blocks) and not torch.is_grad_enabled():
             following = 0  # no backward comes: the next pass begins at the front
         if 0 <= following < len(self._blocks):
-            self._send_for(following)
+            self._fetch(following)
 
-    def _send_for(self, index: int) -> _Slot:
-        """The slot that holds the block or is about to."""
+    def _fetch(self, index: int) -> _Slot:
+        """The slot that holds the block, or into which its copy has started."""
         for slot in self._slots:
             if slot.holds == index:
                 return slot
@@ -90,12 +88,12 @@ class BlockRing:
     def _unbind(self) -> None:
         if self._bound is None:
             return
-        for weight, resting in zip(self._blocks[self._bound], self._resting[self._bound], strict=True):
-            weight.owner._parameters[weight.name] = resting
+        for weight, stored in zip(self._blocks[self._bound], self._stored[self._bound], strict=True):
+            weight.owner._parameters[weight.name] = stored
         self._bound = None
 
     def close(self) -> None:
-        """The stored weights are everyone's again and the slots' memory is free."""
+        """Restore the stored weights and free the slots."""
         self._thread.shutdown(wait=True)
         self._unbind()
         for slot in self._slots:
@@ -110,11 +108,11 @@ class _Slot:
     def __init__(self, size: int, device: torch.device) -> None:
         self.holds: int | None = None
         self._memory = torch.empty(size, dtype=torch.uint8, device=device)
-        self._coming: Future[None] | None = None
+        self._copying: Future[None] | None = None
         self._on_cuda = device.type == "cuda"
         if self._on_cuda:
             self._stream = torch.cuda.Stream(device)
-            self._arrived = torch.cuda.Event()
+            self._copied = torch.cuda.Event()
             self._staging: Tensor | None = None  # pinned; only where a weight is stored in memory that is not
 
     def views(self, block: list[StoredWeight]) -> list[Tensor]:
@@ -122,11 +120,11 @@ class _Slot:
         return _views(self._memory, block)
 
     def begin(self, index: int, block: list[StoredWeight], thread: ThreadPoolExecutor) -> None:
-        """Start copying the block in. Whatever still reads the slot was queued before this call."""
+        """Start copying the block in. Work that reads the slot's present block is on the current stream already."""
         self.holds = index
         if self._on_cuda:
             self._stream.wait_stream(torch.cuda.current_stream(self._memory.device))
-        self._coming = thread.submit(self._copy, block)
+        self._copying = thread.submit(self._copy, block)
 
     @torch.no_grad()
     def _copy(self, block: list[StoredWeight]) -> None:
@@ -138,31 +136,31 @@ class _Slot:
         direct = [w.stored.is_cuda or w.stored.is_pinned() for w in block]
         with torch.cuda.stream(self._stream):
             if not all(direct):
-                self._arrived.synchronize()  # the copy before this one has left the pinned buffer
+                self._copied.synchronize()  # the pinned buffer is still read by the copy before this one
                 if self._staging is None:
                     self._staging = torch.empty(len(self._memory), dtype=torch.uint8, pin_memory=True)
             staged = views if self._staging is None else _views(self._staging, block)
-            for weight, view, stage, at_once in zip(block, views, staged, direct, strict=True):
-                if at_once:
+            for weight, view, stage, is_direct in zip(block, views, staged, direct, strict=True):
+                if is_direct:
                     view.copy_(weight.stored, non_blocking=True)
                 else:
                     stage.copy_(weight.stored)
                     view.copy_(stage, non_blocking=True)
-            self._arrived.record(self._stream)
+            self._copied.record(self._stream)
 
     def wait(self) -> None:
-        """Until the block is there, as far as the current stream is concerned."""
-        if self._coming is not None:
-            self._coming.result()
-            self._coming = None
+        """Make the current stream wait for the copy."""
+        if self._copying is not None:
+            self._copying.result()
+            self._copying = None
         if self._on_cuda:
-            torch.cuda.current_stream(self._memory.device).wait_event(self._arrived)
+            torch.cuda.current_stream(self._memory.device).wait_event(self._copied)
 
     def finish(self) -> None:
-        """No copy runs any more, so the memory may go."""
+        """Wait for the last copy, so that the memory can be freed."""
         if self._on_cuda:
             self._stream.synchronize()
-        self.holds = self._coming = None
+        self.holds = self._copying = None
 
 
 def _room(weight: StoredWeight) -> int:
@@ -170,9 +168,9 @@ def _room(weight: StoredWeight) -> int:
 
 
 def _views(memory: Tensor, block: list[StoredWeight]) -> list[Tensor]:
-    found, start = [], 0
+    views, start = [], 0
     for weight in block:
         part = memory[start : start + weight.size]
-        found.append(part.view(weight.dtype).view(weight.stored.shape))
+        views.append(part.view(weight.dtype).view(weight.stored.shape))
         start += _room(weight)
-    return found
+    return views

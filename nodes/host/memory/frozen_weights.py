@@ -41,7 +41,7 @@ def _brought_in(layer: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tensor
 
 
 def as_linear_layers(module: nn.Module) -> None:
-    """Make the quantised linear layers of a twin known as such: the host's (comfy.ops.mixed_precision_ops) are no
+    """Make the quantised linear layers of a shared clone nn.Linear: the host's (comfy.ops.mixed_precision_ops) are no
     nn.Linear, which peft asks for. Their behaviour stays theirs."""
     classes: dict[type, type] = {}
     for layer in module.modules():

@@ -102,7 +102,7 @@ class _Normalise(torch.autograd.Function):
 
 
 def lean_norms(module: nn.Module) -> None:
-    """On a CPU, where torch makes RMSNorm's gradient from ten small operations: one function. The module is a twin."""
+    """On a CPU, where torch makes RMSNorm's gradient from ten small operations: one function. module: the clone."""
     for norm in module.modules():
         if isinstance(norm, comfy.rmsnorm.RMSNorm) and not isinstance(norm, _LeanNorm):
             norm.__class__ = _lean_class(type(norm))  # type: ignore[arg-type]

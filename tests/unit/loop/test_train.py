@@ -145,7 +145,7 @@ def test_steps_aside_and_goes_on_unchanged(tmp_path: Path) -> None:
     controls.end_device_request()
     for _ in range(5):
         controls.request_device()
-        assert not any(True for _ in denoiser.twin.module.text._parameters), "weights are held while aside"
+        assert not any(True for _ in denoiser.clone.module.text._parameters), "weights are held while aside"
         controls.end_device_request()
     worker.join(60)
     assert denoiser.sessions >= 1

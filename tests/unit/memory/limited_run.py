@@ -68,14 +68,14 @@ class WanDenoiser(ToyDenoiser):
         network.load_state_dict(weights, assign=True)
         self.device = device
         self.network: Any = network.requires_grad_(False)
-        self.twin = SharedClone(self.network)
+        self.clone = SharedClone(self.network)
 
     @contextmanager
     def session(self, whole: bool = True, file: Path | None = None) -> Iterator[str]:
         if whole:
             self.network.to(self.device)
         note = "" if file is None else release_copies(self.network, file).sentence()
-        with self.twin.weights():
+        with self.clone.weights():
             yield note
 
     def forward(self, noisy: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:

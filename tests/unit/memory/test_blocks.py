@@ -163,7 +163,7 @@ class UNetDenoiser(ToyDenoiser):
         torch.manual_seed(5)
         with torch.inference_mode():
             self.network: Any = LittleUNet()
-        self.twin = SharedClone(self.network)
+        self.clone = SharedClone(self.network)
 
 
 def names_of(module: nn.Module) -> list[str]:
@@ -358,7 +358,7 @@ def run(folder: Path, network: nn.Module, memory: MemoryConfig) -> list[str]:
     """What a short run says."""
     denoiser, said = ToyDenoiser(), []
     denoiser.network = network  # type: ignore[assignment]
-    denoiser.twin = SharedClone(network)
+    denoiser.clone = SharedClone(network)
 
     def listen(event: Event) -> None:
         if isinstance(event, MessageEvent):

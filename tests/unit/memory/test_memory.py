@@ -81,7 +81,7 @@ class BlockDenoiser(ToyDenoiser):
         torch.manual_seed(5)
         with torch.inference_mode():
             self.network: Any = Network().to(dtype)
-        self.twin = SharedClone(self.network)
+        self.clone = SharedClone(self.network)
 
     def file(self, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
@@ -234,7 +234,7 @@ def test_the_model_keeps_its_own_weights(tmp_path: Path) -> None:
         for key, value in denoiser.network.state_dict().items():
             assert value.data_ptr() == before[key][0] and torch.equal(value, before[key][1])
         assert not [n for n, p in denoiser.module.named_parameters() if "lora" not in n], (
-            "the twin holds memory"
+            "the clone holds memory"
         )
 
 

@@ -80,7 +80,7 @@ class BlockDenoiser(ToyDenoiser):
         torch.manual_seed(5)
         with torch.inference_mode():
             self.network: Any = Network().to(dtype)
-        self.twin = SharedClone(self.network)
+        self.clone = SharedClone(self.network)
 
     def file(self, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)

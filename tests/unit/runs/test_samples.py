@@ -36,7 +36,7 @@ class Painter:
         self.seen: list[tuple[int, dict[str, Tensor] | None]] = []
 
     def draw(self, adapter: dict[str, Tensor] | None, step: int) -> Iterator[Sample]:
-        assert not any(True for _ in self.denoiser.twin.module.text.parameters()), (
+        assert not any(True for _ in self.denoiser.clone.module.text.parameters()), (
             "the run is still on the device"
         )
         self.seen.append((step, None if adapter is None else {k: t.clone() for k, t in adapter.items()}))
