@@ -17,7 +17,7 @@ from ..rng import generator
 from .frozen_weights import FrozenWeights, resident_weights
 from .fused import FusedLoraLinear, share_inputs
 from .peft_config import lora_config
-from .protocol import Adapter, load_tensors
+from .protocol import Adapter, load_tensors, without_gradient
 from .targets import choose_targets
 
 
@@ -121,6 +121,9 @@ class LoraAdapter(Adapter):
 
     def output_matrices(self) -> list[nn.Parameter]:
         return [b for _, b in self._pairs()]
+
+    def layers_without_gradient(self) -> list[str]:
+        return without_gradient({name: list(layer.matrices) for name, layer in self.layers.items()})
 
     @torch.no_grad()
     def limit_norms(self) -> None:

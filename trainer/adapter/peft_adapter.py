@@ -24,7 +24,7 @@ from ..rng import derive_seed
 from .frozen import FrozenLinear
 from .frozen_weights import FrozenWeights
 from .peft_config import peft_config
-from .protocol import Adapter, load_tensors
+from .protocol import Adapter, load_tensors, without_gradient
 from .targets import choose_targets, layer_shape
 
 
@@ -100,6 +100,9 @@ class PeftAdapter(Adapter):
         if self.config.kind != "dora":
             return []
         return [layer.lora_B["default"].weight for layer in self.layers.values()]
+
+    def layers_without_gradient(self) -> list[str]:
+        return without_gradient({n: [*_adapter_parameters(x).values()] for n, x in self.layers.items()})
 
     def limit_norms(self) -> None:
         """max_weight_norm is for the plain LoRA."""

@@ -34,6 +34,10 @@ class Adapter(Protocol):
         """The B matrices, for LoRA+; none for kinds without them."""
         ...
 
+    def layers_without_gradient(self) -> list[str]:
+        """Names of the layers whose gradients are all zero or missing; between backward and the optimizer step."""
+        ...
+
     def limit_norms(self) -> None:
         """Scale updates down to max_weight_norm; after every step."""
         ...
@@ -45,6 +49,17 @@ class Adapter(Protocol):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """The inverse; raises KilnError for other layers or shapes."""
         ...
+
+
+def without_gradient(parameters: dict[str, list[nn.Parameter]]) -> list[str]:
+    """Of parameters by layer name, the layers whose gradients are all zero or missing. Waits for the device once."""
+    grads = {name: [p.grad for p in each if p.grad is not None] for name, each in parameters.items()}
+    names = [name for name, each in grads.items() if each]
+    if not names:
+        return list(grads)
+    sizes = torch.stack([torch.stack([g.detach().abs().max() for g in grads[name]]).max() for name in names])
+    reached = {name for name, size in zip(names, sizes.tolist(), strict=True) if size}
+    return [name for name in grads if name not in reached]
 
 
 def load_tensors(tensors: dict[str, Tensor], state: dict[str, Tensor]) -> None:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
+
 from ..config import GuardConfig
 from ..errors import KilnError
 from ..memory.out_of_memory import free_memory, is_out_of_memory
@@ -69,6 +71,45 @@ def check_may_roll_back(state: GuardState, config: GuardConfig, step: int, rate:
     )
 
 
+def optimizer_step(step: Callable[[], None], parameters: Sequence[torch.Tensor]) -> None:
+    """An optimizer step, whose first one allocates the optimizer's state; again after freeing memory when that fails.
+
+    Args:
+        step: raises when the memory runs out.
+        parameters: that it changes; when some have changed already, it cannot be done again.
+
+    Raises:
+        KilnError: the device's memory does not suffice.
+    """
+    versions = [p._version for p in parameters]
+    for attempt in (1, 2):
+        try:
+            return step()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if attempt == 2 or versions != [p._version for p in parameters]:
+                raise KilnError(
+                    f"The device's memory does not suffice for the optimizer ({_first_line(error)}); choose adafactor "
+                    "or adamw_8bit, or lower the rank."
+                ) from error
+        free_memory()
+
+
+def prefetch(work: Callable[[], None]) -> None:
+    """Prepare the next step's batch; where the memory does not suffice for that now, the step itself will do it."""
+    try:
+        return work()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    free_memory()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 def spike_limit(losses: Sequence[float], config: GuardConfig) -> float:
     """The loss above which a step counts as a spike; infinite when the guard is off or too little is known."""
     recent = [x for x in losses[-SPIKE_WINDOW:] if math.isfinite(x)]
@@ -103,7 +144,7 @@ def with_less_memory(
         except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
             if not is_out_of_memory(error):
                 raise
-            message = (str(error) or "MemoryError").splitlines()[0]
+            message = _first_line(error)
         clean_up()
         free_memory()
         before = dataclasses.replace(state)

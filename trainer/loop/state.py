@@ -114,6 +114,18 @@ class TrainingState:
         log.warning("%s", text)
         self.emit(MessageEvent(text=text))
 
+    def warn_of_layers_without_gradient(self) -> None:
+        """After the first backward of this session: name the layers that it did not reach."""
+        if not self.first_step or self.config.optimizer.update_in_backward:  # which has no gradients any more
+            return
+        names = self.trainable.adapter.layers_without_gradient()
+        if names and self.group.is_main:
+            more = ", ..." if len(names) > 3 else ""
+            self.warn(
+                f"{len(names)} trained layers got no gradient in the first step ({', '.join(names[:3])}{more}) and may "
+                "learn nothing: these items do not use them, or another node's patch goes past them."
+            )
+
     def report_step(self, loss: float, rate: float, grad_norm: float, seconds: float) -> None:
         """loss: nan where the step was skipped. rate: learning rate. seconds: that the step took."""
         config, step = self.config, self.progress.step

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -113,7 +114,7 @@ def train(
                 )
                 device_norm = trainable.clip_gradients((limit / device_loss).clamp(max=1))
                 if step + 1 < config.steps:
-                    prefetcher.prefetch(step + 1, progress.guard.parts)
+                    guards.prefetch(partial(prefetcher.prefetch, step + 1, progress.guard.parts))
                 # The step's one wait for the device
                 loss, grad_norm = torch.stack([device_loss.float(), device_norm]).tolist()
                 if state.overflowed(loss, grad_norm):
@@ -121,9 +122,10 @@ def train(
                 progress.guard.clipped_spikes += loss > limit
 
                 # Optimizer step
+                state.warn_of_layers_without_gradient()
                 rate = trainable.learning_rate(step, progress.guard.rate)
                 if math.isfinite(loss) and math.isfinite(grad_norm):
-                    trainable.optimizer_step()
+                    guards.optimizer_step(trainable.optimizer_step, trainable.buffers)
                     progress.guard.bad_in_a_row = 0
                     progress.losses.append(loss)
                 elif state.skip_step(loss, grad_norm, rate):

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import gc
+import re
 
 import torch
 
+# What allocators say that have no exception class of their own: CUDA's and HIP's drivers in a plain RuntimeError, the
+# CPU's (where the system refuses, as Windows and limited processes do), Apple's, and ComfyUI's ("aimdo")
+_WORDS = re.compile(
+    r"out of memory|DefaultCPUAllocator: (can't allocate|not enough)|VRAM grow failed|Cannot allocate memory"
+    r"|CUBLAS_STATUS_ALLOC_FAILED|cudaErrorMemoryAllocation|hipErrorOutOfMemory|UR_RESULT_ERROR_OUT_OF_\w*MEMORY",
+    re.IGNORECASE,
+)
+
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out.
-
-    CUDA and XPU have a class for it. The CPU's allocator (where the system refuses, as Windows and limited processes
-    do) and Apple's raise a plain RuntimeError, which only its words tell from others.
-    """
+    """Whether an error says that memory ran out, by its class or, of a RuntimeError or OSError, by its words."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    words = (
-        "DefaultCPUAllocator: can't allocate",
-        "DefaultCPUAllocator: not enough",
-        "MPS backend out of memory",
-    )
-    return isinstance(error, RuntimeError) and any(each in str(error) for each in words)
+    return isinstance(error, RuntimeError | OSError) and _WORDS.search(str(error)) is not None
 
 
 def free_memory() -> None:

@@ -16,7 +16,10 @@ backward.
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
@@ -55,7 +58,7 @@ class BlockRing:
         self._ledger = ledger
         ledger.hold("slots", size * len(self._slots))
         self._bound: int | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="lora-kiln-stream")
+        self._thread = _CopyThread()
 
     def bind(self, index: int) -> None:
         """Bind the weights of block `index` in its slot, and start copying the block that is likely to be next."""
@@ -94,12 +97,40 @@ class BlockRing:
 
     def close(self) -> None:
         """Restore the stored weights and free the slots."""
-        self._thread.shutdown(wait=True)
+        self._thread.close()
         self._unbind()
         for slot in self._slots:
             slot.finish()
         self._slots.clear()
         self._ledger.release("slots")
+
+
+class _CopyThread:
+    """Runs copies one after the other. A ThreadPoolExecutor takes nothing any more once the interpreter begins to end,
+    which is before a run that is told to stop has finished its step."""
+
+    def __init__(self) -> None:
+        self._jobs: queue.SimpleQueue[tuple[Future[None], Callable[[], None]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="lora-kiln-stream", daemon=True)
+        self._thread.start()
+
+    def submit(self, work: Callable[[], None]) -> Future[None]:
+        future: Future[None] = Future()
+        self._jobs.put((future, work))
+        return future
+
+    def close(self) -> None:
+        """Return when all copies are done."""
+        self._jobs.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            future, work = job
+            try:
+                future.set_result(work())
+            except BaseException as error:  # raised where the block is needed
+                future.set_exception(error)
 
 
 class _Slot:
@@ -119,12 +150,12 @@ class _Slot:
         """The slot's memory as this block's tensors."""
         return _views(self._memory, block)
 
-    def begin(self, index: int, block: list[StoredWeight], thread: ThreadPoolExecutor) -> None:
+    def begin(self, index: int, block: list[StoredWeight], thread: _CopyThread) -> None:
         """Start copying the block in. Work that reads the slot's present block is on the current stream already."""
         self.holds = index
         if self._on_cuda:
             self._stream.wait_stream(torch.cuda.current_stream(self._memory.device))
-        self._copying = thread.submit(self._copy, block)
+        self._copying = thread.submit(lambda: self._copy(block))
 
     @torch.no_grad()
     def _copy(self, block: list[StoredWeight]) -> None:

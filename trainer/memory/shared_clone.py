@@ -9,32 +9,48 @@ modules and its parameter objects.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import types
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-_OWN = ("_modules", "_parameters", "_buffers")  # attributes that are not copied as they are
+_TREE = ("_modules", "_parameters", "_buffers")  # attributes that are not copied as they are
+_ORIGINAL = "kiln_original"  # attribute of a clone's module
 
 
 class SharedClone:
     """The copied tree. Its parameters exist only inside `weights()`: outside, the clone holds no memory."""
 
-    def __init__(self, original: nn.Module) -> None:
+    def __init__(self, original: nn.Module, without: Collection[str] = ()) -> None:
+        """without: names of plain attributes that belong to the original alone, such as what its host notes on it."""
+        self._without = {*_TREE, *without}
         self._pairs: list[tuple[nn.Module, nn.Module]] = []
-        self.module = self._copy(original, {})
+        self._clones: dict[int, nn.Module] = {}
+        self.module = self._copy(original)
 
-    def _copy(self, original: nn.Module, done: dict[int, nn.Module]) -> nn.Module:
-        if id(original) in done:  # one module used in two places stays one module
-            return done[id(original)]
+    def _copy(self, original: nn.Module) -> nn.Module:
+        if id(original) in self._clones:  # one module used in two places stays one module
+            return self._clones[id(original)]
         clone = original.__class__.__new__(original.__class__)
-        done[id(original)] = clone
+        self._clones[id(original)] = clone
         self._pairs.append((original, clone))
-        clone.__dict__.update({k: v for k, v in original.__dict__.items() if k not in _OWN})
-        children = {n: None if c is None else self._copy(c, done) for n, c in original._modules.items()}
+        clone.__dict__.update(self._plain_attributes(original))
+        children = {n: None if c is None else self._copy(c) for n, c in original._modules.items()}
         clone.__dict__.update(_modules=children, _parameters={}, _buffers={})
+        clone.__dict__[_ORIGINAL] = original
         return clone
+
+    def _plain_attributes(self, original: nn.Module) -> dict[str, Any]:
+        return {k: v for k, v in original.__dict__.items() if k not in self._without}
+
+    def _rebound(self, value: Any) -> Any:
+        """A method of a module of the original (a forward that somebody has replaced) as a method of its clone."""
+        if isinstance(value, types.MethodType) and id(value.__self__) in self._clones:
+            return types.MethodType(value.__func__, self._clones[id(value.__self__)])
+        return value
 
     @contextmanager
     def weights(self) -> Iterator[nn.Module]:
@@ -45,13 +61,13 @@ class SharedClone:
         try:
             with torch.inference_mode(False):
                 for original, clone in self._pairs:
-                    fresh = {k: v for k, v in original.__dict__.items() if k not in _OWN}
+                    fresh = {k: self._rebound(v) for k, v in self._plain_attributes(original).items()}
                     # A table that a network made when it was loaded and keeps as a plain attribute
-                    tables = {k: _alias(v) for k, v in fresh.items() if type(v) is Tensor}
+                    tables = {k: ordinary(v) for k, v in fresh.items() if type(v) is Tensor}
                     clone.__dict__.update({**fresh, **tables})
                     clone._parameters.update({n: _frozen(p) for n, p in original._parameters.items()})
                     clone._buffers.update(
-                        {n: b if b is None else _alias(b) for n, b in original._buffers.items()}
+                        {n: b if b is None else ordinary(b) for n, b in original._buffers.items()}
                     )
             yield self.module
         finally:
@@ -60,12 +76,27 @@ class SharedClone:
                 clone._buffers.clear()
 
 
+def original_of(module: nn.Module) -> nn.Module | None:
+    """The module that a module of a shared clone was copied from; None for any other."""
+    original: nn.Module | None = module.__dict__.get(_ORIGINAL)
+    return original
+
+
+def is_shared(tensor: Tensor | None, original: Tensor | None) -> bool:
+    """Whether a clone's tensor still is its original's, and not one that was bound in its place."""
+    if tensor is original:
+        return True
+    if tensor is None or original is None or type(tensor) is not type(original):
+        return False
+    return tensor.untyped_storage().data_ptr() == original.untyped_storage().data_ptr()
+
+
 def _frozen(parameter: nn.Parameter | None) -> nn.Parameter | None:
     if parameter is None or type(parameter) is not nn.Parameter:
         return parameter  # a tensor subclass (quantised weight)
-    return nn.Parameter(_alias(parameter), requires_grad=False)
+    return nn.Parameter(ordinary(parameter), requires_grad=False)
 
 
-def _alias(tensor: Tensor) -> Tensor:
-    """An ordinary tensor on the same memory. dlpack drops the inference flag."""
+def ordinary(tensor: Tensor) -> Tensor:
+    """A tensor on the same memory that autograd may save. dlpack drops the inference flag."""
     return torch.from_dlpack(tensor.detach()) if tensor.is_inference() else tensor.detach()

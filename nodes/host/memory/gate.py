@@ -56,10 +56,13 @@ class DeviceGate:
         for module, name, make in (
             (management, "load_models_gpu", cls._wait_for_runs),
             (management, "free_memory", cls._wait_for_runs),
+            # Host 0.33 calls the first after every node; it frees the buffers in which a step's weights lie
+            (management, "reset_cast_buffers", cls._wait_for_runs),
+            (management, "soft_empty_cache", cls._wait_for_runs),
             (management, "throw_exception_if_processing_interrupted", cls._interrupt_by_controls),
             (comfy.utils, "PROGRESS_BAR_HOOK", cls._ignore_runs),
         ):
-            function = getattr(module, name)
+            function = getattr(module, name, None)  # 0.3.75 has no reset_cast_buffers
             if function is not None:  # there is no hook without a server
                 cls._originals.append((module, name, function))
                 setattr(module, name, make(function))

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from types import FunctionType, MethodType
 from typing import Any
 
 import comfy.model_management
 import torch
 from torch import nn
 
+from ....trainer.errors import KilnError
 from ....trainer.memory.mapped import release_copies
 from ....trainer.memory.shared_clone import SharedClone
-from .frozen_weights import as_linear_layers
+from .frozen_weights import DYNAMIC_STATE, as_linear_layers
+from .lent_layers import request_weights_in_backward
 
 NO_ROOM = 1 << 60  # bytes, more than any device has
 
@@ -52,12 +56,29 @@ class ModelLoader:
             # The host pins what it leaves in CPU memory, which would hold the file's pages there
             self._patcher.pin_weight_to_device = lambda key: None
         comfy.model_management.load_models_gpu([self._patcher], memory_required=room)
+        self._refuse_captured_modules()
         note = "" if file is None else self._release_copies(file)
         if self._clone is None:
-            self._clone = SharedClone(self._network)
+            self._clone = SharedClone(self._network, without=DYNAMIC_STATE)
         with self._clone.weights():
             as_linear_layers(self._clone.module)
+            request_weights_in_backward(self._clone.module)
             yield note
+
+    def _refuse_captured_modules(self) -> None:
+        """Another node may have replaced a part of the network (add_object_patch). A method of one of its modules is
+        rebound to the clone; a function that holds modules of the original would go past the adapters.
+
+        Raises:
+            KilnError: it does.
+        """
+        modules = {id(m) for m in self._network.modules()}
+        for key, value in self._patcher.object_patches.items():
+            if key.startswith("diffusion_model.") and any(id(m) in modules for m in captured_modules(value)):
+                raise KilnError(
+                    f"Another node has replaced {key.removeprefix('diffusion_model.')} by a function that calls the "
+                    "model's own layers, so their LoRA could not be trained; connect the model from before that node."
+                )
 
     def _release_copies(self, file: Path) -> str:
         """After loading, when no other node's patches are in the weights; see Denoiser.session. Host 0.33 has no copies
@@ -70,3 +91,32 @@ class ModelLoader:
         """Weights that host 0.33 streams itself ("aimdo") with patches on top: only its own way of bringing them in
         applies those."""
         return getattr(owner, f"{name}_lowvram_function", None) is not None
+
+
+def captured_modules(value: Any) -> Iterator[nn.Module]:
+    """The modules that a function holds in its closure, defaults or bound arguments, a method's self aside."""
+    if isinstance(value, MethodType):
+        yield from captured_modules(value.__func__)
+    elif isinstance(value, partial):
+        yield from captured_modules(value.func)
+        for argument in (*value.args, *value.keywords.values()):
+            yield from _modules_in(argument)
+    elif isinstance(value, FunctionType):
+        for cell in value.__closure__ or ():
+            with suppress(ValueError):  # an empty cell
+                yield from _modules_in(cell.cell_contents)
+        for default in (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()):
+            yield from _modules_in(default)
+
+
+def _modules_in(value: Any) -> Iterator[nn.Module]:
+    if isinstance(value, nn.Module):
+        yield value
+    elif isinstance(value, MethodType):
+        yield from _modules_in(value.__self__)
+        yield from captured_modules(value)
+    elif isinstance(value, FunctionType | partial):
+        yield from captured_modules(value)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _modules_in(each)

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from trainer.config import GuardConfig, TrainConfig
 from trainer.errors import KilnError
 from trainer.events import Event, MessageEvent
-from trainer.loop.guards import GuardState, spike_limit, with_less_memory
+from trainer.loop.guards import GuardState, optimizer_step, spike_limit, with_less_memory
+from trainer.loop.prefetch import Prefetcher
 from trainer.loop.progress import TrainResult
 from trainer.loop.train import train
 from trainer.memory.out_of_memory import is_out_of_memory
@@ -178,6 +179,12 @@ def test_the_processor_s_own_memory_runs_out(tmp_path: Path) -> None:
 def test_other_errors_are_no_lack_of_memory() -> None:
     assert is_out_of_memory(torch.OutOfMemoryError("x")) and is_out_of_memory(MemoryError())
     assert not is_out_of_memory(RuntimeError("The size of tensor a (3) must match"))
+    for words in (
+        *("VRAM grow failed: 734003200 bytes", "CUDA error: out of memory", "HIP out of memory"),
+        *("CUDA out of memory. Tried to allocate 2 GiB", "MPS backend out of memory (x)"),
+        *("DefaultCPUAllocator: can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED when calling"),
+    ):
+        assert is_out_of_memory(RuntimeError(words)), words
     assert not is_out_of_memory(ValueError("DefaultCPUAllocator: not enough memory"))
     calls = []
 
@@ -227,3 +234,41 @@ def test_checkpointed_blocks_give_the_same_gradients() -> None:
     again = gradients()
     assert Block.runs == 6 and len(plain) == len(again) == 6
     assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+
+
+def test_the_optimizer_s_first_step_is_tried_again_where_nothing_has_changed() -> None:
+    value = torch.zeros(3)
+    tries: list[int] = []
+
+    def step() -> None:
+        tries.append(1)
+        if len(tries) == 1:
+            raise RuntimeError("CUDA error: out of memory")
+        value.add_(1)
+
+    optimizer_step(step, [value])
+    assert len(tries) == 2 and value.sum() == 3
+
+    def half_done() -> None:
+        value.add_(1)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(
+        KilnError, match=r"does not suffice for the optimizer .*; choose adafactor or adamw_8bit"
+    ):
+        optimizer_step(half_done, [value])
+    assert value.sum() == 6, "done once, not twice"
+
+
+def test_a_batch_that_cannot_be_prefetched_is_made_by_its_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = make_encoded(tmp_path, 4)
+    whole = train(ToyDenoiser(), encoded, make_config(), run_folder=tmp_path / "whole")
+
+    def full(self: Prefetcher, step: int, parts: int) -> None:
+        raise RuntimeError("VRAM grow failed: 734003200 bytes")
+
+    monkeypatch.setattr(Prefetcher, "prefetch", full)
+    again = train(ToyDenoiser(), encoded, make_config(), run_folder=tmp_path / "again")
+    assert again.losses == whole.losses
