@@ -91,6 +91,14 @@ def count(model: Any) -> dict[str, int]:
         noised = objective.add_noise(
             denoiser, latents, torch.randn_like(latents), torch.tensor([0.7], device=latents.device)
         )
+
+        def predict() -> Tensor:
+            text = make_text(task).to(denoiser.device)
+            return denoiser.forward(noised.noisy, noised.timestep, {"c_crossattn": text})
+
+        # Finds out whether the network writes in place, and saves tensors its own way meanwhile
+        objective.loss_per_item(predict(), noised.target).mean().backward()
+        trainable.zero_grad()
         own = addresses_of_weights(placement, denoiser.module)
         kept: dict[int, int] = {}  # for the whole pass
         once: dict[int, int] = {}  # by one block that is computed again
@@ -106,9 +114,7 @@ def count(model: Any) -> dict[str, int]:
 
             last._forward = forward
         with keeping(kept, own):
-            answer = denoiser.forward(
-                noised.noisy, noised.timestep, {"c_crossattn": make_text(task).to(denoiser.device)}
-            )
+            answer = predict()
         objective.loss_per_item(answer, noised.target).mean().backward()
         gradients = sum(size_of(p.grad) for p in trainable.buffers if p.grad is not None)
         trainable.set_learning_rate(0)

@@ -204,18 +204,19 @@ class Run:
         return max(error(a, b) for a, b in zip(together, alone, strict=True))
 
     def gradients(self, level: str, file: Path | None = None) -> list[Tensor]:
+        """Of two steps alike: in the first it is found out whether the network writes in place."""
         denoiser = self.new_denoiser()
         placement = Placement(denoiser, MemoryConfig(level=level), ADAPTER, host_weights, file)
+        found: list[Tensor] = []
         with placement.session():
             adapter = random_adapter(denoiser, placement.weights)
             self.layers = sorted(adapter.layers)
-            answer = self.forward(denoiser)
-            objective.loss_per_item(answer, self.noised.target).mean().backward()
-            zero = [torch.zeros_like(p) for p in adapter.parameters()]
-            found = [
-                z if p.grad is None else p.grad.clone()
-                for p, z in zip(adapter.parameters(), zero, strict=True)
-            ]
+            for _ in range(2):
+                answer = self.forward(denoiser)
+                objective.loss_per_item(answer, self.noised.target).mean().backward()
+                for p in adapter.parameters():
+                    found.append(torch.zeros_like(p) if p.grad is None else p.grad)
+                    p.grad = None
         return found
 
     def levels(self) -> float:

@@ -144,15 +144,19 @@ def step(model: Any, file: Path | None = None, **memory: Any) -> tuple[list[Tens
         adapter.load_state_dict(
             {k: 0.05 * torch.randn(v.shape, generator=draws) for k, v in adapter.state_dict().items()}
         )
+        noised = objective.add_noise(
+            denoiser, denoiser.prepare_latents(LATENTS), NOISE, torch.tensor([100.0, 700.0]) / 1000
+        )
+        ((_, conditioning),) = denoiser.batch_conditioning(CAPTIONS, noised.noisy)
+        # Finds out that the network does not write in place, and saves tensors its own way meanwhile
+        denoiser.forward(noised.noisy, noised.timestep, conditioning).sum().backward()
+        for p in adapter.parameters():
+            p.grad = None
         own = addresses_of_weights(placement, denoiser.module)
         kept: dict[int, int] = {}
         largest = [0]
         for wrapper in placement.recomputed:
             wrapper._forward = measured(wrapper._forward, own, largest)
-        noised = objective.add_noise(
-            denoiser, denoiser.prepare_latents(LATENTS), NOISE, torch.tensor([100.0, 700.0]) / 1000
-        )
-        ((_, conditioning),) = denoiser.batch_conditioning(CAPTIONS, noised.noisy)
         with keeping(kept, own):
             answer = denoiser.forward(noised.noisy, noised.timestep, conditioning)
         loss = objective.loss_per_item(answer, noised.target).mean()

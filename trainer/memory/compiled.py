@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .blocks import find_blocks
+from .copy_on_write import COMPILED
 
 
 def compile_blocks(module: nn.Module, backend: str = "inductor", whole: bool = False) -> None:
@@ -18,6 +19,7 @@ def compile_blocks(module: nn.Module, backend: str = "inductor", whole: bool = F
     Args:
         whole: raise where a block does not fit in one graph.
     """
+    module.__dict__[COMPILED] = True
     for block in find_blocks(module):
         if "forward" not in block.__dict__:
             forward = type(block).forward.__get__(block)

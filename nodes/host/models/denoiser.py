@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ....trainer.conditioning import ItemConditioning, map_tensors
 from ....trainer.denoiser import Conditioning, ConditioningBatch, Denoiser
 from ....trainer.events import Stopped
+from ....trainer.memory.copy_on_write import WriteCheck
 from ..memory.loading import ModelLoader
 from .differentiable_ops import attention, lean_norms, lean_rope, training_mode
 from .fused_kernels import differentiate_kernels
@@ -48,6 +49,7 @@ class HostDenoiser(Denoiser):
         self._patcher = model.clone()
         self._base = base
         self._loader = ModelLoader(self._patcher, batch_shape)
+        self._writes = WriteCheck()
         kinds = [c for c in type(base).__mro__ if issubclass(c, BaseModel)]
         self.family = tuple(c.__name__ for c in (type(base.model_config), *kinds))
         self.prediction = self._parameters.prediction
@@ -148,9 +150,10 @@ class HostDenoiser(Denoiser):
             "sigmas": sigma_of(self._parameters, timestep),
             "optimized_attention_override": attention,
         }
-        answer: Tensor = self._caller()._apply_model(
-            noisy, timestep, transformer_options=options, **conditioning
-        )
+        with self._writes.forward(self.module):
+            answer: Tensor = self._caller()._apply_model(
+                noisy, timestep, transformer_options=options, **conditioning
+            )
         return answer
 
     def _caller(self) -> Any:
