@@ -7,6 +7,7 @@ things through one `Controls` object, read at step boundaries.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -64,6 +65,12 @@ class ValidationPoint:
     step: int
     loss: float  # mean over items and noise levels
     bands: list[float]  # mean over items by noise level, from clean to noisy
+
+
+def best_of(points: Sequence[ValidationPoint]) -> ValidationPoint | None:
+    """The measurement with the lowest loss, the one before training left out."""
+    trained = [p for p in points if p.step > 0 and math.isfinite(p.loss)]
+    return min(trained, key=lambda p: p.loss) if trained else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..config import TrainConfig
-from ..events import ValidationPoint
-from .validation import best_of
+from ..events import ValidationPoint, best_of
 
 FLAT = 0.02  # a training loss that fell by less than this share has not fallen
 RISE = 0.02  # a validation loss this share above its minimum has risen, if that is also beyond its noise

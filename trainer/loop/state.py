@@ -25,6 +25,7 @@ from ..events import (
     MessageEvent,
     StepEvent,
     ValidationEvent,
+    best_of,
 )
 from ..memory.placement import Placement
 from ..report.curve import SmoothedLoss
@@ -251,7 +252,7 @@ class TrainingState:
                 self.denoiser, self.held_out, self.config, self.progress.step, self.group
             )
         self.progress.points.append(point)
-        best = validation.best_of(self.progress.points)
+        best = best_of(self.progress.points)
         self.emit(
             ValidationEvent(
                 step=point.step,

@@ -6,7 +6,6 @@ LoRA does.
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 
@@ -16,7 +15,7 @@ from torch import Tensor
 from ..config import TrainConfig
 from ..dataset.batches import ItemStore, SampleDraw
 from ..denoiser import Denoiser
-from ..events import ValidationPoint
+from ..events import ValidationPoint, best_of
 from ..rng import generator
 from . import objective
 from .distributed import ProcessGroup
@@ -65,12 +64,6 @@ def measure(
             sums[place] += error.double().sum().cpu()
     bands = (group.all_reduce(sums) / len(store.items)).tolist()
     return ValidationPoint(step, statistics.fmean(bands), bands)
-
-
-def best_of(points: Sequence[ValidationPoint]) -> ValidationPoint | None:
-    """The measurement with the lowest loss, the one before training left out."""
-    trained = [p for p in points if p.step > 0 and math.isfinite(p.loss)]
-    return min(trained, key=lambda p: p.loss) if trained else None
 
 
 def is_over(points: Sequence[ValidationPoint], patience: int) -> bool:

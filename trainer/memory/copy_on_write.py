@@ -2,9 +2,9 @@
 
 Some networks add to their residual stream in place (Flux, HunyuanVideo, LTX-Video), although a norm or a linear layer
 has saved it for backward; autograd then refuses the whole step. Here each saved tensor that is about to be written
-into is copied first, once, as `torch.autograd.graph.allow_mutation_on_saved_tensors` does it. Unlike that, it also works inside
-blocks that are recomputed (see recompute.py), and it lets a network alone that never does such a thing: whether it
-does is found out in the first step.
+into is copied first, once, as `torch.autograd.graph.allow_mutation_on_saved_tensors` does it. Unlike that, it also
+works inside blocks that are recomputed (see recompute.py), and it lets a network alone that never does such a thing:
+whether it does is found out in the first step.
 
     memory   as much as the same network takes that does not write in place
     time     the copies, and some microseconds for each operation, which pass through Python
@@ -117,10 +117,9 @@ class WriteCheck:
         return self._needed.get(recomputes, True)
 
 
-RECOMPUTES, COMPILED = (
-    "_kiln_recomputes",
-    "_kiln_compiled",
-)  # attributes of a network: what was done to its blocks
+# Attributes of a network that say what was done to its blocks
+RECOMPUTES = "_kiln_recomputes"
+COMPILED = "_kiln_compiled"
 _thread = threading.local()
 
 

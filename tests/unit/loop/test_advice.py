@@ -13,11 +13,10 @@ import torch
 
 from trainer.config import AdapterConfig, TrainConfig, ValidationConfig
 from trainer.dataset.encoded import EncodedDataset, EncodedItem, write_conditioning
-from trainer.events import AdviceEvent, Event, ValidationPoint
+from trainer.events import AdviceEvent, Event, ValidationPoint, best_of
 from trainer.loop.advice import advise, advise_on_size
 from trainer.loop.progress import TrainResult
 from trainer.loop.train import train
-from trainer.loop.validation import best_of
 from trainer.safefile import write_safetensors
 
 from ..toy import TEXT, ToyDenoiser, hold_out, make_config

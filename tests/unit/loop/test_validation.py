@@ -11,9 +11,9 @@ import torch
 
 from trainer.config import ObjectiveConfig, TrainConfig, ValidationConfig
 from trainer.dataset.batches import ItemStore
-from trainer.events import Event, ValidationEvent, ValidationPoint
+from trainer.events import Event, ValidationEvent, ValidationPoint, best_of
 from trainer.loop.train import train
-from trainer.loop.validation import best_of, fixed_levels, is_over, measure
+from trainer.loop.validation import fixed_levels, is_over, measure
 from trainer.runs.checkpoint import read_output
 
 from ..toy import ToyDenoiser, hold_out, make_config, make_encoded
