@@ -62,8 +62,9 @@ class KilnTrainLora(io.ComfyNode):
                     options=[NEW_RUN, LATEST, *resume_labels(paths.runs_folder())],
                     default=NEW_RUN,
                     tooltip="latest: go on from the newest checkpoint of this dataset, model, rank, alpha and target "
-                    "modules up to the steps above, or start a new run where there is none. Or choose a run and a "
-                    "step; from an older step a copy goes on.",
+                    "modules up to the steps above, or start a new run where there is none and say why. Or choose a "
+                    "run and a step. From an older step, or with other settings, a new run goes on that names its "
+                    "parent.",
                 ),
                 types.Settings.Input(
                     "settings", optional=True, tooltip="Further settings; defaults without it."

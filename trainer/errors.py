@@ -8,3 +8,17 @@ class KilnError(ValueError):
 
     # The host shows the class's full name to users; its own would hold a path of their machine.
     __module__ = "lora_kiln"
+
+
+class CannotResume(KilnError):
+    """A run cannot go on as it was.
+
+    Attributes:
+        offer: what `resume` may be set to instead, so that a new run begins from its checkpoint; empty for nothing.
+    """
+
+    __module__ = "lora_kiln"
+
+    def __init__(self, sentence: str, offer: str = "") -> None:
+        super().__init__(sentence)
+        self.offer = offer

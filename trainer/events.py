@@ -50,6 +50,13 @@ class MessageEvent:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StartEvent(MessageEvent):
+    """How the run began, where that may surprise: what it goes on from, or why it begins anew."""
+
+    offer: str = ""  # what `resume` may be set to instead; see trainer.runs.resume.choose_checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
 class MemoryPlanEvent(MessageEvent):
     """What the run will need of the device, decided before its first step; `text` says the same."""
 

@@ -16,6 +16,9 @@ import { api } from "../../scripts/api.js";
  * @property {number} seconds per step, smoothed
  * @property {number} epoch
  * @property {number|null} memory bytes in use on the device, null on a CPU
+ * @property {string} start how the run began, where that may surprise
+ * @property {string} offer what the node's `resume` may be set to instead of beginning anew
+ * @property {number|null} checkpoint the step that it can be resumed from, when it has ended
  * @property {string} text the last sentence
  * @property {Point[]} points
  * @property {[step: number, loss: number][]} validation all measurements so far
@@ -25,6 +28,7 @@ import { api } from "../../scripts/api.js";
  */
 
 const EVENT = "lora_kiln.run";
+const OFFER = "lora_kiln.offer";
 
 /**
  * Every message about a run, as it happens. Points sent while nobody listens are lost: fetch the run for the rest.
@@ -35,6 +39,14 @@ export function onRun(listener) {
   /** @type {EventTarget} */ (api).addEventListener(EVENT, (event) =>
     listener(/** @type {CustomEvent<RunState>} */ (event).detail),
   );
+}
+
+/**
+ * What the node's `resume` may be set to instead of what was refused; an empty offer: nothing.
+ * @param {(offer: {node: string, workflow: string, text: string, offer: string}) => void} listener
+ */
+export function onOffer(listener) {
+  /** @type {EventTarget} */ (api).addEventListener(OFFER, (event) => listener(/** @type {CustomEvent<any>} */ (event).detail));
 }
 
 /** @param {(node: string, text: string) => void} listener of texts that a node sends while it works */

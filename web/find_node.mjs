@@ -25,7 +25,7 @@ export function allNodes(app) {
 /**
  * The training node that started a run, if it is in the graph on screen: another graph's node may have the same id.
  * @param {any} app
- * @param {import("./api.mjs").RunState} run
+ * @param {{node: string, workflow: string}} run
  * @returns {any}
  */
 export function nodeOf(app, run) {

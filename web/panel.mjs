@@ -4,7 +4,7 @@
 // A node shows a run only if it is its own: the server says which node of which graph started it. The newest is kept in
 // node.properties.kiln_run (saved with the workflow), so that it is found again when the server has been restarted.
 // Points missed while the page was away are fetched; see `attach`.
-import { command, fetchRun, fetchRuns, onProgressText, onReconnected, onRun } from "./api.mjs";
+import { command, fetchRun, fetchRuns, onOffer, onProgressText, onReconnected, onRun } from "./api.mjs";
 import { Chart } from "./chart.mjs";
 import { make } from "./dom.mjs";
 import { Filmstrip } from "./filmstrip.mjs";
@@ -41,13 +41,15 @@ export class Panel {
     this.figures = element("div", `min-height:1.3em;color:var(--input-text);${ONE_LINE}`);
     this.advice = element("div", "min-height:1.3em;max-height:3.9em;overflow:auto;color:var(--descrip-text)");
     this.advice.setAttribute("aria-live", "polite");
+    this.offers = element("div", "display:flex;gap:4px;flex-wrap:wrap");
+    this.offer = ""; // what `resume` may be set to instead of what was refused
     this.question = element("div", "");
     this.bar = element("div", "display:flex;gap:4px;flex-wrap:wrap");
     this.bar.append(...["pause", "resume", "save", "sample", "finish", "stop", "log"].map((name) => this.button(name)));
     this.root = element("div", "display:flex;flex-direction:column;gap:4px;padding:4px;font-size:11px;overflow:hidden");
     this.root.className = "kiln-panel";
     this.film = new Filmstrip();
-    this.root.append(this.chart.canvas, this.film.root, this.figures, this.advice, this.question, this.bar);
+    this.root.append(this.chart.canvas, this.film.root, this.figures, this.advice, this.offers, this.question, this.bar);
     // The graph must not start dragging the node when the panel is used
     this.root.addEventListener("pointerdown", (event) => event.stopPropagation());
     new ResizeObserver(() => this.chart.redraw()).observe(this.chart.canvas);
@@ -142,7 +144,7 @@ export class Panel {
       this.film.show(state.run, []);
       this.node.properties.kiln_run = state.run;
     }
-    this.note = "";
+    this.note = this.offer = "";
     this.wrong = false;
     this.state = state;
     const known = this.chart.steps.length;
@@ -179,6 +181,45 @@ export class Panel {
     this.refresh();
   }
 
+  /** One click to go on with what is there. */
+  showOffers() {
+    const { state } = this;
+    const steps = Number(this.node.widgets?.find((/** @type {any} */ w) => w.name === "steps")?.value ?? 0);
+    const made = [];
+    const ended = state && !this.active && state.status !== "done";
+    if (ended && state.checkpoint && state.checkpoint < steps) {
+      made.push(["resumeHere", state.run, t("resumeHere", state.checkpoint, steps), t("resumeHereHelp", state.run)]);
+    }
+    const anyway = this.offer || (this.active ? state?.offer : "");
+    if (anyway) made.push(["goOnAnyway", anyway, t("goOnAnyway", anyway.match(/ step (\d+)/)?.[1] ?? ""), t("goOnAnywayHelp", anyway)]);
+    const key = JSON.stringify(made);
+    if (this.offers.dataset.shown === key) return; // the focus stays
+    this.offers.dataset.shown = key;
+    this.offers.replaceChildren(
+      ...made.map(([name, label, text, title]) =>
+        make("button", { type: "button", style: BUTTON, "data-kiln": name, text, title, onclick: () => this.resume(label) }),
+      ),
+    );
+  }
+
+  /**
+   * Queue the graph with another choice of `resume`, which is then what it was: the click is meant for this time.
+   * @param {string} choice
+   */
+  async resume(choice) {
+    const widget = this.node.widgets.find((/** @type {any} */ w) => w.name === "resume");
+    if (this.active) await this.press("stop");
+    const before = widget.value;
+    const choices = widget.options.values;
+    if (Array.isArray(choices) && !choices.includes(choice)) widget.options.values = [...choices, choice];
+    widget.value = choice;
+    try {
+      await this.app.queuePrompt(0);
+    } finally {
+      widget.value = before;
+    }
+  }
+
   /** @param {import("./api.mjs").RunState} state */
   showSamples(state) {
     if (!state.samples) return;
@@ -205,7 +246,8 @@ export class Panel {
     this.buttons.sample.title = t(state && !state.draws ? "sampleNeeds" : "sampleHelp");
     this.figures.textContent = state ? figures(state, active, this.chart.smooth.at(-1)) : "";
     this.figures.title = this.figures.textContent;
-    const text = this.note || (state?.text ?? "");
+    this.showOffers();
+    const text = this.note || [state?.start, state?.text].filter(Boolean).join("\n");
     // Read out by screen readers when it changes, so not written again when it has not
     if (this.advice.textContent !== text) this.advice.textContent = text;
     this.advice.title = text;
@@ -266,6 +308,12 @@ export async function reattach(app) {
 export function listen(app) {
   onRun((state) => nodeOf(app, state)?.kilnPanel?.show(state));
   onReconnected(() => reattach(app));
+  onOffer((refused) => {
+    const panel = nodeOf(app, refused)?.kilnPanel;
+    if (!panel) return;
+    panel.offer = refused.offer;
+    panel.say(refused.text, true);
+  });
   onProgressText((id, text) => {
     const node = findNode(app, id);
     if (!node?.kilnPanel) return;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from scripts.host import RunningHost
-from scripts.host_client import HostClient, failure_of
+from scripts.host_client import EventStream, HostClient, failure_of
 from scripts.host_files import REPO
 
 from .conftest import GraphFailed, RunGraph
@@ -78,8 +79,74 @@ def test_resume_from_a_chosen_step(host: RunningHost, client: HostClient, run_gr
     assert rest["train"]["summary"][0]["run"] != name  # a copy goes on
     first, second = load_file(whole["save"]["path"][0]), load_file(rest["save"]["path"][0])
     assert all(first[k].equal(second[k]) for k in first)
-    with pytest.raises(GraphFailed, match="cannot be resumed: its dataset, model, or the kind, rank"):
+    with pytest.raises(GraphFailed, match="cannot be resumed: its rank is 4 and is 8 now"):
         run_graph(trained(**{**options, "rank": 8}, resume=f"{name} step 3"))
+
+
+def everything(host: RunningHost, client: HostClient, run: str) -> dict[str, Any]:
+    """All that is kept of a run: its files' bytes, and its entry in the history."""
+    folder = host.base / "user" / "__lora_kiln" / "runs" / run
+    files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    (entry,) = client.get_json(f"/lora_kiln/history?words={run}")["runs"]
+    return {"files": files, "entry": entry, "curve": client.get_json(f"/lora_kiln/history/{run}/curve")}
+
+
+def test_resuming_never_rewrites_a_run(host: RunningHost, client: HostClient, run_graph: RunGraph) -> None:
+    whole = run_graph(trained(steps=8, seed=222))
+    name = whole["train"]["summary"][0]["run"]
+    before = everything(host, client, name)
+    for choice in ("latest", name):
+        with pytest.raises(GraphFailed, match=f"The run {name} has done 8 steps and steps is 4"):
+            run_graph(trained(steps=4, seed=222, resume=choice))
+    with pytest.raises(GraphFailed, match="has done 8 steps and steps is 8: nothing is left to train"):
+        run_graph(trained(steps=8, seed=223, learning_rate=1e-3, resume=name))
+    again = run_graph(trained(steps=8, seed=222, resume=name))
+    assert again["train"]["summary"] == whole["train"]["summary"], "nothing to train: the run as it ended"
+    assert everything(host, client, name) == before
+
+    # Another seed and rate: a new run that names its parent and has its curve
+    other = run_graph(trained(steps=10, seed=223, learning_rate=1e-3, resume=name))["train"]["summary"][0]
+    assert other["run"] != name and other["steps"] == 10
+    assert everything(host, client, name) == before
+    child = everything(host, client, other["run"])
+    assert child["entry"]["parent"] == name
+    assert [p[0] for p in child["curve"]["points"]] == list(range(1, 11))
+    assert child["curve"]["points"][:8] == before["curve"]["points"]
+
+    # More steps alone: the same run
+    assert run_graph(trained(steps=9, seed=222, resume=name))["train"]["summary"][0]["run"] == name
+
+
+def test_a_mended_caption_is_named_and_gone_on_with_on_demand(
+    host: RunningHost, client: HostClient, events: EventStream, run_graph: RunGraph
+) -> None:
+    folder = host.base / "input" / "mended"
+    shutil.copytree(host.base / "input" / "tiny_concept", folder)
+
+    def graph(**options: Any) -> dict[str, Any]:
+        return {**loaders(), **dataset("mended"), **training(seed=224, **options), **saved()}
+
+    name = run_graph(graph(steps=4))["train"]["summary"][0]["run"]
+    caption = min(folder.glob("*.txt"))
+    caption.write_text(caption.read_text("utf-8") + ", mended", "utf-8")
+    count = len(list(folder.glob("*.txt")))
+    changed = f"1 of its {count} captions are others now"
+    offer = f"{name} step 4 anyway"
+    with pytest.raises(GraphFailed, match=f"{name} cannot be resumed: {changed}. Set resume to '{offer}'"):
+        run_graph(graph(steps=6, resume=name))
+    events.wait_for(lambda e: e.type == "lora_kiln.offer" and e.data["offer"] == offer)
+
+    anew = run_graph(graph(steps=4, resume="latest"))["train"]["summary"][0]
+    assert anew["run"] != name
+    state = client.get_json(f"/lora_kiln/runs/{anew['run']}")
+    assert changed in state["start"] and name in state["start"] and state["offer"] == offer
+
+    on = run_graph(graph(steps=6, resume=offer))["train"]["summary"][0]
+    assert on["steps"] == 6 and on["run"] not in (name, anew["run"])
+    state = client.get_json(f"/lora_kiln/runs/{on['run']}")
+    assert f"goes on from step 4 of the run {name}" in state["start"]
+    more = run_graph(graph(steps=7, resume=on["run"]))["train"]["summary"][0]
+    assert more["run"] == on["run"], "the copied checkpoint is one of the new run's dataset"
 
 
 def test_start_from_a_file(host: RunningHost, run_graph: RunGraph) -> None:

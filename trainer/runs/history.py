@@ -144,12 +144,14 @@ class History:
         *,
         place: tuple[str, str] = ("", ""),
         parent: str = "",
+        step: int = 0,
     ) -> None:
         """A run begins, or goes on after it was stopped: rating, notes, name and parent stay.
 
         Args:
             place: ids of the training node and of the graph on the canvas that holds it.
-            parent: id of the run whose checkpoint this one begins from.
+            parent: id of the run whose checkpoint this one begins from; its curves up to there are this run's, too.
+            step: of that checkpoint.
         """
         held_out = sum(i.role == "validation" for i in dataset.items)
         now = time.time()
@@ -168,6 +170,12 @@ class History:
                 "node = excluded.node, workflow = excluded.workflow",
                 (run_id, now, now, *values, base_model, *place, parent),
             )
+            if parent:
+                db.execute(
+                    "INSERT OR IGNORE INTO points SELECT ?, kind, step, value FROM points WHERE run = ? AND step <= ?",
+                    (run_id, parent, step),
+                )
+                db.execute("UPDATE runs SET step = ? WHERE id = ?", (step, run_id))
 
     def add_points(self, run_id: str, points: Iterable[tuple[str, int, float]]) -> None:
         """(kind, step, value) of a run's curves; a step measured again replaces what was there."""

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import AdapterConfig
-from ..errors import KilnError
+from ..config import AdapterConfig, TrainConfig
+from ..dataset.encoded import EncodedItem
+from ..errors import CannotResume, KilnError
+from ..safefile import write_text
 from . import checkpoint
+from .differences import Difference, changed_settings, differences
+from .run import Run, load_run
 
 NEW_RUN, LATEST = "new run", "latest"
+ANYWAY = " anyway"  # behind a choice: go on although the dataset is another one
+LOOKED_AT = 10  # runs that `latest` compares with what is connected, to say why none fits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continuation:
+    """How a run goes on from a checkpoint."""
+
+    folder: Path
+    checkpoint: Path  # in that folder
+    parent: str = ""  # id of the run that the checkpoint is of, when this is another run
+    notice: str = ""  # for the user
+    finished: Run | None = None  # when there is nothing to train and nothing has changed: the run as it ended
 
 
 def resume_labels(runs: Path, limit: int = 30) -> list[str]:
@@ -31,25 +51,38 @@ def resume_labels(runs: Path, limit: int = 30) -> list[str]:
 
 
 def choose_checkpoint(
-    runs: Path, choice: str, dataset: str, base_model: str, adapter: AdapterConfig
+    runs: Path,
+    choice: str,
+    dataset: str,
+    base_model: str,
+    adapter: AdapterConfig,
+    items: Sequence[EncodedItem] = (),
 ) -> Path | None:
     """The checkpoint that the `resume` of a training node means; None for a new run.
 
     Args:
         runs: folder of all runs.
-        choice: NEW_RUN, LATEST (nothing to resume is a new run), a run's name (its newest) or a resume_label.
+        choice: NEW_RUN, LATEST (nothing to resume is a new run), a run's name (its newest) or a resume_label. Behind
+            the last two ANYWAY: another dataset is no hindrance.
         dataset, base_model: fingerprints.
         adapter: its kind, rank, alpha and target modules must be the run's.
+        items: of the dataset, so that what differs in it can be named.
 
     Raises:
-        KilnError: the chosen one is gone, or belongs to another dataset, model or shape of adapter.
+        KilnError: the chosen one is gone.
+        CannotResume: it belongs to another dataset, model or shape of adapter.
     """
-    paths_by_run = _checkpoints_by_run(runs)
-    compatible = [
-        path for paths in paths_by_run for path in paths if _is_compatible(path, dataset, base_model, adapter)
-    ]
     if choice in (NEW_RUN, ""):
         return None
+    anyway = choice.endswith(ANYWAY)
+    choice = choice.removesuffix(ANYWAY)
+
+    def hindrances(path: Path) -> list[Difference]:
+        found = differences(path, dataset, base_model, adapter, items)
+        return [d for d in found if not (anyway and d.sound)]
+
+    paths_by_run = _checkpoints_by_run(runs)
+    compatible = [path for paths in paths_by_run for path in paths if not hindrances(path)]
     if choice == LATEST:
         return compatible[0] if compatible else None
     name, _, step_text = choice.partition(" step ")
@@ -58,10 +91,7 @@ def choose_checkpoint(
         if step is None or checkpoint.read_state(path).step == step:
             if path in compatible:
                 return path
-            raise KilnError(
-                f"The run {name} cannot be resumed: its dataset, model, or the kind, rank, alpha or target modules "
-                f"of its adapter are not those connected now. {_compatible_runs(compatible)}"
-            )
+            raise _refusal(path, hindrances(path), compatible)
     raise KilnError(f"There is no checkpoint {choice!r} any more. {_compatible_runs(compatible)}")
 
 
@@ -79,31 +109,96 @@ def _checkpoints_by_run(runs: Path) -> list[list[Path]]:
     return sorted(filter(None, by_run), key=lambda paths: paths[0].stat().st_mtime_ns, reverse=True)
 
 
-def _is_compatible(path: Path, dataset: str, base_model: str, adapter: AdapterConfig) -> bool:
-    state = checkpoint.read_state(path)
-    try:
-        shape = AdapterConfig(**state.config["adapter"])
-    except (TypeError, KilnError):  # of a version with other settings
-        return False
-    return (state.dataset, state.base_model, *_shape(shape)) == (dataset, base_model, *_shape(adapter))
-
-
-def _shape(adapter: AdapterConfig) -> tuple[object, ...]:
-    return (
-        adapter.kind,
-        adapter.rank,
-        adapter.alpha,
-        adapter.target_modules,
-        adapter.exclude_modules,
-        adapter.rank_pattern,
+def _refusal(path: Path, found: list[Difference], compatible: list[Path]) -> CannotResume:
+    offer = anyway_label(path) if all(d.sound for d in found) else ""
+    why = "; ".join(d.text for d in found)
+    cure = f"Set resume to '{offer}' to begin a new run from its checkpoint all the same. " if offer else ""
+    return CannotResume(
+        f"The run {path.parent.name} cannot be resumed: {why}. {cure}{_compatible_runs(compatible)}", offer
     )
 
 
-def run_folder_for(resumed: Path, fresh: Path) -> Path:
-    """The folder in which a resumed run goes on: its own, or, from a step that is not its newest, a copy, so that
-    what came after that step stays what it was."""
+def anyway_label(path: Path) -> str:
+    """What `resume` may be set to where only the dataset of a checkpoint is another one."""
+    return f"{path.parent.name} step {checkpoint.read_state(path).step}{ANYWAY}"
+
+
+def why_anew(
+    runs: Path, dataset: str, base_model: str, adapter: AdapterConfig, items: Sequence[EncodedItem] = ()
+) -> tuple[str, str]:
+    """Why LATEST found nothing to go on from: a sentence and what `resume` may be set to instead; empty where there is
+    no run, or nothing sound to offer. Of the newest runs the one is named that differs least."""
+    newest = [paths[0] for paths in _checkpoints_by_run(runs)[:LOOKED_AT]]
+    found = [(path, differences(path, dataset, base_model, adapter, items)) for path in newest]
+    if not found:
+        return "", ""
+    path, why = min(found, key=lambda pair: (not all(d.sound for d in pair[1]), len(pair[1])))
+    sentence = (
+        f"A new run: the run {path.parent.name} ({checkpoint.read_state(path).step} steps) is not gone on with, "
+        f"because {'; '.join(d.text for d in why)}."
+    )
+    return sentence, anyway_label(path) if all(d.sound for d in why) else ""
+
+
+def continue_run(resumed: Path, fresh: Path, config: TrainConfig, dataset: str) -> Continuation:
+    """Where and as what a run goes on from a checkpoint, so that no run's own record is ever rewritten.
+
+    With the settings it had, and more steps than it has done, it is the same run. With others, or from a step that is
+    not its newest, a copy goes on: a new run that names its parent.
+
+    Args:
+        resumed: the checkpoint.
+        fresh: the folder of a new run.
+        config: settings, with every auto written out.
+        dataset: fingerprint of the dataset that is connected.
+
+    Raises:
+        KilnError: nothing would be left to train.
+    """
+    state, name = checkpoint.read_state(resumed), resumed.parent.name
+    changed = changed_settings(state.config, config)
+    if state.dataset != dataset:
+        changed.append("its dataset is another one")
+    newest = resumed == checkpoint.find_checkpoints(resumed.parent)[-1]
+    if config.steps <= state.step:
+        ended = (
+            _as_it_ended(resumed.parent) if newest and config.steps == state.step and not changed else None
+        )
+        if ended is not None and len(ended.losses) == state.step:
+            return Continuation(folder=resumed.parent, checkpoint=resumed, finished=ended)
+        raise KilnError(
+            f"The run {name} has done {state.step} steps and steps is {config.steps}: nothing is left to train. Raise "
+            f"steps above {state.step}, or set resume to 'new run'."
+        )
+    if newest and not changed:
+        return Continuation(folder=resumed.parent, checkpoint=resumed)
+    folder = run_folder_for(resumed, fresh, copy=True)
+    for copied in folder.glob("step-*"):
+        _adopt(copied, dataset)
+    why = f" ({'; '.join(changed)})" if changed else ""
+    notice = f"A new run that goes on from step {state.step} of the run {name}{why}."
+    return Continuation(folder=folder, checkpoint=folder / resumed.name, parent=name, notice=notice)
+
+
+def _as_it_ended(run_folder: Path) -> Run | None:
+    try:
+        return load_run(run_folder)
+    except KilnError:
+        return None
+
+
+def _adopt(copied: Path, dataset: str) -> None:
+    """Make a copied checkpoint one of a run on that dataset."""
+    file = copied / checkpoint.STATE
+    values = json.loads(file.read_text("utf-8"))
+    write_text(file, json.dumps({**values, "dataset": dataset}))
+
+
+def run_folder_for(resumed: Path, fresh: Path, copy: bool = False) -> Path:
+    """The folder in which a resumed run goes on: its own, or, from a step that is not its newest or on demand, a copy,
+    so that what came after that step stays what it was."""
     run_folder = resumed.parent
-    if resumed == checkpoint.find_checkpoints(run_folder)[-1]:
+    if not copy and resumed == checkpoint.find_checkpoints(run_folder)[-1]:
         return run_folder
     for path in {resumed, run_folder / f"step-{checkpoint.read_state(resumed).best_step or 0:08d}"}:
         if path.is_dir():

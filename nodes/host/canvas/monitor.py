@@ -23,13 +23,14 @@ from ....trainer.events import (
     MemoryPlanEvent,
     MessageEvent,
     SampleEvent,
+    StartEvent,
     StepEvent,
     ValidationEvent,
 )
 from ....trainer.report.curve import Curve
-from .run_history import RunHistory, load_run_history
+from .run_history import RunHistory, load_run_history, newest_step
 
-EVENT = "lora_kiln.run"
+EVENT, OFFER = "lora_kiln.run", "lora_kiln.offer"
 INTERVAL_SECONDS = 0.2  # between two messages about one run
 MAX_RUNS = 30
 
@@ -59,19 +60,22 @@ class RunMonitor:
         self._lock = threading.Lock()
         self._status, self._text = "starting", ""
         self._plan: MemoryPlanEvent | None = None
+        self._start: StartEvent | None = None
+        self._checkpoint: int | None = None  # step to resume from, when it has ended
         self._seconds = self._epoch = 0.0
         self._sent = 0  # points already sent
         self._last = 0.0
 
-    def begin(self, run_id: str, device: torch.device, step: int = 0) -> None:
+    def begin(self, run_id: str, device: torch.device, step: int = 0, parent: str = "") -> None:
         """The run has a name: from here on the canvas can ask for it.
 
         Args:
             step: at which it goes on; the curves up to there come from the history.
+            parent: the run that they are of, where a new run goes on from another's checkpoint.
         """
         self.run_id, self._device = run_id, device
         if step:
-            self._restore(load_run_history(run_id, step))
+            self._restore(load_run_history(parent or run_id, step))
         with _lock:
             _runs.pop(run_id, None)  # a resumed run becomes the newest again
             _runs[run_id] = self
@@ -109,6 +113,8 @@ class RunMonitor:
                 }
                 self._new_samples = True
                 self._text = f"step {event.step}: a sample is drawn"
+            elif isinstance(event, StartEvent):
+                self._start = event
             elif isinstance(event, MemoryPlanEvent):
                 self._plan = event
             elif isinstance(event, MessageEvent):
@@ -133,6 +139,7 @@ class RunMonitor:
     def end(self, status: str, text: str) -> None:
         """The run is over: nothing can be told to it any more."""
         self.controls = None
+        self._checkpoint = newest_step(self.run_id)
         self.say(status, text)
 
     def state(self, points: list[Any] | None = None, first: int = 0, samples: bool = False) -> dict[str, Any]:
@@ -150,6 +157,9 @@ class RunMonitor:
             "memory": torch.cuda.memory_allocated(self._device) if self._device.type == "cuda" else None,
             "plan": self._plan
             and {"level": self._plan.level, "total": self._plan.total, "parts": self._plan.parts},
+            "start": self._start.text if self._start else "",
+            "offer": self._start.offer if self._start else "",
+            "checkpoint": self._checkpoint,
             "text": self._text,
             "points": points or [],
             "validation": list(self._validation),
@@ -193,6 +203,12 @@ def find_run(run_id: str) -> RunMonitor | None:
         return _runs.get(run_id)
 
 
+def send_offer(node_id: str, workflow: str, sentence: str, offer: str) -> None:
+    """Tell the canvas what `resume` may be set to instead of what was refused."""
+    body = {"node": node_id, "workflow": workflow, "text": sentence, "offer": offer}
+    PromptServer.instance.send_sync(OFFER, body)
+
+
 def run_from_history(run_id: str) -> RunMonitor | None:
     """A run of an earlier server process, which can be told nothing any more."""
     history = load_run_history(run_id)
@@ -204,6 +220,7 @@ def run_from_history(run_id: str) -> RunMonitor | None:
     run._restore(history)
     # One that never said that it ended was lost with its server; its checkpoints can be resumed
     run._status = record.status if record.status in ("done", "failed") else "stopped"
+    run._checkpoint = newest_step(run_id)
     run._text = record.message or "\n".join(record.advice)
     return run
 

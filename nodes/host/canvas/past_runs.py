@@ -157,6 +157,8 @@ def _shown(history: History, record: Record) -> dict[str, Any]:
         "best_step": record.best_step,
         "rating": record.rating,
         "notes": record.notes,
+        "name": record.name,
+        "parent": record.parent,
         "advice": record.advice,
         "message": record.message,
         "samples": [step for step, _, _ in samples],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ....trainer.report.curve import Curve, smooth
+from ....trainer.runs.checkpoint import find_checkpoints, read_state
 from ....trainer.runs.history import History, Record
 from .. import paths
 
@@ -45,6 +46,13 @@ def load_run_history(run_id: str, until: int | None = None) -> RunHistory:
     ]
     samples = [_sample(step, prompt, path) for step, prompt, path in drawn if path.is_file()]
     return RunHistory(Curve(points), measured, samples, record)
+
+
+def newest_step(run_id: str) -> int | None:
+    """Of the checkpoint that a run can be resumed from; None where it has left none."""
+    folder = paths.runs_folder() / run_id
+    found = find_checkpoints(folder) if run_id and folder.parent == paths.runs_folder() else []
+    return read_state(found[-1]).step if found else None
 
 
 def _sample(step: int, prompt: str, path: Path) -> dict[str, Any]:

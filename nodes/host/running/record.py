@@ -52,6 +52,8 @@ def run_record(
     *,
     tensorboard: bool,
     place: tuple[str, str] = ("", ""),
+    parent: str = "",
+    step: int = 0,
 ) -> Iterator[RunRecord]:
     """Begin the record of a run; an exception inside is recorded as its failure.
 
@@ -62,6 +64,7 @@ def run_record(
         source: how the model was loaded; see models.source.
         tensorboard: whether TensorBoard files are written too.
         place: ids of the training node and of its graph on the canvas.
+        parent, step: the run and the step that a new run goes on from.
 
     Raises:
         KilnError: run.toml cannot be written.
@@ -71,7 +74,9 @@ def run_record(
     with ExitStack() as at_end:
         history = History(paths.history_file())
         at_end.callback(history.close)
-        history.start(folder.name, folder, config.to_dict(), encoded, base_model, place=place)
+        history.start(
+            folder.name, folder, config.to_dict(), encoded, base_model, place=place, parent=parent, step=step
+        )
         board = TensorBoardListener(paths.tensorboard_folder(folder.name)) if tensorboard else None
         if board is not None:
             at_end.callback(board.close)

@@ -11,14 +11,14 @@ from typing import Any
 
 from ....trainer.config import TrainConfig
 from ....trainer.dataset.encoded import EncodedDataset
-from ....trainer.errors import KilnError
+from ....trainer.errors import CannotResume, KilnError
 from ....trainer.events import AdviceEvent, Controls, Event, Listener, MessageEvent, StepEvent
 from ....trainer.lora_files.save import save_lora
 from ....trainer.report.console import step_line
 from ....trainer.runs.job import Job, NotStarted, another_run_is_active
 from ....trainer.runs.run import Run, load_run
 from .. import paths
-from ..canvas.monitor import RunMonitor
+from ..canvas.monitor import RunMonitor, send_offer
 from ..canvas.progress import NodeProgress
 from ..models.fingerprint import model_fingerprint
 from ..models.source import model_source
@@ -102,6 +102,8 @@ async def train_on_host(request: TrainRequest) -> Run:
         raise_interrupted()
     except BaseException as error:
         monitor.end("failed", str(error))
+        if isinstance(error, CannotResume):
+            send_offer(request.node_id, request.workflow_id, str(error), error.offer)
         raise
     if interrupted or (run.stopped and not monitor.finish_requested):
         text = f"stopped at step {len(run.losses)} of {request.config.steps}; checkpoint and LoRA: {run.folder.name}"
@@ -161,6 +163,8 @@ def train_in_background(request: TrainRequest) -> tuple[Run | None, str]:
             monitor.end("failed", str(error))
             if not monitor.run_id:  # it has no panel yet
                 NodeProgress(request.node_id).say(str(error))
+                if isinstance(error, CannotResume):
+                    send_offer(request.node_id, request.workflow_id, str(error), error.offer)
         finally:
             _end(key, outcome)
 

@@ -7,14 +7,14 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ....trainer.config import TrainConfig
 from ....trainer.dataset.encoded import EncodedDataset
 from ....trainer.errors import KilnError
-from ....trainer.events import Controls, Listener, MemoryPlanEvent, emitter
+from ....trainer.events import Controls, Listener, MemoryPlanEvent, StartEvent, emitter
 from ....trainer.loop.distributed import ProcessGroup
 from ....trainer.lora_files.lora_weights import LoraWeights, origin_metadata
 from ....trainer.lora_files.save import save_lora
@@ -27,6 +27,9 @@ from ..models.source import model_file
 from ..models.start_from import start_state
 from .record import run_record
 from .sampling import HostSampler, SampleTools
+
+if TYPE_CHECKING:
+    from ....trainer.runs.resume import Continuation
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +49,7 @@ def train_run(
     tensorboard: bool = False,
     group: ProcessGroup | None = None,
     tools: SampleTools | None = None,
-    on_chosen: Callable[[str, torch.device, int], None] = lambda run_id, device, step: None,
+    on_chosen: Callable[[str, torch.device, int, str], None] = lambda run_id, device, step, parent: None,
 ) -> Any:
     """One run from start to end on the calling thread: the node's worker and headless.py both come here.
 
@@ -57,7 +60,8 @@ def train_run(
         place: ids of the training node and of the graph on the canvas that holds it.
         group: the processes that train together.
         tools: what samples are drawn with; none are drawn without.
-        on_chosen: told the run's id, its device and the step at which it goes on as soon as they are known.
+        on_chosen: told the run's id, its device, the step at which it goes on and the run that it goes on from, where
+            that is another one, as soon as they are known.
 
     Returns:
         the trainer.runs.run.Run.
@@ -75,15 +79,37 @@ def train_run(
     largest = max((i.shape for i in encoded.items), key=math.prod)
     denoiser = HostDenoiser(model, (config.batch_size, *largest))
     base_model = model_fingerprint(model)
-    folder, resumed = _choose_folder(group, resume, encoded, base_model, config)
-    on_chosen(folder.name, denoiser.device, read_state(resumed).step if resumed else 0)
+    resumed, begin = _choose_checkpoint(group, resume, encoded, base_model, config)
     config = _resolve_auto(config, denoiser, resumed)
+    folder, parent, step = paths.new_run_folder(), "", 0
+    if resumed:
+        goes_on = _continue(group, resumed, config, encoded)
+        if goes_on.finished:
+            return goes_on.finished
+        folder, resumed, parent = goes_on.folder, goes_on.checkpoint, goes_on.parent
+        step = read_state(resumed).step
+        begin = StartEvent(text=goes_on.notice) if parent else None
+    else:
+        folder = Path(group.broadcast_from_main(lambda: str(folder)))
+    on_chosen(folder.name, denoiser.device, step, parent)
+    if begin:
+        emitter(listeners)(begin)
     start = start_state(model, start_from, config.adapter) if start_from and resumed is None else None
     file = model_file(model, source)
     plan = plan_memory(model, denoiser, config, largest, file)
     _say_plan(plan, listeners)
 
-    recording = run_record(folder, config, encoded, base_model, source, place=place, tensorboard=tensorboard)
+    recording = run_record(
+        folder,
+        config,
+        encoded,
+        base_model,
+        source,
+        tensorboard=tensorboard,
+        place=place,
+        parent=parent,
+        step=step,
+    )
     with recording if group.is_main else nullcontext() as record:
         result = train(
             denoiser,
@@ -109,23 +135,43 @@ def train_run(
     return run
 
 
-def _choose_folder(
+def _choose_checkpoint(
     group: ProcessGroup, resume: str, encoded: EncodedDataset, base_model: str, config: TrainConfig
-) -> tuple[Path, Path | None]:
-    """The run's folder, the same in all processes, and in it the checkpoint to resume from."""
-    from ....trainer.runs.resume import choose_checkpoint, run_folder_for
+) -> tuple[Path | None, StartEvent | None]:
+    """The checkpoint to resume from, the same in all processes; without one, why LATEST has found none."""
+    from ....trainer.runs.resume import LATEST, choose_checkpoint, why_anew
+
+    asked = (encoded.fingerprint, base_model, config.adapter, encoded.items)
+    chosen = group.broadcast_from_main(
+        lambda: str(choose_checkpoint(paths.runs_folder(), resume, *asked) or "")
+    )
+    if chosen or resume != LATEST:
+        return (Path(chosen) if chosen else None), None
+    sentence, offer = why_anew(paths.runs_folder(), *asked)
+    return None, StartEvent(text=sentence, offer=offer) if sentence else None
+
+
+def _continue(
+    group: ProcessGroup, resumed: Path, config: TrainConfig, encoded: EncodedDataset
+) -> Continuation:
+    """How the run goes on, the same in all processes."""
+    from ....trainer.runs.resume import Continuation, continue_run
+
+    if group.size == 1:
+        return continue_run(resumed, paths.new_run_folder(), config, encoded.fingerprint)
+    found: Continuation | None = None
 
     def choose() -> str:
-        checkpoint = choose_checkpoint(
-            paths.runs_folder(), resume, encoded.fingerprint, base_model, config.adapter
-        )
-        fresh = paths.new_run_folder()
-        if checkpoint is None:
-            return str(fresh)
-        return str(run_folder_for(checkpoint, fresh) / checkpoint.name)
+        nonlocal found
+        found = continue_run(resumed, paths.new_run_folder(), config, encoded.fingerprint)
+        return "" if found.finished else str(found.checkpoint)
 
-    chosen = Path(group.broadcast_from_main(choose))
-    return (chosen.parent, chosen) if chosen.name.startswith("step-") else (chosen, None)
+    checkpoint = group.broadcast_from_main(choose)
+    if found is None and checkpoint:
+        path = Path(checkpoint)
+        parent = "" if path == resumed else resumed.parent.name
+        found = Continuation(folder=path.parent, checkpoint=path, parent=parent)
+    return found or continue_run(resumed, resumed.parent, config, encoded.fingerprint)
 
 
 def _resolve_auto(config: TrainConfig, denoiser: Any, resumed: Path | None) -> TrainConfig:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from trainer.config import AdapterConfig, TrainConfig
-from trainer.errors import KilnError
-from trainer.runs.checkpoint import RunState, find_checkpoints, save_checkpoint
-from trainer.runs.resume import choose_checkpoint, resume_labels, run_folder_for
+from trainer.config import AdapterConfig, MemoryConfig, OptimizerConfig, SampleConfig, TrainConfig
+from trainer.errors import CannotResume, KilnError
+from trainer.runs.checkpoint import RunState, find_checkpoints, read_state, save_checkpoint
+from trainer.runs.differences import Difference, differences
+from trainer.runs.resume import (
+    Continuation,
+    choose_checkpoint,
+    continue_run,
+    resume_labels,
+    run_folder_for,
+    why_anew,
+)
 
 
 def make_state(step: int, dataset: str = "d") -> RunState:
@@ -82,3 +93,67 @@ def test_going_on_from_an_older_step_leaves_the_newer_ones_alone(tmp_path: Path)
     assert run_folder_for(newer, tmp_path / "fresh") == tmp_path / "run"
     assert run_folder_for(older, tmp_path / "fresh") == tmp_path / "fresh"
     assert [p.name for p in find_checkpoints(tmp_path / "fresh")] == ["step-00000005"]
+
+
+def test_what_differs_is_named(tmp_path: Path) -> None:
+    path = save(tmp_path / "run", 5)
+    rank = AdapterConfig(rank=8)
+    now = AdapterConfig().rank
+    assert differences(path, "d", "m", AdapterConfig()) == []
+    (found,) = differences(path, "d", "m", rank)
+    assert found == Difference(f"its rank is {now} and is 8 now", False)
+    assert [d.sound for d in differences(path, "other", "another", AdapterConfig())] == [False, True]
+    with pytest.raises(
+        CannotResume, match=f"run run cannot be resumed: its rank is {now} and is 8 now"
+    ) as refused:
+        choose_checkpoint(tmp_path, "run", "d", "m", rank)
+    assert refused.value.offer == "", "a checkpoint of another rank fits nothing"
+    with pytest.raises(CannotResume, match="its dataset is another one") as refused:
+        choose_checkpoint(tmp_path, "run", "other", "m", AdapterConfig())
+    assert refused.value.offer == "run step 5 anyway"
+    assert choose_checkpoint(tmp_path, refused.value.offer, "other", "m", AdapterConfig()) == path
+    with pytest.raises(CannotResume, match="its model is another one"):
+        choose_checkpoint(tmp_path, refused.value.offer, "other", "another", AdapterConfig())
+
+
+def test_latest_that_starts_anew_says_why(tmp_path: Path) -> None:
+    assert why_anew(tmp_path, "d", "m", AdapterConfig()) == ("", "")
+    save(tmp_path / "20260101-a", 5, dataset="other")
+    save(tmp_path / "20260102-b", 7, dataset="other")
+    sentence, offer = why_anew(tmp_path, "d", "m", AdapterConfig(rank=8))
+    assert "20260102-b (7 steps)" in sentence and "its rank" in sentence and "its dataset" in sentence
+    assert offer == ""
+    assert why_anew(tmp_path, "d", "m", AdapterConfig())[1] == "20260102-b step 7 anyway"
+
+
+def test_only_a_run_that_is_the_same_goes_on_in_its_folder(tmp_path: Path) -> None:
+    path, fresh = save(tmp_path / "run", 5), tmp_path / "fresh"
+    usual = TrainConfig()
+
+    def goes_on(dataset: str = "d", **changes: Any) -> Continuation:
+        return continue_run(path, fresh, dataclasses.replace(usual, **{"steps": 9, **changes}), dataset)
+
+    free = {
+        "checkpoint_every": 1,
+        "memory": MemoryConfig(level="stream blocks"),
+        "sample": SampleConfig(every=3),
+    }
+    for same in ({}, free):
+        assert goes_on(**same) == Continuation(folder=tmp_path / "run", checkpoint=path)
+    assert not fresh.exists()
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"seed": 7}, "seed is 0 and is 7 now"),
+        ({"optimizer": OptimizerConfig(learning_rate=0.5)}, "learning_rate is 0.0001 and is 0.5 now"),
+        ({"memory": MemoryConfig(base_precision="fp8")}, "base_precision is as it is and is fp8 now"),
+        ({"dataset": "other"}, "its dataset is another one"),
+    ]
+    for other, why in changes:
+        found = goes_on(**other)
+        assert (found.folder, found.checkpoint, found.parent) == (fresh, fresh / path.name, "run")
+        assert found.notice == f"A new run that goes on from step 5 of the run run ({why})."
+        assert read_state(found.checkpoint).dataset == other.get("dataset", "d")
+        shutil.rmtree(fresh)
+    for steps in (1, 5):
+        with pytest.raises(KilnError, match=f"run run has done 5 steps and steps is {steps}"):
+            goes_on(steps=steps)
+    assert not fresh.exists() and read_state(path) == make_state(5)
