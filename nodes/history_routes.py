@@ -18,7 +18,7 @@ from .host.canvas import past_runs
 from .host.canvas.monitor import route_table
 
 MAX_PAGE = 200
-MAX_NOTES = 2000  # characters
+MAX_NOTES, MAX_NAME = 2000, 100  # characters
 
 Handler = Callable[[web.Request], Awaitable[web.Response]]
 
@@ -101,16 +101,18 @@ async def sample(request: web.Request) -> web.Response:
 
 
 async def rate(request: web.Request) -> web.Response:
-    """Body {"rating": 0-5} and, or, {"notes": text}."""
+    """Body with at least one of {"rating": 0-5, "notes": text, "name": text}."""
     body = await _body(request)
-    rating, notes = body.get("rating"), body.get("notes")
-    if rating is None and notes is None:
-        raise Refused(400, "Send rating, notes or both.")
+    rating, notes, name = body.get("rating"), body.get("notes"), body.get("name")
+    if rating is None and notes is None and name is None:
+        raise Refused(400, "Send rating, notes or both, or a name.")
     if rating is not None and (type(rating) is not int or not 0 <= rating <= 5):
         raise Refused(400, "rating is a whole number from 0 to 5.")
     if notes is not None and (not isinstance(notes, str) or len(notes) > MAX_NOTES):
         raise Refused(400, f"notes is a text of at most {MAX_NOTES} characters.")
-    return web.json_response(await _about(request, past_runs.rate, rating, notes))
+    if name is not None and (not isinstance(name, str) or len(name) > MAX_NAME):
+        raise Refused(400, f"name is a text of at most {MAX_NAME} characters.")
+    return web.json_response(await _about(request, past_runs.rate, rating, notes, name))
 
 
 async def delete(request: web.Request) -> web.Response:

@@ -8,6 +8,7 @@ import { api } from "../../scripts/api.js";
  * @property {string} run its id
  * @property {string} node id of the training node, "3:1" inside a subgraph
  * @property {string} workflow id of the graph that holds the node; "" where a program sent the prompt
+ * @property {string} name that the user gave it, or ""
  * @property {boolean} background the prompt that started it goes on without it
  * @property {{level: string, total: number, parts: Record<string, number>} | null} plan memory that it needs, in bytes
  * @property {"starting"|"running"|"paused"|"aside"|"done"|"stopped"|"failed"} status
@@ -139,6 +140,8 @@ export async function estimateMemory(question) {
  * @property {number|null} best_step
  * @property {number} rating 1-5, 0 for none
  * @property {string} notes
+ * @property {string} name that the user gave it, or ""
+ * @property {string} parent id of the run that it goes on from, or ""
  * @property {string[]} advice
  * @property {string} message why it failed
  * @property {number[]} samples the step of each picture
@@ -181,7 +184,7 @@ export const fetchGraph = (run) => history(`${about(run)}/graph`);
 /** @param {string} run @returns {Promise<Artifacts>} what deleting it would remove and keep */
 export const fetchLeavings = (run) => history(`${about(run)}/leavings`);
 
-/** @param {string} run @param {{rating?: number, notes?: string}} opinion @returns {Promise<RunRecord>} */
+/** @param {string} run @param {{rating?: number, notes?: string, name?: string}} opinion @returns {Promise<RunRecord>} */
 export const rateRun = (run, opinion) => history(`${about(run)}/rate`, opinion);
 
 /** @param {string} run @returns {Promise<Artifacts>} what went */

@@ -10,7 +10,8 @@ const DASHES = [[], [6, 3], [2, 2], [8, 2, 2, 2], [12, 3], [4, 4], [1, 3]];
 
 /**
  * @typedef {Object} Compared
- * @property {string} name
+ * @property {string} name its id
+ * @property {string} label the name that the user gave it, or ""
  * @property {number[]} xs
  * @property {number[]} ys
  */
@@ -22,10 +23,10 @@ export class Overlay extends Plot {
     /** @type {Compared[]} */ this.runs = [];
   }
 
-  /** @param {string} name @param {import("./api.mjs").Point[]} points */
-  add(name, points) {
+  /** @param {string} name @param {import("./api.mjs").Point[]} points @param {string} label */
+  add(name, points, label = "") {
     if (this.runs.some((run) => run.name === name)) return;
-    this.runs.push({ name, xs: points.map((p) => p[0]), ys: points.map((p) => p[2]) });
+    this.runs.push({ name, label, xs: points.map((p) => p[0]), ys: points.map((p) => p[2]) });
     this.redraw();
   }
 
@@ -50,15 +51,15 @@ export class Overlay extends Plot {
 
   /** @override */
   stops() {
-    const longest = this.runs.reduce((a, b) => ((b.xs.at(-1) ?? 0) > (a.xs.at(-1) ?? 0) ? b : a), { name: "", xs: [], ys: [] });
+    const longest = this.runs.reduce((a, b) => ((b.xs.at(-1) ?? 0) > (a.xs.at(-1) ?? 0) ? b : a), { name: "", label: "", xs: [], ys: [] });
     return longest.xs;
   }
 
   /** @override @param {number} step */
   values(step) {
-    const lines = this.runs.map(({ name, xs, ys }, place) => {
+    const lines = this.runs.map(({ name, label, xs, ys }, place) => {
       const i = lowerBound(xs, step);
-      const text = `${name.slice(-8)}  ${i < ys.length ? ys[i].toPrecision(4) : "–"}`;
+      const text = `${label.slice(0, 20) || name.slice(-8)}  ${i < ys.length ? ys[i].toPrecision(4) : "–"}`;
       return { text, colour: this.style(place).colour };
     });
     return [{ text: String(step) }, ...lines];

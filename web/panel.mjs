@@ -266,6 +266,7 @@ function figures(state, active, loss) {
   const perSecond = `${(1 / state.seconds).toFixed(1)} ${t("perSecond")}`;
   const rate = state.seconds < 1 ? perSecond : `${state.seconds.toFixed(1)} ${t("secondsPer")}`;
   const parts = [
+    state.name,
     t(`status_${state.status}`),
     `${state.step}/${state.total}`,
     loss === undefined ? "" : t("loss", loss.toFixed(3)),

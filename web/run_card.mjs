@@ -3,6 +3,7 @@
 import { deleteRun, fetchGraph, fetchLeavings, rateRun, sampleAddress } from "./api.mjs";
 import { make } from "./dom.mjs";
 import { openGraph, resume, trainer, useSettings } from "./graph_actions.mjs";
+import { roving } from "./roving.mjs";
 import { clock } from "./series.mjs";
 import { t } from "./texts.mjs";
 
@@ -18,14 +19,21 @@ import { t } from "./texts.mjs";
  */
 
 /**
+ * A card that stays the same element while its run goes on: what the user types or is asked in it is not lost.
+ * @typedef {Object} Card
+ * @property {HTMLLIElement} element
+ * @property {(run: RunRecord) => void} update the record is another one
+ * @property {(state: import("./api.mjs").RunState) => void} follow the run has gone on
+ */
+
+/**
  * @param {RunRecord} run
  * @param {Surroundings} around
- * @returns {HTMLLIElement}
+ * @returns {Card}
  */
 export function card(run, around) {
   const { app, say } = around;
   const extra = make("div", {});
-  const when = new Date(run.started * 1000).toLocaleString([], { dateStyle: "short", timeStyle: "short" });
   const tick = make("input", {
     type: "checkbox",
     id: `kiln-compare-${run.id}`,
@@ -42,34 +50,84 @@ export function card(run, around) {
       say(/** @type {Error} */ (error).message, "warn");
     }
   };
-  /** @param {string} name @param {() => any} act @param {boolean} possible */
-  const action = (name, act, possible = true) =>
-    make("button", { type: "button", "data-kiln": name, title: t(`${name}Help`), disabled: !possible, text: t(name), onclick: trying(act) });
+  /** @param {string} name @param {() => any} act */
+  const action = (name, act) =>
+    make("button", { type: "button", "data-kiln": name, title: t(`${name}Help`), text: t(name), onclick: trying(act) });
 
-  return make(
+  const name = nameOf(run, trying);
+  const status = make("span", {});
+  const body = make("div", { class: "kiln-body" });
+  const rating = stars(run, trying);
+  const remarks = notes(run, trying);
+  const actions = make(
+    "div",
+    { class: "kiln-row", role: "toolbar", "aria-label": t("actions", run.id) },
+    action("openGraph", async () => openGraph(app, await fetchGraph(run.id), run.name || `run ${run.id}`)),
+    action("useSettings", () => say(useSettings(trainer(app), run))),
+    action("resumeRun", () => {
+      resume(trainer(app), run);
+      say(t("resumeSet", run.id, run.step));
+    }),
+    action("showLora", () => extra.replaceChildren(path(run))),
+    action("delete", async () => ask(run, around, extra, trying)),
+  );
+  const settle = roving(actions);
+  const element = make(
     "li",
     { class: "kiln-card", "data-run": run.id },
-    make("div", { class: "kiln-head" }, tick, make("label", { for: tick.id, text: when }), make("span", { text: t(`status_${run.status}`) })),
-    make("div", { class: "kiln-body" }, picture(run), facts(run)),
-    make("div", { class: "kiln-row" }, stars(run, trying), notes(run, trying)),
-    make(
-      "div",
-      { class: "kiln-row" },
-      action("openGraph", async () => openGraph(app, await fetchGraph(run.id), `run ${run.id}`), !!run.lora),
-      action("useSettings", () => say(useSettings(trainer(app), run))),
-      action(
-        "resumeRun",
-        () => {
-          resume(trainer(app), run);
-          say(t("resumeSet", run.id, run.step));
-        },
-        run.resumable && !run.live,
-      ),
-      action("showLora", () => extra.replaceChildren(path(run)), !!run.lora),
-      action("delete", async () => ask(run, around, extra, trying), !run.live),
-    ),
+    make("div", { class: "kiln-head" }, tick, name, status),
+    body,
+    make("div", { class: "kiln-row" }, rating.group, remarks),
+    actions,
     extra,
   );
+  const refresh = () => {
+    status.textContent = t(`status_${run.status}`);
+    body.replaceChildren(...[picture(run), facts(run)].filter((part) => part !== null));
+    for (const [field, value] of /** @type {[HTMLInputElement, string][]} */ ([[name, run.name], [remarks, run.notes]])) {
+      if (document.activeElement !== field) field.value = value;
+    }
+    rating.show();
+    const possible = { openGraph: !!run.lora, resumeRun: run.resumable && !run.live, showLora: !!run.lora, delete: !run.live };
+    for (const [what, allowed] of Object.entries(possible)) {
+      /** @type {HTMLButtonElement} */ (actions.querySelector(`[data-kiln=${what}]`)).disabled = !allowed;
+    }
+    settle();
+  };
+  refresh();
+  return {
+    element,
+    update: (fresh) => {
+      Object.assign(run, fresh);
+      refresh();
+    },
+    follow: (state) => {
+      status.textContent = t(`status_${state.status}`);
+      const line = body.querySelector("[data-kiln=progress]");
+      if (line) line.textContent = t("progress", state.step, state.total, clock(run.seconds), run.items);
+    },
+  };
+}
+
+/** @param {RunRecord} run @returns {string} when it began, for people */
+const when = (run) => new Date(run.started * 1000).toLocaleString([], { dateStyle: "short", timeStyle: "short" });
+
+/** @param {RunRecord} run @param {(act: () => any) => () => Promise<void>} trying */
+function nameOf(run, trying) {
+  const field = make("input", {
+    type: "text",
+    class: "kiln-name",
+    value: run.name,
+    placeholder: when(run),
+    title: t("nameHelp"),
+    "aria-label": t("nameOf", run.id),
+    maxlength: 100,
+    onchange: trying(async () => {
+      run.name = (await rateRun(run.id, { name: field.value })).name;
+    }),
+    onkeydown: (/** @type {KeyboardEvent} */ event) => event.stopPropagation(), // the graph has shortcuts of its own
+  });
+  return field;
 }
 
 /** @param {RunRecord} run the newest sample, or nothing */
@@ -96,9 +154,10 @@ function facts(run) {
   return make(
     "div",
     { class: "kiln-facts" },
-    make("div", { class: "kiln-faint", text: run.id }),
+    make("div", { class: "kiln-faint", text: `${when(run)}  ·  ${run.id}` }),
+    run.parent && make("div", { class: "kiln-faint", text: t("fromRun", run.parent) }),
     make("div", { text: t("facts", kind, adapter.rank, adapter.alpha, rate, run.config.batch_size) }),
-    make("div", { text: t("progress", run.step, run.config.steps, clock(run.seconds), run.items) }),
+    make("div", { "data-kiln": "progress", text: t("progress", run.step, run.config.steps, clock(run.seconds), run.items) }),
     figures.length > 0 && make("div", { text: figures.join(", ") }),
     rest.length > 0 && make("div", { class: "kiln-faint", text: t("otherSettings", rest.join(", ")) }),
     ...[run.message, ...run.advice].filter(Boolean).map((text) => make("div", { class: "kiln-faint", text })),
@@ -124,7 +183,9 @@ function stars(run, trying) {
       button.setAttribute("aria-pressed", String(i < run.rating));
     });
   show();
-  return make("span", { class: "kiln-stars", role: "group", "aria-label": t("stars") }, ...buttons);
+  const group = make("span", { class: "kiln-stars", role: "group", "aria-label": t("stars") }, ...buttons);
+  roving(group);
+  return { group, show };
 }
 
 /** @param {RunRecord} run @param {(act: () => any) => () => Promise<void>} trying */

@@ -18,6 +18,7 @@ export class RunsTab {
     this.app = app;
     /** @type {RunRecord[]} */ this.runs = [];
     this.total = 0;
+    /** @type {Map<string, import("./run_card.mjs").Card>} */ this.cards = new Map();
     this.asked = 0; // number of the newest question; answers to older ones are dropped
     /** @type {ReturnType<typeof setTimeout> | undefined} */ this.timer = undefined;
 
@@ -39,6 +40,13 @@ export class RunsTab {
     const clear = make("button", { type: "button", text: t("clearCompare"), onclick: () => this.clearComparison() });
     this.comparison = make("section", { hidden: true, "aria-label": t("comparison") }, canvas, this.legend, clear);
     this.status = make("div", { class: "kiln-faint", role: "status" });
+    this.templates = make("button", {
+      type: "button",
+      "data-kiln": "templates",
+      text: t("openTemplates"),
+      hidden: true,
+      onclick: () => this.app.extensionManager.command.execute("Comfy.BrowseTemplates"),
+    });
     this.list = make("ul", {});
     this.more = make("button", { type: "button", text: t("more"), hidden: true, onclick: () => this.load(this.runs.length) });
     this.root = make(
@@ -48,6 +56,7 @@ export class RunsTab {
       make("div", { class: "kiln-row" }, this.order, make("button", { type: "button", text: t("reload"), onclick: () => this.load() })),
       this.comparison,
       this.status,
+      this.templates,
       this.list,
       this.more,
     );
@@ -68,16 +77,41 @@ export class RunsTab {
       if (question !== this.asked) return;
       this.runs = offset ? [...this.runs, ...found.runs] : found.runs;
       this.total = found.total;
-      const cards = found.runs.map((run) => this.card(run));
-      if (offset) this.list.append(...cards);
-      else this.list.replaceChildren(...cards);
+      this.place(found.runs, offset > 0);
       this.refresh();
     } catch (error) {
       this.status.textContent = /** @type {Error} */ (error).message;
     }
   }
 
+  /**
+   * Cards that are there stay, with what the user is doing in them.
+   * @param {RunRecord[]} runs
+   * @param {boolean} more behind those that are there
+   */
+  place(runs, more) {
+    const focused = /** @type {HTMLElement | null} */ (this.list.contains(document.activeElement) ? document.activeElement : null);
+    const kept = more ? this.cards : new Map();
+    for (const run of runs) {
+      const there = this.cards.get(run.id);
+      there?.update(run);
+      kept.set(run.id, there ?? this.card(run));
+    }
+    this.cards = kept;
+    const elements = [...kept.values()].map((made) => made.element);
+    if (elements.length !== this.list.children.length || elements.some((element, i) => element !== this.list.children[i])) {
+      this.list.replaceChildren(...elements);
+      if (focused?.isConnected) focused.focus();
+    }
+  }
+
+  /** A run has gone on. @param {import("./api.mjs").RunState} state */
+  follow(state) {
+    this.cards.get(state.run)?.follow(state);
+  }
+
   refresh() {
+    this.templates.hidden = !!this.total || !!this.search.value.trim();
     const empty = this.search.value.trim() ? t("noneFound") : t("noRuns");
     this.status.textContent = this.total ? `${t("count", this.total)} ${t("compareHelp")}` : empty;
     this.more.hidden = this.runs.length >= this.total;
@@ -95,7 +129,8 @@ export class RunsTab {
         this.compare(deleted, false);
         this.runs = this.runs.filter((other) => other.id !== deleted.id);
         this.total--;
-        this.list.querySelector(`[data-run="${CSS.escape(deleted.id)}"]`)?.remove();
+        this.cards.get(deleted.id)?.element.remove();
+        this.cards.delete(deleted.id);
         this.refresh();
         this.search.focus();
       },
@@ -106,11 +141,11 @@ export class RunsTab {
   async compare(run, on) {
     if (on) {
       const { points } = await fetchCurve(run.id).catch(() => ({ points: [] }));
-      this.overlay.add(run.id, points);
+      this.overlay.add(run.id, points, run.name);
     } else this.overlay.remove(run.id);
     this.comparison.hidden = !this.overlay.runs.length;
     this.overlay.redraw();
-    this.legend.replaceChildren(...this.overlay.runs.map(({ name }, place) => this.entry(name, place)));
+    this.legend.replaceChildren(...this.overlay.runs.map(({ name, label }, place) => this.entry(label || name, place)));
   }
 
   /** @param {string} name @param {number} place */
@@ -143,7 +178,9 @@ export function addRunsTab(app) {
   let shown = null;
   /** @type {Map<string, string>} */
   const states = new Map();
-  onRun(({ run, status }) => {
+  onRun((state) => {
+    const { run, status } = state;
+    shown?.follow(state);
     if (states.get(run) === status) return;
     states.set(run, status);
     shown?.soon(); // a run began, paused or ended

@@ -33,10 +33,47 @@ def test_every_control_has_a_name_and_takes_the_focus(canvas: Canvas, client: Ho
     nameless = canvas.page.evaluate(
         """() => [...document.querySelectorAll('.kiln-runs :is(button, input, select, canvas), .kiln-panel button')]
             .filter(e => e.getAttribute('aria-hidden') !== 'true')
-            .filter(e => !(e.getAttribute('aria-label') || e.textContent.trim()) || e.tabIndex < 0)
+            .filter(e => !(e.getAttribute('aria-label') || e.textContent.trim())
+                || (e.tabIndex < 0 && !e.disabled && !e.closest('[data-kiln-group]')))
             .map(e => e.outerHTML)"""
     )
     assert nameless == []
+    stops = canvas.page.evaluate(
+        """() => [...document.querySelectorAll('.kiln-runs .kiln-card')].map(card => ({
+            card: [...card.querySelectorAll('button, input')].filter(e => e.tabIndex >= 0 && !e.disabled).length,
+            groups: [...card.querySelectorAll('[data-kiln-group]')].map(
+                group => [...group.querySelectorAll('button')].filter(e => e.tabIndex >= 0).length),
+        }))"""
+    )
+    assert all(s == {"card": 5, "groups": [1, 1]} for s in stops), "name, choice, stars, notes, actions"
+
+
+def test_a_group_is_walked_with_the_arrow_keys(canvas: Canvas, client: HostClient) -> None:
+    train(canvas, client)
+    canvas.page.click(RUNS_TAB)
+    card = canvas.page.locator(".kiln-card").first
+    actions = card.get_by_role("toolbar").get_by_role("button")
+    actions.first.focus()
+    seen = [canvas.page.evaluate("document.activeElement.dataset.kiln")]
+    for _ in range(actions.count() - 1):
+        canvas.page.keyboard.press("ArrowRight")
+        seen.append(canvas.page.evaluate("document.activeElement.dataset.kiln"))
+    assert seen == ["openGraph", "useSettings", "resumeRun", "showLora", "delete"]
+    canvas.page.keyboard.press("Home")
+    assert canvas.page.evaluate("document.activeElement.dataset.kiln") == "openGraph"
+    card.get_by_label("1 of 5 stars").focus()
+    canvas.page.keyboard.press("End")
+    canvas.page.keyboard.press("Enter")
+    expect(card.get_by_label("5 of 5 stars")).to_have_attribute("aria-pressed", "true")
+
+
+def test_the_chart_is_a_whole_slider_before_any_run(canvas: Canvas) -> None:
+    canvas.load(steps=20)
+    chart = canvas.page.locator(".kiln-panel canvas").first
+    expect(chart).to_have_attribute("role", "slider")
+    for name, value in {"valuenow": "0", "valuemin": "0", "valuemax": "1"}.items():
+        expect(chart).to_have_attribute(f"aria-{name}", value)
+    expect(chart).to_have_attribute("aria-valuetext", "The loss will appear here while training.")
 
 
 def test_values_are_read_with_the_arrow_keys(canvas: Canvas, client: HostClient) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sqlite3
 import time
 from typing import Any
@@ -192,3 +193,56 @@ def add_runs(host: RunningHost, count: int) -> None:
             points = [(name, s, i + math.sin(s)) for s in range(1, 101)]
             db.executemany("INSERT OR IGNORE INTO points VALUES (?, 'loss', ?, ?)", points)
     db.close()
+
+
+def test_a_run_is_given_a_name(canvas: Canvas, client: HostClient, tab: Any) -> None:
+    run = two_runs(client)[0]["id"]
+    card = tab.locator(f"[data-run='{run}']")
+    card.get_by_label(f"Name of run {run}").fill("zorb, first try")
+    card.get_by_label(f"Name of run {run}").press("Enter")
+    tab.locator("input[type=search]").fill("zorb first")
+    expect(tab.locator(".kiln-card")).to_have_count(1)
+    card.locator("input[type=checkbox]").check()
+    expect(tab.locator(".kiln-legend")).to_contain_text("zorb, first try")
+    canvas.shot("named")
+    card.get_by_label(f"Name of run {run}").fill("")
+    card.get_by_label(f"Name of run {run}").press("Enter")
+    expect(tab.locator("[role=status]")).to_be_visible()
+
+
+def test_a_card_follows_its_run(canvas: Canvas, client: HostClient, tab: Any) -> None:
+    """Without the list being made anew: what is typed in the card stays."""
+    canvas.load(steps=100_000)
+    canvas.page.evaluate("() => window.app.queuePrompt(0)")
+    canvas.wait_panel("panel.state?.status === 'running'")
+    run = client.get_json("/lora_kiln/runs")["runs"][-1]["run"]
+    card = tab.locator(f"[data-run='{run}']")
+    notes = card.get_by_label(f"Notes on run {run}")
+    notes.fill("half a thou")
+    line = card.locator("[data-kiln=progress]")
+    before = line.text_content()
+    expect(line).not_to_have_text(before or "")
+    expect(card).to_contain_text("training")
+    canvas.press("pause")
+    expect(card).to_contain_text("paused")
+    expect(notes).to_have_value("half a thou")
+    expect(notes).to_be_focused()
+    canvas.shot("follows")
+    canvas.press("resume")
+    canvas.press("stop")
+    expect(card.locator("[data-kiln=resumeRun]")).to_be_enabled()
+    expect(notes).to_have_value("half a thou")
+
+
+def test_no_runs_lead_to_the_templates(canvas: Canvas) -> None:
+    nothing = json.dumps({"runs": [], "total": 0})
+    canvas.page.route(
+        re.compile("/lora_kiln/history\\?"),
+        lambda r: r.fulfill(body=nothing, content_type="application/json"),
+    )
+    canvas.page.click(RUNS_TAB)
+    tab = canvas.page.locator(".kiln-runs")
+    expect(tab.locator("[role=status]")).to_contain_text("No run yet")
+    canvas.shot("empty")
+    tab.get_by_role("button", name="Browse templates").click()
+    expect(canvas.page.get_by_text("tiny_wan_demo").first).to_be_visible()

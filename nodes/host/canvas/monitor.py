@@ -51,6 +51,7 @@ class RunMonitor:
         """
         self.run_id, self.node_id, self.total, self.draws = "", node_id, total, draws
         self.workflow, self.background = workflow, background
+        self.name = ""  # that the user gave it
         self.controls: Controls | None = None
         self._device = torch.device("cpu")
         self._curve = Curve()
@@ -86,6 +87,7 @@ class RunMonitor:
     def _restore(self, history: RunHistory) -> None:
         with self._lock:
             self._curve, self._validation = history.curve, history.validation
+            self.name = history.record.name if history.record and history.record.id == self.run_id else ""
             self._samples = {(s["step"], s["place"]): s for s in history.samples}
             self._sent = len(history.curve.points)  # a page that lacks them asks for the whole
 
@@ -136,6 +138,11 @@ class RunMonitor:
         """The run was stopped from the panel: what it has learned is its result."""
         return self.controls is not None and self.controls.finish_requested
 
+    def rename(self, name: str) -> None:
+        """The user has given it a name."""
+        self.name = name
+        self._send(now=True)
+
     def end(self, status: str, text: str) -> None:
         """The run is over: nothing can be told to it any more."""
         self.controls = None
@@ -148,6 +155,7 @@ class RunMonitor:
             "run": self.run_id,
             "node": self.node_id,
             "workflow": self.workflow,
+            "name": self.name,
             "background": self.background,
             "status": self._status,
             "step": self._curve.points[-1][0] if self._curve.points else 0,

@@ -71,11 +71,14 @@ def thumbnail(run_id: str, place: int) -> bytes | None:
     return small_picture(path, THUMBNAIL)
 
 
-def rate(run_id: str, rating: int | None, notes: str | None) -> dict[str, Any]:
+def rate(run_id: str, rating: int | None, notes: str | None, name: str | None = None) -> dict[str, Any]:
     """Write what the user thinks; the run as it is now."""
     with _history() as history:
         _known(history, run_id)
-        history.rate(run_id, rating, notes)
+        history.rate(run_id, rating, notes, name if name is None else name.strip())
+        live = find_run(run_id)
+        if live is not None and name is not None:
+            live.rename(name.strip())
         return _shown(history, _known(history, run_id))
 
 
