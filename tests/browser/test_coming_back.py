@@ -54,12 +54,12 @@ def test_a_stopped_run_goes_on_with_one_click(canvas: Canvas, client: HostClient
 
 
 def test_a_changed_caption_is_named_and_gone_on_with(canvas: Canvas, client: HostClient) -> None:
-    canvas.load(steps=12)
+    canvas.load(steps=14)
     queue(canvas)
     canvas.wait_panel("panel.state?.status === 'done'")
     run = newest(client)
     canvas.page.evaluate(SET, ["KilnCaptionTemplate", "template", "{caption}, mended"])
-    canvas.page.evaluate(SET, ["KilnTrainLora", "steps", 15])
+    canvas.page.evaluate(SET, ["KilnTrainLora", "steps", 17])
     canvas.page.evaluate(SET, ["KilnTrainLora", "resume", run])
     queue(canvas)
     alert = canvas.page.locator(".kiln-panel [role=alert]")
@@ -67,17 +67,17 @@ def test_a_changed_caption_is_named_and_gone_on_with(canvas: Canvas, client: Hos
         re.compile(rf"{run} cannot be resumed: \d+ of its \d+ captions are others now")
     )
     canvas.shot("named")
-    canvas.page.get_by_role("button", name="Go on from step 12 anyway").click()
-    canvas.wait_panel("panel.state?.status === 'done' && panel.state.total === 15")
+    canvas.page.get_by_role("button", name="Go on from step 14 anyway").click()
+    canvas.wait_panel("panel.state?.status === 'done' && panel.state.total === 17")
     assert newest(client) != run
-    assert canvas.panel()["points"] == 15, "with the curve of its parent"
-    assert f"goes on from step 12 of the run {run}" in canvas.panel()["text"]
+    assert canvas.panel()["points"] == 17, "with the curve of its parent"
+    assert f"goes on from step 14 of the run {run}" in canvas.panel()["text"]
     assert canvas.page.evaluate(RESUME) == run
     canvas.shot("gone_on")
 
 
 def test_latest_that_begins_anew_says_why(canvas: Canvas, client: HostClient) -> None:
-    canvas.load(steps=12)
+    canvas.load(steps=14)
     queue(canvas)
     canvas.wait_panel("panel.state?.status === 'done'")
     run = newest(client)
