@@ -16,7 +16,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 # Layers of any network that get no adapter when the user names no targets
-NEVER_DEFAULT_TARGETS = re.compile(r"norm|mod(ulation)?\b|adaln|emb|time|router", re.IGNORECASE)
+NEVER_DEFAULT_TARGETS = re.compile(
+    "|".join(
+        (
+            r"norm|mod(ulation)?\b|adaln|emb|time|router",
+            r"mod(C|X|CX)\.",  # AuraFlow's modulation
+            r"distilled_guidance",  # Chroma's, which makes the modulation of all blocks
+            r"refiner",  # text and noise refiners of HunyuanVideo, Lumina 2, Z-Image, Omnigen2
+            # What makes text ready for the blocks: Anima, HiDream, Kandinsky 5
+            r"llm_adapter|caption_projection|text_transformer_blocks",
+            r"lyric_encoder|projectors|audio_injector",  # ACE-Step, Wan S2V
+            r"(before|after)_proj\b",  # between VACE's blocks and the others
+        )
+    ),
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

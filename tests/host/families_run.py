@@ -47,7 +47,11 @@ from lora_kiln.trainer.errors import KilnError  # type: ignore[import-not-found]
 from lora_kiln.trainer.loop import objective  # type: ignore[import-not-found]
 from lora_kiln.trainer.loop.prefetch import conditioning_batches, keep_given_parts  # type: ignore[import-not-found]
 from lora_kiln.trainer.loop.train import train  # type: ignore[import-not-found]
-from lora_kiln.trainer.lora_files.export import export_adapter  # type: ignore[import-not-found]
+from lora_kiln.trainer.lora_files.export import (  # type: ignore[import-not-found]
+    export_adapter,
+    without_untouched,
+)
+from lora_kiln.trainer.lora_files.keys import PREFIX as OURS  # type: ignore[import-not-found]
 from lora_kiln.trainer.lora_files.save import save_lora  # type: ignore[import-not-found]
 from lora_kiln.trainer.memory.placement import Placement  # type: ignore[import-not-found]
 from lora_kiln.trainer.noise_defaults import resolve  # type: ignore[import-not-found]
@@ -103,7 +107,9 @@ class Run:
         self.denoiser = self.new_denoiser()
         self.layers: list[str] = []  # that get an adapter
         self.batches: list[tuple[int, ...]] = []
-        self.unmoved: list[str] = []  # of these, the ones that three steps leave at zero
+        self.trained: list[str] = []  # of these, the ones that three steps have changed
+        self.in_file: list[str] = []
+        self.left_out: list[str] = []
         self.batch = ItemStore(self.dataset.items).load([SampleDraw(i, 0, i) for i in ALL])
         latents = self.denoiser.prepare_latents(self.batch.latents)
         noise = torch.stack([draw(*case.latent) for _ in rows])
@@ -185,8 +191,11 @@ class Run:
         done = train(
             self.new_denoiser(), self.dataset, config, run_folder=self.folder / "run", weights=host_weights
         )
-        self.unmoved = sorted(
-            k for k, t in done.adapter.items() if k.endswith("lora_B.weight") and not t.abs().sum()
+        moved = [k for k, t in done.adapter.items() if k.endswith("lora_B.weight") and t.abs().sum()]
+        self.trained = sorted(k.removesuffix(".lora_B.weight") for k in moved)
+        file, self.left_out = without_untouched(export_adapter(done.adapter, config.adapter))
+        self.in_file = sorted(
+            k.removeprefix(OURS).removesuffix(".lora_B.weight") for k in file if "lora_B" in k
         )
         return 0.0 if all(map(_finite, done.losses)) and len(done.losses) == 3 else 1.0
 
@@ -306,7 +315,8 @@ def row(case: Case, folder: Path) -> dict[str, Any]:
             found[name] = f"{type(failure).__name__}: {failure}"
         finally:
             comfy.model_management.unload_all_models()
-    found |= {"unmoved": run.unmoved, "layers": run.layers, "batches": run.batches}
+    found |= {"layers": run.layers, "batches": run.batches}
+    found |= {"trained": run.trained, "in_file": run.in_file, "left_out": run.left_out}
     return found
 
 

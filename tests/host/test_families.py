@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -46,3 +47,29 @@ def test_items_of_one_length_are_one_batch(figures: dict[str, Any], name: str) -
     row = figures.get(name, {})
     if "batches" in row:
         assert [0, 2] in row["batches"] or row["batches"] == [[0, 1, 2]] or name == "HunyuanVideo"
+
+
+ATTENTION_OR_MLP = re.compile(
+    r"attn|attention|mlp|\bffn?\b|ff_[it]\b|feed_forward|single_blocks\.\d+\.linear[12]$|[1_]\d*\.proj_(in|out)$"
+)
+NOT_WANTED = re.compile(
+    r"norm|mod|adaln|refiner|guidance|emb|llm_adapter|caption|lyric|injector|before_proj|after_proj|router"
+)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_targets_are_attention_and_mlp_of_the_blocks(figures: dict[str, Any], name: str) -> None:
+    layers = figures.get(name, {}).get("layers", [])
+    assert [x for x in layers if not ATTENTION_OR_MLP.search(x) or NOT_WANTED.search(x)] == []
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_layers_without_a_gradient_are_not_saved(figures: dict[str, Any], name: str) -> None:
+    """Such as the text side of Qwen-Image's last block, which nothing reads."""
+    row = figures.get(name, {})
+    if "layers" in row:
+        assert row["in_file"] == row["trained"]
+        assert sorted(row["in_file"] + row["left_out"]) == row["layers"]
+        assert bool(row["left_out"]) == (name in ("Qwen-Image", "Qwen-Image-Edit", "ACE-Step")), row[
+            "left_out"
+        ]

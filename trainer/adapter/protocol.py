@@ -62,6 +62,13 @@ def without_gradient(parameters: dict[str, list[nn.Parameter]]) -> list[str]:
     return [name for name in grads if name not in reached]
 
 
+def split_state_key(key: str) -> tuple[str, str]:
+    """A key of a state dict as layer and part: "blocks.0.q.lora_A.weight" -> ("blocks.0.q", "lora_A.weight")."""
+    stem = key.removesuffix(".weight")
+    layer, _, part = stem.rpartition(".")
+    return layer, part + key[len(stem) :]
+
+
 def load_tensors(tensors: dict[str, Tensor], state: dict[str, Tensor]) -> None:
     """Copy a saved state into an adapter's tensors; raises KilnError when one is missing or has another shape."""
     for key, tensor in tensors.items():

@@ -7,12 +7,14 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from ..config import TrainConfig
+from ..adapter.peft_config import target_pattern
+from ..adapter.protocol import split_state_key
+from ..config import AdapterConfig, TrainConfig
 from ..dataset.encoded import EncodedDataset
 from ..denoiser import Denoiser
 from ..errors import KilnError
 from ..noise_defaults import resolve
-from ..runs.checkpoint import read_state
+from ..runs.checkpoint import read_adapter_keys, read_state
 from . import objective
 
 log = logging.getLogger(__name__)
@@ -27,6 +29,23 @@ def resolve_auto(config: TrainConfig, denoiser: Denoiser, resume_from: Path | No
     """
     resumed = None if resume_from is None else read_state(resume_from).config["objective"]
     return replace(config, objective=resolve(config.objective, denoiser, resumed))
+
+
+def same_layers(adapter: AdapterConfig, resume_from: Path | None) -> AdapterConfig:
+    """The settings that choose exactly the layers of the checkpoint that a run goes on from, where target_modules is
+    empty: which layers that means for a family may have changed since.
+
+    Args:
+        adapter: settings as the user made them.
+        resume_from: the checkpoint, or None.
+
+    Raises:
+        KilnError: the checkpoint cannot be read.
+    """
+    if resume_from is None or adapter.target_modules.strip():
+        return adapter
+    layers = sorted({split_state_key(key)[0] for key in read_adapter_keys(resume_from)})
+    return replace(adapter, target_modules=target_pattern(layers), exclude_modules="")
 
 
 def check_compatible(

@@ -6,13 +6,13 @@ import logging
 import math
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..config import TrainConfig
+from ..config import AdapterConfig, TrainConfig
 from ..dataset.batches import BatchOrder, ItemStore
 from ..dataset.encoded import EncodedDataset
 from ..denoiser import Denoiser
@@ -58,6 +58,7 @@ class TrainingState:
     config: TrainConfig
     run_folder: Path
     base_model: str  # the model's fingerprint
+    adapter: AdapterConfig  # config's, with the layers of the checkpoint that the run goes on from
     placement: Placement
     session: ExitStack
     group: ProcessGroup
@@ -84,7 +85,8 @@ class TrainingState:
         if self.placement.note:
             log.info("%s", self.placement.note)
             self.emit(MessageEvent(text=self.placement.note))
-        self.trainable = Trainable(self.denoiser, config, self.placement.weights, start_from)
+        adapting = replace(config, adapter=self.adapter)
+        self.trainable = Trainable(self.denoiser, adapting, self.placement.weights, start_from)
         self.progress = Progress()
         if resume_from is not None:
             check_resumable(resume_from, dataset, self.base_model, config, self.group.size)
@@ -123,8 +125,9 @@ class TrainingState:
         if names and self.group.is_main:
             more = ", ..." if len(names) > 3 else ""
             self.warn(
-                f"{len(names)} trained layers got no gradient in the first step ({', '.join(names[:3])}{more}) and may "
-                "learn nothing: these items do not use them, or another node's patch goes past them."
+                f"{len(names)} layers got no gradient in the first step ({', '.join(names[:3])}{more}): the model or "
+                "these items do not use them, or another node's patch goes past them. Those that never get one are not "
+                "saved."
             )
 
     def report_step(self, loss: float, rate: float, grad_norm: float, seconds: float) -> None:

@@ -30,7 +30,7 @@ from ..memory.placement import Placement
 from ..memory.recompute import checkpoint_blocks
 from ..runs.samples import Sampler
 from . import guards, objective
-from .checks import check_compatible, resolve_auto
+from .checks import check_compatible, resolve_auto, same_layers
 from .distributed import ProcessGroup, all_reduce_gradients
 from .loss_scale import loss_scale
 from .progress import TrainResult
@@ -82,6 +82,7 @@ def train(
     controls, group = controls or Controls(), group or ProcessGroup()
     config = resolve_auto(config, denoiser, resume_from)
     check_compatible(denoiser, dataset, config, group.size)
+    adapter = same_layers(config.adapter, resume_from)
     with _device(controls) as session:
         state = TrainingState(
             denoiser=denoiser,
@@ -89,7 +90,8 @@ def train(
             config=config,
             run_folder=run_folder,
             base_model=base_model,
-            placement=Placement(denoiser, memory or config.memory, config.adapter, weights, model_file),
+            adapter=adapter,
+            placement=Placement(denoiser, memory or config.memory, adapter, weights, model_file),
             session=session,
             group=group,
             sampler=sampler,

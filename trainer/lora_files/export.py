@@ -17,8 +17,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..adapter.protocol import split_state_key
 from ..adapter.targets import layer_shape
 from ..config import AdapterConfig
+from .formulas import group_by_layer
 from .keys import PREFIX
 
 
@@ -31,7 +33,7 @@ def export_adapter(state: Mapping[str, Tensor], config: AdapterConfig) -> dict[s
     """
     layers: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for key, tensor in state.items():
-        layer, name = _split(key)
+        layer, name = split_state_key(key)
         layers[layer][name] = tensor
     convert = {"lora": _lora, "dora": _dora, "loha": _loha, "lokr": _lokr, "oft": _oft}[config.kind]
     return {
@@ -41,11 +43,43 @@ def export_adapter(state: Mapping[str, Tensor], config: AdapterConfig) -> dict[s
     }
 
 
-def _split(key: str) -> tuple[str, str]:
-    """ "blocks.0.q.lora_A.weight" -> ("blocks.0.q", "lora_A.weight")"""
-    stem = key.removesuffix(".weight")
-    layer, _, name = stem.rpartition(".")
-    return layer, name + key[len(stem) :]
+def without_untouched(
+    lora: Mapping[str, Tensor],
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Leave out the layers whose update is exactly zero: no gradient ever reached them.
+
+    Such are the text side of Qwen-Image's last block, which the model does not use, and audio layers that were trained
+    without sound. When no layer has an update, all stay.
+
+    Args:
+        lora: our keys, as export_adapter makes them.
+
+    Returns:
+        The others' tensors, and the names of the layers that are left out.
+    """
+    layers = group_by_layer(lora)
+    untouched = [layer for layer, tensors in layers.items() if _is_zero(tensors)]
+    if len(untouched) == len(layers):
+        return dict(lora), []
+    left_out = set(untouched)
+    kept = {
+        f"{n}.{part}": t for n, tensors in layers.items() if n not in left_out for part, t in tensors.items()
+    }
+    return kept, [layer.removeprefix(PREFIX) for layer in untouched]
+
+
+def _is_zero(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether one of the matrices that are multiplied is zero, or a rotation is by nothing. The start values of one
+    are; a matrix that got a gradient is never exactly zero again."""
+    factors = [t for name, t in tensors.items() if name not in ("alpha", "dora_scale")]
+    return not all(bool(t.any()) for t in factors) or ("lora_B.weight" in tensors and _cancels(tensors))
+
+
+def _cancels(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the difference to PiSSA's start values is zero: [B, -B] [A; A]."""
+    a, b = tensors["lora_A.weight"], tensors["lora_B.weight"]
+    rank = len(a) // 2
+    return len(a) % 2 == 0 and torch.equal(a[:rank], a[rank:]) and torch.equal(b[:, :rank], -b[:, rank:])
 
 
 def _alpha(layer: str, rank: int, config: AdapterConfig) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -138,6 +139,15 @@ def read_state(checkpoint: Path) -> RunState:
 def read_adapter(checkpoint: Path) -> dict[str, Tensor]:
     """The adapter's state dict as it was trained."""
     return _read_tensors(checkpoint, ADAPTER)
+
+
+def read_adapter_keys(checkpoint: Path) -> frozenset[str]:
+    """The keys of read_adapter, without its values."""
+    try:
+        with safe_open(checkpoint / ADAPTER, "pt") as opened:
+            return frozenset(opened.keys())
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(checkpoint, error) from error
 
 
 def read_output(checkpoint: Path) -> dict[str, Tensor]:

@@ -197,18 +197,21 @@ def _as_run(
 ) -> Any:
     """A TrainResult as the Run that nodes pass on."""
     from ....trainer.loop.advice import advise_on_size
-    from ....trainer.lora_files.export import export_adapter
+    from ....trainer.lora_files.export import export_adapter, without_untouched
     from ....trainer.runs.run import Run
 
     config: TrainConfig = result.config
     trained = sum(t.numel() for t in result.adapter.values())
     whole = sum(p.numel() for p in model.model.diffusion_model.parameters())
+    lora, untouched = without_untouched(export_adapter(result.adapter, config.adapter))
+    if untouched:
+        log.info("Not saved, for no gradient reached them: %s", ", ".join(untouched))
     metadata = origin_metadata(config.to_dict(), encoded.fingerprint, base_model, result.adapter_step, graph)
     return Run(
         run_id=folder.name,
         folder=folder,
         config=config,
-        lora=LoraWeights(export_adapter(result.adapter, config.adapter), metadata),
+        lora=LoraWeights(lora, metadata),
         losses=result.losses,
         seconds=result.seconds,
         stopped=result.stopped,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from trainer.adapter import targets
 from trainer.config import GuardConfig, TrainConfig, ValidationConfig
 from trainer.dataset.encoded import EncodedDataset
 from trainer.errors import KilnError
@@ -220,3 +222,17 @@ def test_starting_from_a_lora(tmp_path: Path) -> None:
     first = run(tmp_path / "a", encoded, config)
     second = run(tmp_path / "b", encoded, make_config(steps=1, learning_rate=0.0), start_from=first.adapter)
     assert all(torch.equal(first.adapter[k], second.adapter[k]) for k in first.adapter)
+
+
+def test_a_run_keeps_its_layers_when_others_are_the_default_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = hold_out(make_encoded(tmp_path, count=7, shapes=SHAPES), 2)
+    config = config_of()
+    whole = run(tmp_path / "whole", encoded, config)
+    run(tmp_path / "first", encoded, config, stop_at=9)
+    monkeypatch.setattr(targets, "NEVER_DEFAULT_TARGETS", re.compile("."))
+    with pytest.raises(KilnError, match="matches no linear layer"):
+        run(tmp_path / "new", encoded, config)
+    checkpoint = find_checkpoints(tmp_path / "first")[-1]
+    assert_same(run(tmp_path / "first", encoded, config, resume_from=checkpoint), whole)
