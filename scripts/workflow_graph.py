@@ -8,8 +8,12 @@ files from code keeps them true to the nodes: an input that is renamed or missin
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from scripts.model_downloads import ModelFile
 
 Info = dict[str, Any]  # /object_info: node class -> definition
 Link = tuple[str, int]  # name of a node in the builder, output slot
@@ -17,12 +21,27 @@ Link = tuple[str, int]  # name of a node in the builder, output slot
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 # Inputs whose widget is followed by a second one, "control after generate", in the saved values
 CONTROLLED = ("seed", "noise_seed")
-# The model files that the templates name
-WAN_FILES = {
-    "model": "wan2.1_t2v_1.3B_fp16.safetensors",
-    "clip": "umt5_xxl_fp8_e4m3fn_scaled.safetensors",
-    "vae": "wan_2.1_vae.safetensors",
+# Heights that the frontends draw at least, by node class: the largest of all frontends and both ways of drawing
+NODE_SIZES = Path(__file__).with_name("node_sizes.json")
+# Nodes that grow, in pixels: by the text that they show when they run, by the host's word on a missing file
+GROWS_BY = {
+    **dict.fromkeys(
+        ("UNETLoader", "CheckpointLoaderSimple", "CLIPLoader", "DualCLIPLoader", "VAELoader"), 40
+    ),
+    "KilnLoadLora": 40,
+    "KilnLoadDataset": 100,
+    "KilnCaptionTemplate": 100,
+    "KilnEncodeDataset": 120,
+    "KilnSaveLora": 60,
 }
+# Pixels of the canvas: a node's title, between nodes, inside a frame, a frame's title
+TITLE, GAP, PADDING, GROUP_TITLE = 30, 40, 20, 40
+# The view in which a workflow opens: scale, and where the first frame's corner is
+OPENING_SCALE, OPENING_LEFT, OPENING_TOP = 0.8, 100, 190
+# Frames
+BLUE, GREEN, BROWN, PURPLE, GREY = "#3f789e", "#3f7e4f", "#8a6d3b", "#7e5f9e", "#5f6a72"
+# Title and body of a node: one where the user chooses something, and a note
+YOURS, NOTE = ("#232", "#353"), ("#432", "#653")
 
 
 def is_widget(spec: list[Any]) -> bool:
@@ -53,56 +72,82 @@ def default_of(spec: list[Any]) -> Any:
     return choices[0] if choices else ""
 
 
+@dataclass
+class _Column:
+    """Nodes below each other, in pixels of the canvas."""
+
+    width: int
+    nodes: list[tuple[dict[str, Any], int]] = field(default_factory=list)  # and the height that is kept free
+
+
 class Graph:
-    """Collects nodes and writes them as a workflow file."""
+    """Collects nodes, column by column within titled steps, and writes them as a workflow file.
+
+    Places follow from the heights at which the frontends draw (node_sizes.json), so nothing lies over anything.
+
+        graph = Graph(info)
+        graph.step("1 Model", BLUE)
+        graph.column(360)
+        graph.add("model", "UNETLoader", unet_name=...)
+    """
 
     def __init__(self, info: Info) -> None:
         self._info = info
         self._nodes: dict[str, dict[str, Any]] = {}
         self._links: list[list[Any]] = []
-        self._groups: list[dict[str, Any]] = []
+        self._steps: list[tuple[str, str, list[_Column]]] = []
+        self._drawn: dict[str, int] = json.loads(NODE_SIZES.read_text("utf-8"))
+
+    def step(self, title: str, color: str) -> None:
+        """A titled frame around the columns that follow; without a title there is no frame."""
+        self._steps.append((title, color, []))
+
+    def column(self, width: int = 340) -> None:
+        """A column of the step."""
+        self._steps[-1][2].append(_Column(width))
+
+    def kinds(self) -> set[str]:
+        """Node classes in the graph."""
+        return {node["type"] for node in self._nodes.values()}
 
     def add(
         self,
         name: str,
         kind: str,
-        place: tuple[int, int],
-        size: tuple[int, int] = (300, 130),
+        *,
+        tall: int = 0,
         title: str | None = None,
+        color: tuple[str, str] | None = None,
+        models: Sequence[ModelFile] = (),
         **inputs: Any,
     ) -> None:
-        """One node.
+        """One node, below the last one of the column.
 
         Args:
             name: how later nodes refer to it.
             kind: node class.
-            place, size: on the canvas, pixels.
+            tall: pixels; more than the node needs, for texts and pictures.
             title: shown instead of the class's display name.
+            color: of its title and its body.
+            models: files that it names, for the host's offer to download what is missing.
             inputs: values, or ("node name", slot) for a connection.
         """
         specs = inputs_of(self._info, kind)
         unknown = set(inputs) - set(specs)
         if unknown:
             raise KeyError(f"{kind} has no input {sorted(unknown)}; it has {list(specs)}.")
-        number = len(self._nodes) + 1
-        node: dict[str, Any] = {
-            "id": number,
-            "type": kind,
-            "pos": list(place),
-            "size": list(size),
-            "flags": {},
-            "order": number - 1,
-            "mode": 0,
-            "inputs": [],
-            "outputs": [
-                {"name": n, "type": t, "links": []}
-                for n, t in zip(self._info[kind]["output_name"], self._info[kind]["output"], strict=True)
-            ],
-            "properties": {"Node name for S&R": kind},
-            "widgets_values": [],
-        }
+        node = self._place(kind, tall)
+        node["outputs"] = [
+            {"name": n, "type": t, "links": []}
+            for n, t in zip(self._info[kind]["output_name"], self._info[kind]["output"], strict=True)
+        ]
+        node["properties"]["Node name for S&R"] = kind
+        if models:
+            node["properties"]["models"] = [asdict(m) for m in models]
         if title:
             node["title"] = title
+        if color:
+            node["color"], node["bgcolor"] = color
         for key, spec in specs.items():
             if is_widget(spec):
                 node["widgets_values"].append(inputs.get(key, default_of(spec)))
@@ -114,6 +159,34 @@ class Graph:
             )
         self._nodes[name] = node
 
+    def note(self, text: str, tall: int) -> None:
+        """A Markdown note, below the last node of the column; it exists for the reader only."""
+        node = self._place("MarkdownNote", tall)
+        node["widgets_values"].append(text)
+        node["title"] = "Start here"
+        node["color"], node["bgcolor"] = NOTE
+        self._nodes[f"note {node['id']}"] = node
+
+    def _place(self, kind: str, tall: int) -> dict[str, Any]:
+        number = len(self._nodes) + 1
+        column = self._steps[-1][2][-1]
+        height = max(tall, self._drawn.get(kind, 0))
+        node: dict[str, Any] = {
+            "id": number,
+            "type": kind,
+            "pos": [0, 0],
+            "size": [column.width, height],
+            "flags": {},
+            "order": number - 1,
+            "mode": 0,
+            "inputs": [],
+            "outputs": [],
+            "properties": {},
+            "widgets_values": [],
+        }
+        column.nodes.append((node, height + GROWS_BY.get(kind, 0)))
+        return node
+
     def _connect(self, source: Link | None, node: dict[str, Any], kind: str) -> int | None:
         if source is None:
             return None
@@ -123,38 +196,49 @@ class Graph:
         origin["outputs"][slot]["links"].append(link)
         return link
 
-    def note(self, place: tuple[int, int], size: tuple[int, int], text: str) -> None:
-        """A Markdown note on the canvas; it exists for the reader only."""
-        number = len(self._nodes) + 1
-        self._nodes[f"note {number}"] = {
-            "id": number,
-            "type": "MarkdownNote",
-            "pos": list(place),
-            "size": list(size),
-            "flags": {},
-            "order": number - 1,
-            "mode": 0,
-            "inputs": [],
-            "outputs": [],
-            "properties": {},
-            "widgets_values": [text],
-            "color": "#432",
-            "bgcolor": "#653",
-        }
-
-    def group(self, title: str, bounding: tuple[int, int, int, int]) -> None:
-        """A titled frame: x, y, width, height."""
-        self._groups.append({"title": title, "bounding": list(bounding), "color": "#3f789e", "font_size": 24})
+    def _lay_out(self) -> list[dict[str, Any]]:
+        """Give every node its place; the steps' frames."""
+        groups: list[dict[str, Any]] = []
+        x = 0
+        for title, color, columns in self._steps:
+            left, bottom = x, 0
+            x += PADDING
+            for column in columns:
+                y = 0
+                for node, height in column.nodes:
+                    node["pos"] = [x, y]
+                    bottom = max(bottom, y + height)
+                    y += height + TITLE + GAP
+                x += column.width + GAP
+            x += PADDING - GAP
+            top = -TITLE - PADDING - GROUP_TITLE
+            bounding = [left, top, x - left, bottom + PADDING - top]
+            x += GAP
+            if not title:
+                continue
+            groups.append(
+                {
+                    "id": len(groups) + 1,
+                    "title": title,
+                    "bounding": bounding,
+                    "color": color,
+                    "font_size": 24,
+                    "flags": {},
+                }
+            )
+        return groups
 
     def save(self, path: Path) -> None:
+        """Write the workflow file; it opens with the first step in view."""
+        groups = self._lay_out()
         workflow = {
             "last_node_id": len(self._nodes),
             "last_link_id": len(self._links),
             "nodes": list(self._nodes.values()),
             "links": self._links,
-            "groups": [{"id": i, **g, "flags": {}} for i, g in enumerate(self._groups, 1)],
+            "groups": groups,
             "config": {},
-            "extra": {},
+            "extra": {"ds": {"scale": OPENING_SCALE, "offset": [OPENING_LEFT, OPENING_TOP]}},
             "version": 0.4,
         }
         path.parent.mkdir(parents=True, exist_ok=True)

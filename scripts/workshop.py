@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from scripts.workflow_graph import WAN_FILES, Graph, Info
+from scripts import model_downloads as files
+from scripts.training_templates import TRIGGER
+from scripts.workflow_graph import BLUE, BROWN, GREEN, PURPLE, YOURS, Graph, Info
 
 TEMPLATE = (
     "{subject} {action}, {art_style} style, {lighting}, {composition}, detailed {texture}, "
@@ -34,40 +36,36 @@ Flip mirrors the picture: set horizontal_flip to 0 for faces, writing, and capti
 def workshop(info: Info) -> Graph:
     """Folder -> captions -> augmentation -> report and encoded items."""
     graph = Graph(info)
-    graph.add("dataset", "KilnLoadDataset", (0, 0), (360, 290), folder="my_dataset", on_bad_file="skip")
+    graph.step("", "")
+    graph.column(440)
+    graph.note(NOTE, 460)
+    graph.step("1 Pictures", GREEN)
+    graph.column(360)
+    graph.add("dataset", "KilnLoadDataset", color=YOURS, folder="my_dataset", on_bad_file="skip")
     graph.add(
         "captions",
         "KilnCaptionTemplate",
-        (0, 350),
-        (360, 460),
+        tall=420,
+        color=YOURS,
         dataset=("dataset", 0),
         template=TEMPLATE,
         values=VALUES,
-        trigger_word="k1ln",
+        trigger_word=TRIGGER,
     )
-    graph.add("forms", "KilnCaptionAugment", (420, 0), (340, 250), dataset=("captions", 0))
-    graph.add("variants", "KilnAugmentDataset", (420, 310), (340, 560), dataset=("forms", 0))
-    graph.add("vae", "VAELoader", (820, 0), (360, 70), vae_name=WAN_FILES["vae"])
-    graph.add(
-        "clip",
-        "CLIPLoader",
-        (820, 120),
-        (360, 110),
-        clip_name=WAN_FILES["clip"],
-        type="wan",
-        device="default",
-    )
-    graph.add(
-        "encoded",
-        "KilnEncodeDataset",
-        (820, 290),
-        (360, 320),
-        dataset=("variants", 0),
-        vae=("vae", 0),
-        clip=("clip", 0),
-    )
-    graph.add("report", "KilnDatasetReport", (1240, 0), (620, 640), dataset=("captions", 0))
-    graph.add("words", "PreviewAny", (1240, 700), (620, 300), source=("report", 0))
-    graph.add("sheet", "PreviewImage", (1920, 0), (760, 640), images=("report", 1))
-    graph.note((0, -330), (760, 290), NOTE)
+    graph.step("2 Variants", BROWN)
+    graph.column(340)
+    graph.add("forms", "KilnCaptionAugment", tall=250, dataset=("captions", 0))
+    graph.add("variants", "KilnAugmentDataset", tall=560, dataset=("forms", 0))
+    graph.step("3 Encoded", BLUE)
+    graph.column(360)
+    vae, clip = files.WAN_VAE, files.WAN_TEXT
+    graph.add("vae", "VAELoader", models=[vae], vae_name=vae.name)
+    graph.add("clip", "CLIPLoader", models=[clip], clip_name=clip.name, type="wan", device="default")
+    graph.add("encoded", "KilnEncodeDataset", dataset=("variants", 0), vae=("vae", 0), clip=("clip", 0))
+    graph.step("4 Report", PURPLE)
+    graph.column(620)
+    graph.add("report", "KilnDatasetReport", tall=640, dataset=("captions", 0))
+    graph.add("words", "PreviewAny", tall=300, source=("report", 0))
+    graph.column(760)
+    graph.add("sheet", "PreviewImage", tall=640, images=("report", 1))
     return graph

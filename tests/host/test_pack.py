@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -16,12 +17,13 @@ from scripts.host_client import HostClient
 from scripts.host_files import REPO, get_host
 from scripts.workflow_graph import inputs_of, is_widget, to_prompt
 
+TEMPLATES = sorted((REPO / "workflows").glob("*.json"))
+REAL = REPO / "workflows" / "2 Wan 2.1 1.3B - pictures, with samples.json"
 WORKFLOWS = [
-    REPO / "workflows" / "wan21_t2v_lora.json",
-    REPO / "workflows" / "compare_strengths.json",
-    REPO / "workflows" / "dataset_workshop.json",
+    *TEMPLATES,
     REPO / "tests" / "tiny_wan" / "workflows" / "train_then_sample_tiny.json",
 ]
+MODEL_FILES = ("unet_name", "ckpt_name", "vae_name", "clip_name", "clip_name1", "clip_name2", "lora_name")
 HEAVY = ("peft", "diffusers", "accelerate", "transformers.modeling_utils", "torchvision.transforms.v2")
 
 
@@ -71,7 +73,7 @@ def test_workflow_fits_the_nodes(path: Path, client: HostClient) -> None:
             options = (
                 spec[0] if isinstance(spec[0], list) else (spec[1].get("options") if len(spec) > 1 else None)
             )
-            model_file = name in ("unet_name", "vae_name", "clip_name", "lora_name")
+            model_file = name in MODEL_FILES
             if options is not None and not model_file:
                 assert value in options, (node["class_type"], name, value)
     text = path.read_text("utf-8")
@@ -80,7 +82,7 @@ def test_workflow_fits_the_nodes(path: Path, client: HostClient) -> None:
 
 
 def test_presets_and_settings_of_the_real_workflow(client: HostClient) -> None:
-    prompt = to_prompt(json.loads(WORKFLOWS[0].read_text("utf-8")), client.object_info())
+    prompt = to_prompt(json.loads(REAL.read_text("utf-8")), client.object_info())
     (train,) = (n["inputs"] for n in prompt.values() if n["class_type"] == "KilnTrainLora")
     assert (train["preset"], train["steps"], train["rank"], train["learning_rate"]) == (
         "standard",
@@ -101,15 +103,10 @@ def test_presets_and_settings_of_the_real_workflow(client: HostClient) -> None:
 def test_templates_are_listed_apart(client: HostClient) -> None:
     """A user's template browser lists the real workflow; the tiny one belongs to the demo pack."""
     templates: dict[str, Any] = client.get_json("/api/workflow_templates")
-    assert sorted(templates["comfyui-lora-kiln"]) == [
-        "compare_strengths",
-        "dataset_workshop",
-        "wan21_t2v_lora",
-    ]
+    assert sorted(templates["comfyui-lora-kiln"]) == [path.stem for path in TEMPLATES]
     assert templates["tiny_wan_demo"] == ["train_then_sample_tiny"]
-    assert client.request("/api/workflow_templates/comfyui-lora-kiln/wan21_t2v_lora.jpg").startswith(
-        b"\xff\xd8"
-    )
+    picture = client.request(f"/api/workflow_templates/comfyui-lora-kiln/{quote(REAL.stem)}.jpg")
+    assert picture.startswith(b"\xff\xd8")
 
 
 def test_web_files_and_texts_are_served(client: HostClient) -> None:

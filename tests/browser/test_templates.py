@@ -1,0 +1,134 @@
+"""Templates open clean: nothing over anything else, every node within its step, the note in view and readable."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page
+
+from scripts.host import RunningHost, start_host
+from scripts.host_client import HostClient
+from scripts.host_files import HOST_FRONTEND, REPO, fetch_frontend, workspace
+from scripts.node_sizes import FRONTENDS, drawn_boxes
+
+from .conftest import RESULTS
+
+TEMPLATES = [
+    *sorted((REPO / "workflows").glob("*.json")),
+    REPO / "tests" / "tiny_wan" / "workflows" / "train_then_sample_tiny.json",
+]
+VIEW = {"width": 1500, "height": 1000}
+SMALLEST_SCALE = 0.7  # at which a note's text is read without effort
+GROUPS = """() => {
+    const graph = window.app.graph;
+    return (graph.groups ?? graph._groups).map(g => ({title: g.title, box: [...g.boundingRect ?? g._bounding]}));
+}"""
+LOOK_AT = """([scale, x, y]) => {
+    const view = window.app.canvas.ds;
+    view.scale = scale;
+    view.offset[0] = -x;
+    view.offset[1] = -y;
+    window.app.canvas.setDirty(true, true);
+}"""
+
+
+@pytest.fixture(scope="module", params=FRONTENDS)
+def server(request: pytest.FixtureRequest) -> Iterator[RunningHost]:
+    """One server for each frontend, those that host 0.3.75 and 0.33 bring among them."""
+    root = [] if request.param == HOST_FRONTEND else ["--front-end-root", str(fetch_frontend(request.param))]
+    base = workspace(f"templates-{request.param.replace('.', '-')}", fresh=True)
+    with start_host(base, python=Path(sys.executable), cpu=True, extra_args=root) as running:
+        yield running
+
+
+@pytest.fixture(params=[False, True], ids=["canvas", "nodes2"])
+def page(request: pytest.FixtureRequest, server: RunningHost, browser: Browser) -> Iterator[Page]:
+    """A page that draws in one of the two ways."""
+    HostClient(server.url).post_json(
+        "/settings",
+        {
+            "Comfy.TutorialCompleted": True,
+            "Comfy.Locale": "en",
+            "Comfy.Minimap.Visible": False,
+            "Comfy.VueNodes.Enabled": request.param,
+            "Comfy.Workflow.ShowMissingModelsWarning": False,  # its dialog would cover the canvas
+        },
+    )
+    opened = browser.new_page(viewport=VIEW)
+    opened.goto(server.url)
+    opened.wait_for_function("window.app?.graph && window.app?.extensionManager")
+    yield opened
+    opened.close()
+
+
+def open_template(page: Page, path: Path) -> None:
+    page.evaluate(
+        "async workflow => { await window.app.loadGraphData(workflow); }", json.loads(path.read_text("utf-8"))
+    )
+
+
+def over_each_other(boxes: list[dict[str, Any]]) -> list[str]:
+    """Pairs of boxes that share more than a hair, with how much."""
+    found = []
+    for i, a in enumerate(boxes):
+        for b in boxes[i + 1 :]:
+            width = min(a["x"] + a["width"], b["x"] + b["width"]) - max(a["x"], b["x"])
+            height = min(a["y"] + a["height"], b["y"] + b["height"]) - max(a["y"], b["y"])
+            if width > 1 and height > 1:
+                found.append(f"{a['type']} and {b['type']}: {width:.0f} x {height:.0f}")
+    return found
+
+
+def outside(box: dict[str, Any], frame: list[float]) -> bool:
+    x, y, width, height = frame
+    return not (
+        x <= box["x"]
+        and y <= box["y"]
+        and box["x"] + box["width"] <= x + width + 1
+        and box["y"] + box["height"] <= y + height + 1
+    )
+
+
+def test_what_lies_over_another_is_found() -> None:
+    box = {"type": "a", "x": 0, "y": 0, "width": 100, "height": 100}
+    assert over_each_other([box, {**box, "type": "b", "x": 90, "y": 95}]) == ["a and b: 10 x 5"]
+    assert over_each_other([box, {**box, "type": "b", "x": 100}]) == []
+    assert outside(box, [0, 0, 100, 90]) and not outside(box, [-5, -5, 120, 120])
+
+
+def test_templates_open_clean(page: Page, request: pytest.FixtureRequest) -> None:
+    problems = []
+    name = request.node.name
+    for path in TEMPLATES:
+        open_template(page, path)
+        boxes = drawn_boxes(page)
+        note = next(b for b in boxes if b["type"] == "MarkdownNote")
+        scale, left, top = page.evaluate(
+            "() => { const v = window.app.canvas.ds; return [v.scale, v.offset[0], v.offset[1]]; }"
+        )
+        RESULTS.mkdir(exist_ok=True)
+        page.screenshot(path=RESULTS / f"{name}-{path.stem}.png")
+        x, y = (note["x"] + left) * scale, (note["y"] + top) * scale
+        in_view = (
+            x >= 0
+            and y >= 0
+            and x + note["width"] * scale <= VIEW["width"]
+            and y + note["height"] * scale <= VIEW["height"]
+        )
+        if not in_view or scale < SMALLEST_SCALE:
+            problems.append(f"{path.stem}: the note is at {x:.0f}, {y:.0f} at scale {scale:.2f}")
+        frames = page.evaluate(GROUPS)
+        for at in range(0, int(max(b["x"] + b["width"] for b in boxes)), 1800):
+            page.evaluate(LOOK_AT, [0.6, at - 100, -150])  # only what has been in view is drawn at its size
+            page.wait_for_timeout(100)
+        boxes = drawn_boxes(page)
+        problems += [f"{path.stem}: {pair}" for pair in over_each_other(boxes)]
+        for box in boxes:
+            if box["type"] != "MarkdownNote" and all(outside(box, frame["box"]) for frame in frames):
+                problems.append(f"{path.stem}: {box['type']} is in no step")
+    assert problems == []

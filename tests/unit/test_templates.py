@@ -1,0 +1,96 @@
+"""The shipped templates: small where they say so, true to their notes, with the places of their model files."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts import model_downloads
+from scripts.host_files import REPO
+from scripts.model_downloads import ModelFile
+from trainer.config.presets import PRESETS
+
+TEMPLATES = sorted((REPO / "workflows").glob("*.json"))
+TRAINING = [path for path in TEMPLATES if '"KilnTrainLora"' in path.read_text("utf-8")]
+LOADERS = ("UNETLoader", "CheckpointLoaderSimple", "CLIPLoader", "DualCLIPLoader", "VAELoader")
+FILES = {name: f for name, f in vars(model_downloads).items() if isinstance(f, ModelFile)}
+
+
+def nodes_of(path: Path, *kinds: str) -> list[dict[str, Any]]:
+    workflow = json.loads(path.read_text("utf-8"))
+    return [node for node in workflow["nodes"] if not kinds or node["type"] in kinds]
+
+
+def note_of(path: Path) -> str:
+    (note,) = nodes_of(path, "MarkdownNote")
+    return str(note["widgets_values"][0])
+
+
+def test_there_is_a_starter_of_nine_nodes() -> None:
+    (starter,) = [path for path in TEMPLATES if "starter" in path.stem]
+    assert len(nodes_of(starter)) <= 9
+    assert len(TRAINING) >= 10
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=lambda p: p.stem)
+def test_steps_widgets_and_captions(path: Path) -> None:
+    titles = [group["title"] for group in json.loads(path.read_text("utf-8"))["groups"]]
+    assert [title[0] for title in titles] == ["1", "2", "3", "4"]
+    (train,) = nodes_of(path, "KilnTrainLora")
+    preset, steps, rate, rank, alpha, batch = train["widgets_values"][:6]
+    shown = {"steps": steps, "learning_rate": rate, "rank": rank, "alpha": alpha, "batch_size": batch}
+    assert shown == PRESETS[preset]
+    note = note_of(path)
+    if "reset *" in note:
+        assert f"reset *{preset}*" in note, "the note speaks of the preset that is set"
+    (captions,) = nodes_of(path, "KilnCaptionTemplate")
+    template, values, trigger = captions["widgets_values"][:3]
+    assert (template, values) == ("{caption}", "") and trigger
+    (samples,) = nodes_of(path, "KilnSampleSettings") or [None]
+    assert samples is None or trigger in samples["widgets_values"][0]
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda p: p.stem)
+def test_loaders_say_where_their_files_are_from(path: Path) -> None:
+    for node in nodes_of(path, *LOADERS):
+        models = {m["name"]: m for m in node["properties"]["models"]}
+        named = [v for v in node["widgets_values"] if str(v).endswith(".safetensors")]
+        assert sorted(models) == sorted(named), node["type"]
+        for name, model in models.items():
+            assert model["url"].startswith("https://") and model["url"].endswith(f"/{name}")
+            assert model["directory"] in ("checkpoints", "diffusion_models", "text_encoders", "vae")
+
+
+def official() -> dict[str, set[tuple[str, str]]]:
+    """File name -> (folder, address) in the templates that ComfyUI itself ships."""
+    found: dict[str, set[tuple[str, str]]] = defaultdict(set)
+
+    def read(nodes: list[dict[str, Any]]) -> None:
+        for node in nodes:
+            for model in (node.get("properties") or {}).get("models") or []:
+                found[model["name"]].add((model["directory"], model["url"].partition("?")[0]))
+
+    for package in distributions():
+        if not (package.name or "").lower().replace("_", "-").startswith("comfyui-workflow-templates"):
+            continue
+        for file in package.files or []:
+            if file.suffix == ".json" and "templates" in file.parts:
+                workflow = json.loads(Path(str(file.locate())).read_text("utf-8"))
+                if isinstance(workflow, dict) and "nodes" in workflow:
+                    read(workflow["nodes"])
+                    for subgraph in (workflow.get("definitions") or {}).get("subgraphs", []):
+                        read(subgraph["nodes"])
+    return found
+
+
+def test_addresses_are_those_of_the_hosts_own_templates() -> None:
+    known = official()
+    checked = [file for file in FILES.values() if file.name in known]
+    assert len(checked) >= len(FILES) - 1  # Z-Image's base model came later than the pinned templates
+    for file in checked:
+        assert (file.directory, file.url) in known[file.name], file
