@@ -14,9 +14,12 @@ REPO = Path(__file__).parents[2]
 EXAMPLES = {
     "Wan": "diffusion_model.blocks.0.self_attn.q",
     "Flux or HunyuanVideo": "lora_unet_double_blocks_0_img_attn_qkv",
+    "HunyuanVideo": "lora_unet_double_blocks_19_img_attn_qkv",
     "Qwen-Image": "transformer_blocks.0.attn.add_q_proj",
+    "SDXL": "lora_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_q",
     "Stable Diffusion (UNet)": "input_blocks.1.1.transformer_blocks.0.attn1.to_q",
     "Stable Diffusion 3": "joint_blocks.0.x_block.attn.qkv",
+    "LTX-Video": "transformer_blocks.0.attn1.to_q",
 }
 
 
@@ -26,6 +29,25 @@ def test_a_family_is_told_from_its_layers(name: str) -> None:
     assert family is not None and family.name == name
 
 
+def test_families_of_the_same_names_are_told_apart_by_shapes() -> None:
+    single, attention = "diffusion_model.single_blocks.3.linear1", "diffusion_model.layers.0.attention.qkv"
+    for layer, ratio, name in (
+        (single, 9, "Flux 2"),
+        (single, 7, "Flux or HunyuanVideo"),
+        (attention, 3, "Z-Image"),
+    ):
+        family = family_of_layers([layer], {layer: (ratio * 64, 64)})
+        assert family is not None and family.name == name
+    assert family_of_layers([attention], {attention: (128, 96)}) is None  # Lumina 2
+
+
+@pytest.mark.parametrize(
+    "layer", ["blocks.0.cross_attn.q_proj", "blocks.0.attn.qkv", "blocks.0.self_attn.norm_q"]
+)
+def test_others_are_not_taken_for_wan(layer: str) -> None:
+    assert family_of_layers([layer]) is None
+
+
 def test_a_network_of_no_known_family_is_none() -> None:
     assert family_of_layers(["encoder.layers.0.attention.q"]) is None
 
@@ -33,9 +55,11 @@ def test_a_network_of_no_known_family_is_none() -> None:
 def test_names_are_unambiguous() -> None:
     """A table that maps two layers to one name could not be read back."""
     for family in FAMILIES:
-        for table in (family.diffusers_in_block, family.diffusers_outside):
-            assert len(set(table.values())) == len(table), family.name
-    assert WAN.diffusers_in_block["norm2"] == "norm3"  # diffusers numbers Wan's norms otherwise
+        for table in (*(blocks.layers or {} for blocks in family.blocks), family.diffusers_outside):
+            names = [n for value in table.values() for n in ((value,) if isinstance(value, str) else value)]
+            assert len(set(names)) == len(names), family.name
+    (wan, _) = (blocks.layers or {} for blocks in WAN.blocks)
+    assert wan["norm2"] == "norm3"  # diffusers numbers Wan's norms otherwise
 
 
 def test_nothing_else_branches_on_a_family() -> None:

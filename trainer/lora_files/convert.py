@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from ..errors import KilnError
-from .formulas import LayerTensors, group_by_layer, kind_of, rank_of
-from .keys import spell_key, spell_layer
+from ..families import Family, family_of_layers
+from .formulas import LayerTensors, group_by_layer, kind_of, rank_of, shape_of
+from .keys import diffusers_prefix, spell_layer, spell_part
+from .split_layers import split_rows
 
 
 def convert_keys(lora: Mapping[str, Tensor], format: str) -> dict[str, Tensor]:
@@ -30,8 +32,8 @@ def convert_keys(lora: Mapping[str, Tensor], format: str) -> dict[str, Tensor]:
         KilnError: the format cannot hold this kind of adapter.
     """
     converted: dict[str, Tensor] = {}
-    for layer, tensors in group_by_layer(lora).items():
-        _check_format(layer, tensors, format)
+    for spelled, tensors in spelled_layers(lora, format).items():
+        _check_format(spelled, tensors, format)
         rank = rank_of(tensors)
         if format == "kohya" and rank is not None:
             tensors.setdefault("alpha", torch.tensor(float(rank)))
@@ -40,8 +42,33 @@ def convert_keys(lora: Mapping[str, Tensor], format: str) -> dict[str, Tensor]:
                 continue
             kernel_dims = tensors.get("lora_A.weight", tensor).dim() - 2
             part, tensor = _convert_magnitude(part, tensor, format, kernel_dims)
-            converted[spell_key(layer, part, format)] = tensor
+            converted[spelled + spell_part(part, format)] = tensor
     return converted
+
+
+def family_of(lora: Mapping[str, Tensor]) -> Family | None:
+    """The model family that a LoRA is for, by names and shapes of its layers."""
+    layers = group_by_layer(lora)
+    return family_of_layers(layers, {name: shape_of(tensors) for name, tensors in layers.items()})
+
+
+def spelled_layers(lora: Mapping[str, Tensor], format: str) -> dict[str, LayerTensors]:
+    """The tensors of each layer by its spelling in a format; layers that are several there are split.
+
+    Args:
+        lora: our keys.
+        format: one of keys.FORMATS.
+
+    Raises:
+        KilnError: the format has no name for a layer, or its kind of adapter cannot be split.
+    """
+    family = family_of(lora)
+    spelled: dict[str, LayerTensors] = {}
+    for layer, tensors in group_by_layer(lora).items():
+        names = spell_layer(layer, format, family)
+        parts = [tensors] if len(names) == 1 else split_rows(layer, tensors, len(names))
+        spelled |= dict(zip(names, parts, strict=True))
+    return spelled
 
 
 def _check_format(layer: str, tensors: LayerTensors, format: str) -> None:
@@ -93,12 +120,12 @@ def peft_config_fields(lora: Mapping[str, Tensor], format: str) -> dict[str, Any
     Raises:
         KilnError: layers hold kinds of adapters that one config cannot describe.
     """
-    prefix = "transformer." if format == "diffusers" else "base_model.model."
-    layers = group_by_layer(lora)
+    prefix = diffusers_prefix(format, family_of(lora))
+    layers = spelled_layers(lora, format)
     kinds = {kind_of(tensors) for tensors in layers.values()}
     if len(kinds) > 1 and not kinds <= {"LoRA", "DoRA"}:
         raise KilnError(f"A {format} adapter is of one kind, and this LoRA mixes {', '.join(sorted(kinds))}.")
-    names = {layer: spell_layer(layer, format).removeprefix(prefix) for layer in layers}
+    names = {layer: layer.removeprefix(prefix) for layer in layers}
     ranks = {names[k]: rank_of(t) or _unfactorised_rank(t) for k, t in layers.items()}
     alphas = {
         names[k]: float(t["alpha"]) if "alpha" in t else float(ranks[names[k]]) for k, t in layers.items()

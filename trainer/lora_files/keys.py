@@ -20,7 +20,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from ..families import FAMILIES, Family, family_of_layers
+from ..errors import KilnError
+from ..families import FAMILIES, Family, families_like, family_of_layers
+from .layer_names import FamilyNames, flat, part_name, split_part
 
 PREFIX = "diffusion_model."  # ours
 FORMATS = ("comfyui", "kohya", "diffusers", "peft")  # what can be written
@@ -79,57 +81,13 @@ PREFIXES = (
 FLAT_PREFIXES = ("lora_transformer_", "lora_unet__", "lora_unet_", "lycoris_")
 
 
-def flat(name: str) -> str:
-    """A layer's name as kohya writes it."""
-    return name.replace(".", "_")
-
-
 # of `model_of`: says nothing of the diffusion model
 TEXT_ENCODER, UNKNOWN_MODEL = "a text encoder", "an unknown model"
 NO_MODEL = frozenset({TEXT_ENCODER, UNKNOWN_MODEL})
 _TEXT_ENCODER_LAYER = re.compile(r"^(lora_te|text_encoder|te[12]?[._])")
 
 
-class _DiffusersNames:
-    """Layer names of one family in its own words and in diffusers', dotted or flat."""
-
-    def __init__(self, family: Family) -> None:
-        assert family.block_list is not None
-        blocks = family.block_list.pattern
-        self._dotted = re.compile(rf"^{blocks}\.(\d+)\.(.+)$")
-        self._flat = re.compile(rf"^{blocks}_(\d+)_(.+)$")
-        self._own_to_diffusers = (family.diffusers_in_block, family.diffusers_outside)
-        self._diffusers_to_own = tuple({d: o for o, d in table.items()} for table in self._own_to_diffusers)
-        self._flat_to_own = tuple(
-            {flat(name): own for own, theirs in table.items() for name in (theirs, own)}
-            for table in self._own_to_diffusers
-        )
-
-    def in_block(self, name: str) -> bool:
-        """Whether it is the dotted name of a layer inside a block."""
-        return self._dotted.match(name) is not None
-
-    def to_diffusers(self, name: str) -> str | None:
-        return self._translate(self._dotted, self._own_to_diffusers, name)
-
-    def from_diffusers(self, name: str) -> str | None:
-        return self._translate(self._dotted, self._diffusers_to_own, name)
-
-    def from_flat(self, name: str) -> str | None:
-        """From either spelling with _ for each dot."""
-        return self._translate(self._flat, self._flat_to_own, name)
-
-    @staticmethod
-    def _translate(pattern: re.Pattern[str], tables: Sequence[Mapping[str, str]], name: str) -> str | None:
-        in_block, outside = tables
-        match = pattern.match(name)
-        if match is None:
-            return outside.get(name)
-        inside = in_block.get(match[3])
-        return None if inside is None else f"{match[1]}.{match[2]}.{inside}"
-
-
-_NAMES = [_DiffusersNames(family) for family in FAMILIES if family.block_list is not None]
+_NAMES = {family.name: FamilyNames(family) for family in FAMILIES}
 
 
 def split_key(key: str) -> tuple[str, str] | None:
@@ -142,17 +100,14 @@ def split_key(key: str) -> tuple[str, str] | None:
 
 
 def to_diffusers(name: str) -> str | None:
-    """A layer's own name in diffusers' words, or None when no family's table has it."""
-    return next((found for names in _NAMES if (found := names.to_diffusers(name))), None)
+    """A layer's own name in diffusers' words, or None when no family's table has it or it is several layers there."""
+    found = next((found for names in _NAMES.values() if (found := names.to_diffusers(name))), ())
+    return found[0] if len(found) == 1 else None
 
 
 def from_diffusers(name: str) -> str | None:
-    """The inverse of to_diffusers."""
-    return next((found for names in _NAMES if (found := names.from_diffusers(name))), None)
-
-
-def _from_flat(name: str) -> str | None:
-    return next((found for names in _NAMES if (found := names.from_flat(name))), None)
+    """The inverse of to_diffusers; a part of a layer is "<layer>[i]"."""
+    return next((found for names in _NAMES.values() if (found := names.from_diffusers(name))), None)
 
 
 def _bare(spelled: str) -> Iterable[str]:
@@ -160,74 +115,112 @@ def _bare(spelled: str) -> Iterable[str]:
     return (spelled[len(p) :] for p in PREFIXES if spelled.startswith(p))
 
 
+def _without_prefix(spelled: str) -> str:
+    return next(spelled[len(p) :] for p in (*FLAT_PREFIXES, *PREFIXES) if spelled.startswith(p))
+
+
 def own_layers(spelled: Iterable[str], names: Mapping[str, str] | None = None) -> dict[str, str]:
     """Every spelling of a file's layers -> ours: PREFIX and the layer's own name, or the spelling when it is unknown.
+    A part of a layer is "<layer>[i]", see layer_names.py.
 
     Args:
         spelled: prefix and layer, as `split_key` gives them; all of one file.
-        names: the model's own layers, from `lookup`; without it only Wan's are recognised.
+        names: the model's own layers, from `lookup`; without it only families that its layers tell are recognised.
     """
-    found = {each: _own_layer(each, names) for each in spelled}
-    if names is None and not any(
-        family.in_block(own.removeprefix(PREFIX)) for own in found.values() for family in _NAMES
-    ):
-        # "proj_out" and the like are words of many models: a family's only beside its blocks
-        return {each: each for each in found}
-    return found
+    layers = list(spelled)
+    # "proj_out" and the like are words of many models: a family's only beside its blocks
+    tables = [_NAMES[family.name] for family in families_like(map(_without_prefix, layers))]
+    return {each: _own_layer(each, names, tables) for each in layers}
 
 
-def _own_layer(spelled: str, names: Mapping[str, str] | None) -> str:
+def _own_layer(spelled: str, names: Mapping[str, str] | None, tables: Sequence[FamilyNames]) -> str:
     flat_bare = [spelled[len(p) :] for p in FLAT_PREFIXES if spelled.startswith(p)]
     if names is not None:
         for bare in (*_bare(spelled), *flat_bare):
             if bare in names:
                 return PREFIX + names[bare]
-    for bare in flat_bare:
-        own = _from_flat(bare)
-        if own is not None:
-            return PREFIX + own
-    for bare in _bare(spelled):
-        theirs_only = spelled.startswith("transformer.") and from_diffusers(bare)  # norm2 means two things
-        if to_diffusers(bare) and not theirs_only:
-            return PREFIX + bare
-        own = from_diffusers(bare)
-        if own is not None:
-            return PREFIX + own
+    for table in tables:
+        for bare in flat_bare:
+            own = table.from_own(bare) or table.from_diffusers(bare)
+            if own is not None:
+                return PREFIX + own
+        for bare in _bare(spelled):
+            # Wan's norm2 means two things
+            theirs_only = spelled.startswith(("transformer.", "unet.")) and table.from_diffusers(bare)
+            own = (None if theirs_only else table.from_own(bare)) or table.from_diffusers(bare)
+            if own is not None:
+                return PREFIX + own
     return spelled
 
 
 def lookup(layers: Iterable[str]) -> dict[str, str]:
-    """Every spelling of a model's layers without prefix -> the layer's own name, for `own_layer`.
+    """Every spelling of a model's layers without prefix -> the layer's own name, for `own_layers`; of a part,
+    "<layer>[i]".
 
     Args:
         layers: names of the model's layers, without prefix: "blocks.0.self_attn.q".
     """
     found = list(layers)
     names = {spelling: layer for layer in found for spelling in (flat(layer), layer)}
+    tables = [_NAMES[family.name] for family in families_like(found)]
     for layer in found:  # after all own names: Wan's norm2 and diffusers' norm2 are two layers
-        other = to_diffusers(layer) or from_diffusers(layer)
-        for spelling in () if other is None else (other, flat(other)):
-            names.setdefault(spelling, layer)
+        for table in tables:
+            others = table.to_diffusers(layer)
+            if others is None:
+                back = table.from_diffusers(layer)
+                others = () if back is None or split_part(back)[1] is not None else (back,)
+            for i, other in enumerate(others):
+                part = layer if len(others) == 1 else part_name(layer, i)
+                for spelling in (other, flat(other)):
+                    names.setdefault(spelling, part)
+            names.setdefault(table.to_kohya(layer)[0], layer)
     return names
 
 
-def spell_layer(layer: str, format: str) -> str:
-    """Our layer -> the spelling of one of FORMATS. A layer of unknown origin keeps its own.
+def part_widths(layer: str) -> tuple[int, ...]:
+    """Outputs by inputs of each part of one of our layers; none for a layer that no table has."""
+    bare = layer.removeprefix(PREFIX)
+    return next((found for names in _NAMES.values() if len(found := names.part_widths(bare)) > 1), ())
 
-    peft and diffusers share diffusers' words for Wan; other models keep their names under the format's prefix.
+
+def spell_layer(layer: str, format: str, family: Family | None) -> tuple[str, ...]:
+    """Our layer -> the spelling of its parts, mostly one, in one of FORMATS. A layer of unknown origin keeps its own.
+
+    peft and diffusers share diffusers' words.
+
+    Args:
+        layer: PREFIX and the layer's own name.
+        format: one of FORMATS.
+        family: of the whole LoRA, from family_of_layers.
+
+    Raises:
+        KilnError: diffusers has no such model or layer.
     """
     if not layer.startswith(PREFIX) or format == "comfyui":
-        return layer
-    name = layer[len(PREFIX) :]
+        return (layer,)
+    name, names = layer[len(PREFIX) :], None if family is None else _NAMES[family.name]
     if format == "kohya":
-        return "lora_unet_" + flat(name)
-    return ("transformer." if format == "diffusers" else "base_model.model.") + (to_diffusers(name) or name)
+        return tuple(f"lora_unet_{part}" for part in (names.to_kohya(name) if names else (flat(name),)))
+    prefix = diffusers_prefix(format, family)
+    parts = names.to_diffusers(name) if names else None
+    if parts is None:
+        what = (
+            f"layer such as {name} of {names.family.name}" if names else f"model with layers such as {name}"
+        )
+        raise KilnError(f"diffusers has no {what}; save it as comfyui or kohya.")
+    return tuple(prefix + part for part in parts)
 
 
-def spell_key(layer: str, part: str, format: str) -> str:
-    """Our layer and part -> a key of one of FORMATS."""
-    ending = KOHYA_ENDINGS.get(part, "." + part) if format == "kohya" else "." + part
-    return spell_layer(layer, format) + ending
+def diffusers_prefix(format: str, family: Family | None) -> str:
+    """What stands before every layer's name in a file of the format "diffusers" or "peft"."""
+    if format == "peft":
+        return "base_model.model."
+    return family.diffusers_prefix if family else "transformer."
+
+
+def spell_part(part: str, format: str) -> str:
+    """The ending of a key of one of FORMATS: ".lora_down.weight"."""
+    return KOHYA_ENDINGS.get(part, "." + part) if format == "kohya" else "." + part
 
 
 def format_of(keys: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ import math
 import os
 import re
 import struct
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import KilnError
-from .formulas import group_by_layer, rank_of, shape_of
-from .keys import PREFIX, own_layers, split_key, to_diffusers
+from .formulas import LayerTensors, group_by_layer, rank_of, shape_of
+from .keys import PREFIX, own_layers, part_widths, split_key, to_diffusers
+from .layer_names import part_name, split_part
 from .lora_weights import LoraWeights
 from .save import PEFT_CONFIG, PEFT_FILE
+from .split_layers import join
 
-DIFFUSERS_METADATA = "lora_adapter_metadata"  # JSON: LoraConfig's fields under "transformer."
+DIFFUSERS_METADATA = "lora_adapter_metadata"  # JSON: LoraConfig's fields under "transformer." or "unet."
 FINETRAINERS_METADATA = "lora_config"  # JSON: "r", "lora_alpha", ...
 
 
@@ -42,31 +45,33 @@ def read_lora(path: Path, names: Mapping[str, str] | None = None) -> LoraWeights
     """
     if path.is_dir():
         tensors, metadata = read_safetensors(_peft_weights(path))
-        scaling: _PeftScaling | None = _scaling_of_folder(path)
+        scaling: PeftScaling | None = _scaling_of_folder(path)
     else:
         tensors, metadata = read_safetensors(path)
         scaling = _scaling_of_metadata(metadata)
     check_finite(tensors, path.name)
-    lora = to_our_keys(tensors, names, path.name)
-    if scaling is not None:
-        _set_alphas(lora, scaling)
+    lora = to_our_keys(tensors, names, path.name, scaling)
     return LoraWeights(lora, {k: v for k, v in metadata.items() if k not in (DIFFUSERS_METADATA, "format")})
 
 
-def _set_alphas(lora: dict[str, Tensor], scaling: _PeftScaling) -> None:
+def _set_alphas(lora: dict[str, Tensor], scaling: PeftScaling, spelled: Mapping[str, str]) -> None:
     """Put a config's scales into the tensors: as alpha, and into lokr_w1 of layers that have no rank."""
     for layer, tensors in group_by_layer(lora).items():
         rank = rank_of(tensors)
-        alpha = None if rank is None else scaling.alpha(layer, rank)
+        other = spelled.get(layer, layer)
+        alpha = None if rank is None else scaling.alpha(layer, other, rank)
         if alpha is not None and "alpha" not in tensors and alpha != rank:
             lora[f"{layer}.alpha"] = torch.tensor(float(alpha))
-        scale = scaling.unfactorised_scale(layer)
+        scale = scaling.unfactorised_scale(layer, other)
         if "lokr_w1" in tensors and "lokr_w2" in tensors and scale != 1.0:
             lora[f"{layer}.lokr_w1"] = tensors["lokr_w1"] * scale
 
 
 def to_our_keys(
-    tensors: Mapping[str, Tensor], names: Mapping[str, str] | None = None, what: str = "the LoRA"
+    tensors: Mapping[str, Tensor],
+    names: Mapping[str, str] | None = None,
+    what: str = "the LoRA",
+    scaling: PeftScaling | None = None,
 ) -> dict[str, Tensor]:
     """Rename the keys of a LoRA of any convention to ours.
 
@@ -74,6 +79,7 @@ def to_our_keys(
         tensors: by the file's keys.
         names: see `read_lora`.
         what: the LoRA's name in error messages.
+        scaling: alphas that are not among the tensors.
 
     Raises:
         KilnError: they are no LoRA's, a layer is incomplete, or two spellings name one tensor.
@@ -108,7 +114,30 @@ def to_our_keys(
             raise KilnError(
                 f"{what} is damaged: the layer {layer} cannot be right, {error}; download or train it again."
             ) from error
-    return ours
+    spelled = {ours: theirs for theirs, ours in layers.items()}
+    if scaling is not None:
+        _set_alphas(ours, scaling, spelled)
+    return _join_parts(ours, spelled)
+
+
+def _join_parts(lora: dict[str, Tensor], spelled: Mapping[str, str]) -> dict[str, Tensor]:
+    """Put layers together that came in parts; parts that cannot be get back their spelling in the file."""
+    layers = group_by_layer(lora)
+    parts: dict[str, dict[int, LayerTensors]] = defaultdict(dict)
+    for name, tensors in layers.items():
+        layer, part = split_part(name)
+        if part is not None:
+            parts[layer][part] = tensors
+    in_parts = {part_name(layer, i) for layer, found in parts.items() for i in found}
+    whole = {k: t for k, t in lora.items() if (split_key(k) or (k,))[0] not in in_parts}
+    for layer, found in parts.items():
+        joined = None if layer in layers else join(found, part_widths(layer))
+        if joined is not None:
+            whole |= {f"{layer}.{part}": t for part, t in joined.items()}
+            continue
+        for i, tensors in found.items():
+            whole |= {f"{spelled[part_name(layer, i)]}.{part}": t for part, t in tensors.items()}
+    return whole
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -177,7 +206,7 @@ def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
         )
 
 
-class _PeftScaling:
+class PeftScaling:
     """The scale of each layer, by the fields of a peft config."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -187,19 +216,19 @@ class _PeftScaling:
         self._rank_pattern: Mapping[str, Any] = config.get("rank_pattern") or {}
         self._rank_stabilised = bool(config.get("use_rslora"))
 
-    def alpha(self, layer: str, rank: int) -> float | None:
+    def alpha(self, layer: str, spelled: str, rank: int) -> float | None:
         """alpha such that alpha / rank is the scale; rank-stabilised LoRA scales by alpha / sqrt(rank)."""
-        alpha = _by_pattern(self._alpha_pattern, layer, self._alpha)
+        alpha = _by_pattern(self._alpha_pattern, layer, spelled, self._alpha)
         return None if alpha is None else float(alpha) * (math.sqrt(rank) if self._rank_stabilised else 1)
 
-    def unfactorised_scale(self, layer: str) -> float:
+    def unfactorised_scale(self, layer: str, spelled: str) -> float:
         """alpha / rank of a LoKr layer with neither matrix factorised, whose rank no tensor's shape tells."""
-        rank = _by_pattern(self._rank_pattern, layer, self._rank)
-        alpha = _by_pattern(self._alpha_pattern, layer, self._alpha)
+        rank = _by_pattern(self._rank_pattern, layer, spelled, self._rank)
+        alpha = _by_pattern(self._alpha_pattern, layer, spelled, self._alpha)
         return float(alpha) / float(rank) if alpha and rank else 1.0
 
 
-def _by_pattern(patterns: Mapping[str, Any], layer: str, default: Any) -> Any:
+def _by_pattern(patterns: Mapping[str, Any], layer: str, spelled: str, default: Any) -> Any:
     """The value of the first pattern that matches a layer's name or the end of it, as peft chooses it.
 
     The same as peft.utils.other.get_pattern_key, not called because importing peft takes seconds and needs a
@@ -207,14 +236,15 @@ def _by_pattern(patterns: Mapping[str, Any], layer: str, default: Any) -> Any:
 
     Args:
         patterns: values by regular expression (rank_pattern or alpha_pattern of a peft config).
-        layer: our name of it; its name in diffusers is tried too.
+        layer: our name of it.
+        spelled: its name in the file; both are tried.
         default: the value where no pattern matches.
 
     Raises:
         KilnError: a pattern is no regular expression.
     """
     bare = layer.removeprefix(PREFIX)
-    for name in (bare, to_diffusers(bare) or bare):
+    for name in (bare, to_diffusers(bare) or bare, spelled):
         for pattern, value in patterns.items():
             try:
                 matches = re.match(rf"(.*\.)?({pattern})$", name)
@@ -228,18 +258,18 @@ def _by_pattern(patterns: Mapping[str, Any], layer: str, default: Any) -> Any:
     return default
 
 
-def _scaling_of_metadata(metadata: Mapping[str, str]) -> _PeftScaling | None:
+def _scaling_of_metadata(metadata: Mapping[str, str]) -> PeftScaling | None:
     """From the metadata that diffusers and finetrainers write; None where there is none. Neither writes alpha as a
     tensor."""
-    for key, prefix in ((DIFFUSERS_METADATA, "transformer."), (FINETRAINERS_METADATA, "")):
+    for key, prefixes in ((DIFFUSERS_METADATA, ("transformer.", "unet.")), (FINETRAINERS_METADATA, ("",))):
         try:
             config = json.loads(metadata.get(key, "null"))
         except ValueError:
             continue
-        if isinstance(config, dict):
-            return _PeftScaling(
-                {k.removeprefix(prefix): v for k, v in config.items() if k.startswith(prefix)}
-            )
+        for prefix in prefixes if isinstance(config, dict) else ():
+            fields = {k.removeprefix(prefix): v for k, v in config.items() if k.startswith(prefix)}
+            if fields:
+                return PeftScaling(fields)
     return None
 
 
@@ -257,7 +287,7 @@ def _peft_weights(folder: Path) -> Path:
     return folder / PEFT_FILE
 
 
-def _scaling_of_folder(folder: Path) -> _PeftScaling:
+def _scaling_of_folder(folder: Path) -> PeftScaling:
     """From a peft adapter's config; raises KilnError where it is damaged or of a kind that cannot be read here."""
     try:
         config = json.loads((folder / PEFT_CONFIG).read_text("utf-8"))
@@ -279,4 +309,4 @@ def _scaling_of_folder(folder: Path) -> _PeftScaling:
             f"{folder.name} is a peft adapter of kind {kind} with options that cannot be read here; LoRA, DoRA, LoHa, "
             "LoKr and plain OFT can."
         )
-    return _PeftScaling(config)
+    return PeftScaling(config)

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ..errors import KilnError
 from ..safefile import write_safetensors
-from .convert import convert_keys, peft_config_fields
+from .convert import convert_keys, family_of, peft_config_fields
 from .formulas import group_by_layer, kind_of
+from .keys import diffusers_prefix
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PEFT_CONFIG, PEFT_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -52,8 +53,9 @@ def save_lora(
         return _write_peft(path.with_suffix(""), converted, metadata, _peft_config(tensors))
     if format == "diffusers":
         fields = peft_config_fields(tensors, format)
+        prefix = diffusers_prefix(format, family_of(tensors))
         metadata["lora_adapter_metadata"] = json.dumps(
-            {f"transformer.{k}": v for k, v in fields.items()}, sort_keys=True
+            {f"{prefix}{k}": v for k, v in fields.items()}, sort_keys=True
         )
     write_safetensors(path, {k: t.clone() for k, t in converted.items()}, metadata)
     return path
