@@ -33,6 +33,8 @@ GROWS_BY = {
     "KilnCaptionTemplate": 100,
     "KilnEncodeDataset": 120,
     "KilnSaveLora": 60,
+    "KilnLossPlot": 60,
+    "SaveImage": 60,
 }
 # Pixels of the canvas: a node's title, between nodes, inside a frame, a frame's title
 TITLE, GAP, PADDING, GROUP_TITLE = 30, 40, 20, 40

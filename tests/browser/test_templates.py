@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,8 @@ from scripts.node_sizes import FRONTENDS, drawn_boxes
 
 from .conftest import RESULTS
 
-TEMPLATES = [
-    *sorted((REPO / "workflows").glob("*.json")),
-    REPO / "tests" / "tiny_wan" / "workflows" / "train_then_sample_tiny.json",
-]
+TINY = REPO / "tests" / "tiny_wan" / "workflows" / "train_then_sample_tiny.json"
+TEMPLATES = [*sorted((REPO / "workflows").glob("*.json")), TINY]
 VIEW = {"width": 1500, "height": 1000}
 SMALLEST_SCALE = 0.7  # at which a note's text is read without effort
 GROUPS = """() => {
@@ -132,3 +131,31 @@ def test_templates_open_clean(page: Page, request: pytest.FixtureRequest) -> Non
             if box["type"] != "MarkdownNote" and all(outside(box, frame["box"]) for frame in frames):
                 problems.append(f"{path.stem}: {box['type']} is in no step")
     assert problems == []
+
+
+def test_what_a_run_shows_covers_nothing(
+    page: Page, server: RunningHost, request: pytest.FixtureRequest
+) -> None:
+    """Nodes grow by the texts and pictures of a run; what lies below has been kept clear."""
+    workflow = json.loads(TINY.read_text("utf-8"))
+    for node in workflow["nodes"]:
+        if node["type"] == "KilnTrainLora":
+            node["widgets_values"][1] = 3
+        elif node["type"] == "EmptyHunyuanLatentVideo":
+            node["widgets_values"][3] = 2
+        elif node["type"] == "KSampler":
+            node["widgets_values"][2] = 1
+    client = HostClient(server.url)
+    done = len(client.get_json("/history"))
+    page.evaluate("async w => { await window.app.loadGraphData(w); window.app.queuePrompt(0); }", workflow)
+    deadline = time.monotonic() + 120
+    while len(client.get_json("/history")) <= done:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    page.wait_for_timeout(500)
+    for at in range(0, 4000, 1300):
+        page.evaluate(LOOK_AT, [0.6, at, -150])
+        page.wait_for_timeout(300)
+    boxes = drawn_boxes(page)
+    page.screenshot(path=RESULTS / f"{request.node.name}.png")
+    assert over_each_other(boxes) == []
