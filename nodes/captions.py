@@ -10,6 +10,7 @@ from ..trainer.dataset.template import Missing, caption_dataset
 from . import types
 from .host.canvas.progress import NodeProgress
 from .inputs import seed_input
+from .listing import listed
 
 
 class KilnCaptionTemplate(io.ComfyNode):
@@ -20,7 +21,7 @@ class KilnCaptionTemplate(io.ComfyNode):
         return io.Schema(
             node_id="KilnCaptionTemplate",
             display_name="Caption Template (LoRA Kiln)",
-            category=types.CATEGORY,
+            **listed("KilnCaptionTemplate"),
             description="Builds every image's caption from a template with placeholders.",
             inputs=[
                 types.Dataset.Input("dataset", tooltip="Images and their own captions."),
@@ -87,7 +88,7 @@ class KilnCaptionAugment(io.ComfyNode):
         return io.Schema(
             node_id="KilnCaptionAugment",
             display_name="Caption Augment (LoRA Kiln)",
-            category=types.CATEGORY,
+            **listed("KilnCaptionAugment"),
             description="Drops captions at times and shuffles their tags, drawn at every step from the run's seed.",
             inputs=[
                 types.Dataset.Input("dataset", tooltip="Items with finished captions."),

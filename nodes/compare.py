@@ -16,6 +16,7 @@ from ..trainer.runs import checkpoint
 from ..trainer.runs.run import Run
 from . import types
 from .host.models.lora import apply_lora
+from .listing import listed
 
 
 class KilnWeightSweep(io.ComfyNode):
@@ -26,7 +27,7 @@ class KilnWeightSweep(io.ComfyNode):
         return io.Schema(
             node_id="KilnWeightSweep",
             display_name="Weight Sweep (LoRA Kiln)",
-            category=types.CATEGORY,
+            **listed("KilnWeightSweep"),
             description="Puts a LoRA on a model at several strengths. Sampler nodes behind it run once per model; "
             "Comparison Grid gathers what they draw.",
             inputs=[
@@ -108,7 +109,7 @@ class KilnComparisonGrid(io.ComfyNode):
         return io.Schema(
             node_id="KilnComparisonGrid",
             display_name="Comparison Grid (LoRA Kiln)",
-            category=types.CATEGORY,
+            **listed("KilnComparisonGrid"),
             description="Puts lists of images under their labels in one picture, or videos in one video.",
             inputs=[
                 io.Image.Input(

@@ -15,6 +15,7 @@ from . import types
 from .host import paths
 from .host.canvas.progress import NodeProgress
 from .inputs import repeats_input
+from .listing import listed
 
 MASKS = ("alpha and masks folder", "off")
 ROLES = ("subject", "regularisation", "validation")
@@ -28,7 +29,7 @@ class KilnLoadDataset(io.ComfyNode):
         return io.Schema(
             node_id="KilnLoadDataset",
             display_name="Load Dataset (LoRA Kiln)",
-            category=types.CATEGORY,
+            **listed("KilnLoadDataset"),
             description="Reads a folder of images and clips and the captions beside them (photo.png and photo.txt).",
             inputs=[
                 io.String.Input(
@@ -124,7 +125,7 @@ class KilnImagesToDataset(io.ComfyNode):
         return io.Schema(
             node_id="KilnImagesToDataset",
             display_name="Images To Dataset (LoRA Kiln)",
-            category=types.CATEGORY,
+            **listed("KilnImagesToDataset"),
             description="Makes a dataset from images of the graph, with captions from any captioning node.",
             is_input_list=True,
             inputs=[
@@ -198,7 +199,7 @@ class KilnCombineDatasets(io.ComfyNode):
         return io.Schema(
             node_id="KilnCombineDatasets",
             display_name="Combine Datasets (LoRA Kiln)",
-            category=types.CATEGORY,
+            **listed("KilnCombineDatasets"),
             description="Mixes datasets with weights and roles: subject, regularisation and validation.",
             inputs=[
                 *inputs,

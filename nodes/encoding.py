@@ -15,6 +15,7 @@ from .host import paths
 from .host.canvas.progress import NodeProgress
 from .host.encoding.encoder import HostEncoder
 from .inputs import max_frames_input, repeats_input, resolution_input
+from .listing import listed
 
 
 class KilnEncodeDataset(io.ComfyNode):
@@ -25,7 +26,7 @@ class KilnEncodeDataset(io.ComfyNode):
         return io.Schema(
             node_id="KilnEncodeDataset",
             display_name="Encode Dataset (LoRA Kiln)",
-            category=types.CATEGORY,
+            **listed("KilnEncodeDataset"),
             description="Encodes images and captions once and keeps them on disk; only what changed is encoded again.",
             inputs=[
                 types.Dataset.Input("dataset", tooltip="Images and captions."),
@@ -98,7 +99,7 @@ class KilnEncodedFromLatents(io.ComfyNode):
         return io.Schema(
             node_id="KilnEncodedFromLatents",
             display_name="Encoded From Latents (LoRA Kiln)",
-            category=types.CATEGORY,
+            **listed("KilnEncodedFromLatents"),
             description="Takes latents and conditioning as the host's dataset and encoder nodes make them, so that a "
             "graph for the host's Train LoRA node can train here.",
             is_input_list=True,

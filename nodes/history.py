@@ -14,6 +14,7 @@ from ..trainer.runs.run import load_run
 from . import types
 from .host import paths
 from .host.canvas.blocked import blocked
+from .listing import listed
 
 ORDERS = ("newest", "rating", "validation")
 
@@ -26,7 +27,7 @@ class KilnRunHistory(io.ComfyNode):
         return io.Schema(
             node_id="KilnRunHistory",
             display_name="Run History (LoRA Kiln)",
-            category=types.CATEGORY,
+            **listed("KilnRunHistory"),
             description="Lists the runs that were ever made, with settings, losses, advice, rating and notes, and "
             "hands one of them on.",
             inputs=[

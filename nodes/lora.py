@@ -15,6 +15,7 @@ from .host import paths
 from .host.canvas.progress import NodeProgress
 from .host.models.lora import put_on, read_lora
 from .inputs import strength_input
+from .listing import listed
 
 
 def _strength() -> io.Input:
@@ -80,7 +81,7 @@ class KilnApplyLora(io.ComfyNode):
         return io.Schema(
             node_id="KilnApplyLora",
             display_name="Apply LoRA (LoRA Kiln)",
-            category=types.CATEGORY,
+            **listed("KilnApplyLora"),
             description="Puts a LoRA on a model (and text encoder) at a strength.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to change; the input itself stays as it is."),
@@ -120,7 +121,7 @@ class KilnLoadLora(io.ComfyNode):
         return io.Schema(
             node_id="KilnLoadLora",
             display_name="Load LoRA (LoRA Kiln)",
-            category=types.CATEGORY,
+            **listed("KilnLoadLora"),
             description="Loads a LoRA file and puts it on a model (and text encoder) at a strength.",
             inputs=[
                 io.Combo.Input(
@@ -168,7 +169,7 @@ class KilnSaveLora(io.ComfyNode):
         return io.Schema(
             node_id="KilnSaveLora",
             display_name="Save LoRA (LoRA Kiln)",
-            category=types.CATEGORY,
+            **listed("KilnSaveLora"),
             description="Writes a LoRA under ComfyUI/output/loras, where loaders find it. The file carries the graph "
             "that trained it: drop it on the canvas to get it back.",
             inputs=[

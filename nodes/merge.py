@@ -17,6 +17,7 @@ from .host.models import model_files
 from .host.models.lora import apply_lora, in_our_keys
 from .host.paths import new_output_path
 from .inputs import rank_input, seed_input, strength_input
+from .listing import listed
 
 SLOTS = (("lora_1", "weight_1"), ("lora_2", "weight_2"), ("lora_3", "weight_3"), ("lora_4", "weight_4"))
 
@@ -64,7 +65,7 @@ class KilnMergeLoras(io.ComfyNode):
         return io.Schema(
             node_id="KilnMergeLoras",
             display_name="Merge LoRAs (LoRA Kiln)",
-            category=types.CATEGORY,
+            **listed("KilnMergeLoras"),
             description="Makes one LoRA out of several. Ranks, alphas and layers may differ.",
             inputs=[
                 *_slots(0, 2, 1.0, optional=False),
@@ -125,7 +126,7 @@ class KilnMergeIntoModel(io.ComfyNode):
         return io.Schema(
             node_id="KilnMergeIntoModel",
             display_name="Merge Into Model (LoRA Kiln)",
-            category=types.CATEGORY,
+            **listed("KilnMergeIntoModel"),
             description="Adds a LoRA to the model's weights: sampling costs nothing extra, and ComfyUI's Save "
             "Model writes "
             "the merged weights. The input stays as it is.",
@@ -154,7 +155,7 @@ class KilnSaveMergedModel(io.ComfyNode):
         return io.Schema(
             node_id="KilnSaveMergedModel",
             display_name="Save Merged Model (LoRA Kiln)",
-            category=types.CATEGORY,
+            **listed("KilnSaveMergedModel"),
             description="Writes a copy of a model file with LoRAs in it under ComfyUI/output/diffusion_models. "
             "The file is "
             "read and written tensor by tensor, so even 28 GB need little memory.",
@@ -235,7 +236,7 @@ class KilnResizeLora(io.ComfyNode):
         return io.Schema(
             node_id="KilnResizeLora",
             display_name="Resize LoRA (LoRA Kiln)",
-            category=types.CATEGORY,
+            **listed("KilnResizeLora"),
             description="Brings a LoRA to a smaller rank, losing as little as possible.",
             inputs=[
                 types.LoraModel.Input("lora", tooltip="From the training node or a loader."),
@@ -261,7 +262,7 @@ class KilnExtractLora(io.ComfyNode):
         return io.Schema(
             node_id="KilnExtractLora",
             display_name="Extract LoRA (LoRA Kiln)",
-            category=types.CATEGORY,
+            **listed("KilnExtractLora"),
             description="Makes a LoRA out of the difference between a fine-tuned model file and its base, read "
             "tensor by tensor.",
             inputs=[

@@ -13,6 +13,7 @@ from . import types
 from .host import paths
 from .host.canvas.progress import NodeProgress
 from .host.models.lora import apply_lora, put_on, read_lora
+from .listing import listed
 
 
 class KilnPromptLora(io.ComfyNode):
@@ -23,7 +24,7 @@ class KilnPromptLora(io.ComfyNode):
         return io.Schema(
             node_id="KilnPromptLora",
             display_name="Prompt LoRA (LoRA Kiln)",
-            category=types.CATEGORY,
+            **listed("KilnPromptLora"),
             description="Puts the LoRAs on a model that its prompt asks for, and takes the requests out of the prompt.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to change; the input itself stays as it is."),

@@ -15,6 +15,7 @@ from ..trainer.dataset.items import Dataset
 from . import types
 from .host.canvas.progress import NodeProgress
 from .inputs import max_frames_input, resolution_input, seed_input
+from .listing import listed
 
 
 class KilnDatasetReport(io.ComfyNode):
@@ -25,7 +26,7 @@ class KilnDatasetReport(io.ComfyNode):
         return io.Schema(
             node_id="KilnDatasetReport",
             display_name="Dataset Report (LoRA Kiln)",
-            category=types.CATEGORY,
+            **listed("KilnDatasetReport"),
             description="Says what is wrong with a dataset and what to do next, before time is spent on training.",
             inputs=[
                 types.Dataset.Input(
@@ -69,7 +70,7 @@ class KilnAugmentDataset(io.ComfyNode):
             # Long, and only a list of widgets
             node_id="KilnAugmentDataset",
             display_name="Augment Dataset (LoRA Kiln)",
-            category=types.CATEGORY,
+            **listed("KilnAugmentDataset"),
             description="Encodes every item in several random variants: crop, flip, colours and noise. Validation "
             "items stay as they are.",
             inputs=[

@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from ..trainer import config
 from ..trainer.config.import_settings import as_settings, import_settings, widget_values
 from . import types
+from .listing import listed
 
 GUIDE_YAML = """rank: 64
 alpha: 32
@@ -58,7 +59,7 @@ class SettingsNode(io.ComfyNode):
         return io.Schema(
             node_id=node_id,
             display_name=f"{cls.TITLE} (LoRA Kiln)",
-            category=types.CATEGORY,
+            **listed(node_id),
             description=f"{cls.CONFIG.__doc__}",
             inputs=[
                 *(widget(name, fields[name], name in cls.LATER) for name in [*first, *cls.LATER]),
@@ -152,7 +153,7 @@ class KilnImportSettings(io.ComfyNode):
         return io.Schema(
             node_id="KilnImportSettings",
             display_name="Import Settings (LoRA Kiln)",
-            category=types.CATEGORY,
+            **listed("KilnImportSettings"),
             description="Reads settings in YAML, as tuning guides and other trainers write them. Says of every key "
             "what became of it; a key that is not known is an error. Connect the number outputs to the training node's "
             "widgets.",

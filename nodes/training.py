@@ -18,6 +18,7 @@ from .host.canvas.blocked import blocked
 from .host.models.lora import apply_lora
 from .host.running.requests import TrainRequest, background_changes, train_in_background, train_on_host
 from .inputs import seed_input
+from .listing import listed
 from .settings import Settings, widget
 
 NO_LORA = "none"
@@ -37,7 +38,7 @@ class KilnTrainLora(io.ComfyNode):
             # Long, and only a list of widgets
             node_id="KilnTrainLora",
             display_name="Train LoRA (LoRA Kiln)",
-            category=types.CATEGORY,
+            **listed("KilnTrainLora"),
             description="Trains a LoRA on the connected model, in the background, while this node waits. The model "
             "itself stays as it is. Interrupting saves a checkpoint; resume with 'latest'.",
             inputs=[
@@ -187,7 +188,7 @@ class KilnLossPlot(io.ComfyNode):
         return io.Schema(
             node_id="KilnLossPlot",
             display_name="Loss Plot (LoRA Kiln)",
-            category=types.CATEGORY,
+            **listed("KilnLossPlot"),
             description="Draws a run's loss, its smoothed mean and the validation loss over the steps.",
             inputs=[types.Run.Input("run", tooltip="A run of the training node.")],
             outputs=[

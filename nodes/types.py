@@ -10,5 +10,3 @@ Settings = io.Custom("KILN_SETTINGS")
 Run = io.Custom("KILN_RUN")
 LoraModel = io.Custom("LORA_MODEL")
 LossMap = io.Custom("LOSS_MAP")
-
-CATEGORY = "LoRA Kiln"

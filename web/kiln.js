@@ -9,6 +9,7 @@ import { addPanel, listen, reattach } from "./panel.mjs";
 import { fillFromPreset } from "./presets.mjs";
 import { followTheme } from "./plot.mjs";
 import { addRunsTab } from "./runs.mjs";
+import { colourSockets } from "./socket_colours.mjs";
 
 app.registerExtension({
   name: "LoRA Kiln.Training",
@@ -21,6 +22,7 @@ app.registerExtension({
     watchEstimates();
     followTheme();
     addRunsTab(app);
+    colourSockets(app);
   },
   nodeCreated(/** @type {any} */ node) {
     if (node.comfyClass !== "KilnTrainLora") return;

@@ -21,6 +21,7 @@ from .conftest import RESULTS
 
 TINY = REPO / "tests" / "tiny_wan" / "workflows" / "train_then_sample_tiny.json"
 TEMPLATES = [*sorted((REPO / "workflows").glob("*.json")), TINY]
+BLUEPRINT = REPO / "subgraphs" / "Train a LoRA (LoRA Kiln).json"
 VIEW = {"width": 1500, "height": 1000}
 SMALLEST_SCALE = 0.7  # at which a note's text is read without effort
 GROUPS = """() => {
@@ -159,3 +160,26 @@ def test_what_a_run_shows_covers_nothing(
     boxes = drawn_boxes(page)
     page.screenshot(path=RESULTS / f"{request.node.name}.png")
     assert over_each_other(boxes) == []
+
+
+def test_the_blueprint_opens_with_its_widgets(page: Page, server: RunningHost) -> None:
+    listed = HostClient(server.url).get_json("/global_subgraphs")
+    assert [b["info"]["node_pack"] for b in listed.values() if b["name"] == BLUEPRINT.stem] == [
+        "custom_nodes.comfyui-lora-kiln"
+    ]
+    open_template(page, BLUEPRINT)
+    node = page.evaluate(
+        """() => {
+            const [node] = window.app.graph.nodes ?? window.app.graph._nodes;
+            return {
+                widgets: node.widgets.map(w => [w.name.replace(/^\\d+: /, ''), w.value]),
+                inputs: node.inputs.filter(i => !i.widget).map(i => i.name).sort(),
+                outputs: node.outputs.map(o => o.name).sort(),
+            };
+        }"""
+    )
+    assert dict(node["widgets"]) | {"folder": "my_dataset", "trigger_word": "k1ln", "steps": 500} == dict(
+        node["widgets"]
+    )
+    assert len(node["widgets"]) == 9
+    assert (node["inputs"], node["outputs"]) == (["clip", "model", "vae"], ["lora", "model"])

@@ -109,6 +109,14 @@ def test_templates_are_listed_apart(client: HostClient) -> None:
     assert picture.startswith(b"\xff\xd8")
 
 
+def test_nodes_are_listed_in_a_tree_and_by_other_words(client: HostClient) -> None:
+    ours = {k: v for k, v in client.object_info().items() if k.startswith("Kiln")}
+    shelves = {node["category"] for node in ours.values()}
+    assert shelves == {f"LoRA Kiln/{shelf}" for shelf in ("data", "train", "settings", "use", "tools")}
+    if "search_aliases" in ours["KilnTrainLora"]:  # host 0.33
+        assert all(len(node["search_aliases"]) >= 3 for node in ours.values())
+
+
 def test_web_files_and_texts_are_served(client: HostClient) -> None:
     assert "/extensions/comfyui-lora-kiln/kiln.js" in client.get_json("/extensions")
     assert b"registerExtension" in client.request("/extensions/comfyui-lora-kiln/kiln.js")
