@@ -64,8 +64,10 @@ def main() -> None:
             made = json.loads(page.evaluate(MAKE, [template, NAME, INSIDE, WIDGETS]))
         browser.close()
     node, subgraph = made["node"], made["subgraph"]
-    for socket in (*node["inputs"], *node["outputs"]):
-        socket.update({"link": None} if "link" in socket else {"links": []})
+    for socket in node["inputs"]:
+        socket["link"] = None
+    for socket in node["outputs"]:
+        socket["links"] = []
     node.update(pos=[0, 0], size=[400, 320], order=0)
     subgraph.update(category="LoRA Kiln/train", description=DESCRIPTION)
     workflow = {
