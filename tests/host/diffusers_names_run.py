@@ -124,19 +124,12 @@ FAMILIES = {
         pipeline="StableDiffusionPipeline",
         transformer=_unet(),
         convert=_convert_unet(),
-        dims={"num_res_blocks": [2, 2], "transformer_depth": [1] * 4, "transformer_depth_output": [1] * 6},
     ),
     "SDXL": Family(
         case="SDXL",
         pipeline="StableDiffusionXLPipeline",
         transformer=_unet(**_SDXL),
         convert=_convert_unet(**_SDXL),
-        dims={
-            "num_res_blocks": [2, 2],
-            "transformer_depth": [1, 1, 2, 2],
-            "transformer_depth_output": [1, 1, 1, 2, 2, 2],
-            "transformer_depth_middle": 2,
-        },
     ),
     "SD 3.5": Family(
         case="SD 3.5",

@@ -216,14 +216,17 @@ UNET: dict[str, Any] = {
     "context_dim": TEXT,
     "use_spatial_transformer": True,
     "legacy": False,
-    "num_res_blocks": [1, 1],
+    "num_res_blocks": [2, 2],
     "channel_mult": (1, 2),
-    "transformer_depth": [1, 1],
-    "transformer_depth_output": [1, 1, 1, 1],
+    "transformer_depth": [1, 1, 1, 1],
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1],
     "transformer_depth_middle": 1,
 }
 SDXL = {
     **UNET,
+    "transformer_depth": [1, 1, 2, 2],
+    "transformer_depth_output": [1, 1, 1, 2, 2, 2],
+    "transformer_depth_middle": 2,
     "num_head_channels": 16,
     "use_linear_in_transformer": True,
     "num_classes": "sequential",
@@ -485,7 +488,7 @@ OTHER_CASES = {
     "Lumina 2": Case(
         config="Lumina2",
         latent=(16, H, W),
-        dims={**LUMINA, "ffn_dim_multiplier": 4.0, "rope_theta": 10000.0},
+        dims={**LUMINA, "n_kv_heads": 1, "ffn_dim_multiplier": 4.0, "rope_theta": 10000.0},
         conditioning=_all_ones,
     ),
     "LTX-Video": Case(

@@ -47,6 +47,7 @@ from lora_kiln.trainer.errors import KilnError  # type: ignore[import-not-found]
 from lora_kiln.trainer.loop import objective  # type: ignore[import-not-found]
 from lora_kiln.trainer.loop.prefetch import conditioning_batches, keep_given_parts  # type: ignore[import-not-found]
 from lora_kiln.trainer.loop.train import train  # type: ignore[import-not-found]
+from lora_kiln.trainer.lora_files.convert import convert_keys  # type: ignore[import-not-found]
 from lora_kiln.trainer.lora_files.export import (  # type: ignore[import-not-found]
     export_adapter,
     without_untouched,
@@ -219,6 +220,18 @@ class Run:
             worst = max(worst, *(error(a, b) for a, b in zip(found, expected, strict=True)))
         return worst
 
+    def has_diffusers_names(self) -> bool:
+        lora = {}
+        for layer in self.layers:
+            weight = self.model.model.diffusion_model.get_submodule(layer).weight
+            lora[f"{OURS}{layer}.lora_A.weight"] = torch.zeros(1, weight.shape[1])
+            lora[f"{OURS}{layer}.lora_B.weight"] = torch.zeros(len(weight), 1)
+        try:
+            convert_keys(lora, "diffusers")
+        except KilnError:
+            return False
+        return True
+
     def saved(self) -> float:
         """Our answer with an adapter, against the host's with the saved file on."""
         denoiser = self.new_denoiser()
@@ -295,6 +308,11 @@ def row(case: Case, folder: Path) -> dict[str, Any]:
         finally:
             comfy.model_management.unload_all_models()
     found |= {"layers": run.layers, "batches": run.batches}
+    noise = ("timestep_sampling", "shift", "shift_by_size")
+    found |= {
+        "noise": {key: getattr(run.objective, key) for key in noise},
+        "diffusers": run.has_diffusers_names(),
+    }
     found |= {"trained": run.trained, "in_file": run.in_file, "left_out": run.left_out}
     return found
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from . import families_doc
 from .families import CASES
 from .in_host import run_in_host
 
@@ -73,3 +74,10 @@ def test_layers_without_a_gradient_are_not_saved(figures: dict[str, Any], name: 
         assert bool(row["left_out"]) == (name in ("Qwen-Image", "Qwen-Image-Edit", "ACE-Step")), row[
             "left_out"
         ]
+
+
+def test_the_page_says_what_is_measured(figures: dict[str, Any]) -> None:
+    """docs/families.md; `python -m tests.host.families_doc` writes it anew."""
+    text = families_doc.PATH.read_text("utf-8")
+    assert families_doc.updated(text, figures) == text
+    assert set(families_doc.lines_of(text)) == set(CASES)

@@ -35,7 +35,7 @@ class AdapterConfig:
     )
     target_modules: str = setting(
         "",
-        "Which layers get a LoRA. Empty: every linear layer inside the model's blocks (for Wan: q k v o ffn.0 ffn.2). "
+        "Which layers get a LoRA. Empty: attention and MLP of the model's blocks (for Wan: q k v o ffn.0 ffn.2). "
         "Otherwise a list of name endings (q k v o; diffusers names such as to_q are understood) or one regular "
         "expression over the full layer name.",
     )
