@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from scripts import model_downloads
 from scripts.host_files import REPO
-from scripts.model_downloads import ModelFile
 from trainer.config.presets import PRESETS
 
 TEMPLATES = sorted((REPO / "workflows").glob("*.json"))
 TRAINING = [path for path in TEMPLATES if '"KilnTrainLora"' in path.read_text("utf-8")]
 LOADERS = ("UNETLoader", "CheckpointLoaderSimple", "CLIPLoader", "DualCLIPLoader", "VAELoader")
-FILES = {name: f for name, f in vars(model_downloads).items() if isinstance(f, ModelFile)}
 
 
 def nodes_of(path: Path, *kinds: str) -> list[dict[str, Any]]:
@@ -64,33 +59,3 @@ def test_loaders_say_where_their_files_are_from(path: Path) -> None:
         for name, model in models.items():
             assert model["url"].startswith("https://") and model["url"].endswith(f"/{name}")
             assert model["directory"] in ("checkpoints", "diffusion_models", "text_encoders", "vae")
-
-
-def official() -> dict[str, set[tuple[str, str]]]:
-    """File name -> (folder, address) in the templates that ComfyUI itself ships."""
-    found: dict[str, set[tuple[str, str]]] = defaultdict(set)
-
-    def read(nodes: list[dict[str, Any]]) -> None:
-        for node in nodes:
-            for model in (node.get("properties") or {}).get("models") or []:
-                found[model["name"]].add((model["directory"], model["url"].partition("?")[0]))
-
-    for package in distributions():
-        if not (package.name or "").lower().replace("_", "-").startswith("comfyui-workflow-templates"):
-            continue
-        for file in package.files or []:
-            if file.suffix == ".json" and "templates" in file.parts:
-                workflow = json.loads(Path(str(file.locate())).read_text("utf-8"))
-                if isinstance(workflow, dict) and "nodes" in workflow:
-                    read(workflow["nodes"])
-                    for subgraph in (workflow.get("definitions") or {}).get("subgraphs", []):
-                        read(subgraph["nodes"])
-    return found
-
-
-def test_addresses_are_those_of_the_hosts_own_templates() -> None:
-    known = official()
-    checked = [file for file in FILES.values() if file.name in known]
-    assert len(checked) >= len(FILES) - 1  # Z-Image's base model came later than the pinned templates
-    for file in checked:
-        assert (file.directory, file.url) in known[file.name], file

@@ -14,6 +14,7 @@ from ..config import THEMES, TrainConfig
 from ..dataset.encoded import EncodedDataset, EncodedItem
 from ..errors import KilnError
 from ..safefile import write_text
+from ..toml_text import parse_toml
 
 NAME = "run.toml"
 
@@ -61,11 +62,7 @@ def read_run_file(path: Path) -> RunFile:
         KilnError: it is not there, no TOML, or names what is not known.
     """
     try:
-        import tomllib  # type: ignore[import-not-found,unused-ignore]
-    except ImportError as error:  # Python 3.10
-        raise KilnError("Reading run.toml needs Python 3.11 or newer; use the training node.") from error
-    try:
-        values = tomllib.loads(path.read_text("utf-8"))
+        values = parse_toml(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise KilnError(
             f"The run file {path} cannot be read ({error}); export it again or mend it."

@@ -1,0 +1,20 @@
+"""TOML texts on every Python that the pack supports."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # the same parser, as a package
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The values of a TOML text.
+
+    Raises:
+        ValueError: it is no TOML; the message says where.
+    """
+    return dict(tomllib.loads(text))
