@@ -84,7 +84,7 @@ class KilnAdapterSettings(SettingsNode):
     THEME, TITLE, CONFIG, ON_TRAINER = "adapter", "Adapter Settings", config.AdapterConfig, ("rank", "alpha")
     LATER = (
         *("exclude_modules", "kind", "rank_stabilised", "init", "rank_pattern", "rank_dropout"),
-        "max_weight_norm",
+        *("max_weight_norm", "conv_rank", "conv_alpha"),
     )
 
     @classmethod

@@ -27,6 +27,7 @@ NEVER_DEFAULT_TARGETS = re.compile(
             r"llm_adapter|caption_projection|text_transformer_blocks",
             r"lyric_encoder|projectors|audio_injector",  # ACE-Step, Wan S2V
             r"(before|after)_proj\b",  # between VACE's blocks and the others
+            r"^input_blocks\.0\.",  # a UNet's first convolution
         )
     ),
     re.IGNORECASE,

@@ -61,6 +61,9 @@ class Case:
     refused: str = ""
     """Part of the one sentence that refuses it."""
 
+    conv_rank: int = 0
+    """Of LoRAs on convolutions."""
+
     what: str = "text to image"
     """What is trained, for docs/families.md."""
 
@@ -248,6 +251,15 @@ def _sdxl(draw: Draw, rows: int) -> Entry:
 IMAGE = (4, H, W)
 SD_CASES = {
     "SD 1.5": Case(config="SD15", latent=IMAGE, dims=UNET, conditioning=_text, rows=(7, 14)),
+    "SD 1.5 with conv_rank": Case(
+        config="SD15",
+        latent=IMAGE,
+        dims=UNET,
+        conditioning=_text,
+        rows=(7, 14),
+        conv_rank=2,
+        what="text to image, convolutions too",
+    ),
     "SD 2 v": Case(
         config="SD20",
         latent=IMAGE,

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ class Run:
 
     def __init__(self, case: Case, folder: Path) -> None:
         self.case, self.folder = case, folder
+        self.adapter = replace(ADAPTER, conv_rank=case.conv_rank)
         draw = Draw(5)
         rows = (
             *case.rows,
@@ -164,7 +166,7 @@ class Run:
         config = TrainConfig(
             steps=3,
             batch_size=3,
-            adapter=AdapterConfig(rank=4, alpha=4.0),
+            adapter=AdapterConfig(rank=4, alpha=4.0, conv_rank=self.case.conv_rank),
             memory=MemoryConfig(level="resident"),
             optimizer=OptimizerConfig(learning_rate=1e-3, optimizer="adamw"),
         )
@@ -195,11 +197,11 @@ class Run:
     def gradients(self, level: str, file: Path | None = None) -> list[Tensor]:
         """Of two steps alike: in the first it is found out whether the network writes in place."""
         denoiser = self.new_denoiser()
-        placement = Placement(denoiser, MemoryConfig(level=level), ADAPTER, host_weights, file)
+        placement = Placement(denoiser, MemoryConfig(level=level), self.adapter, host_weights, file)
         found: list[Tensor] = []
         with placement.session():
-            adapter = random_adapter(denoiser, placement.weights)
-            self.layers = sorted(adapter.layers)
+            adapter = random_adapter(denoiser, placement.weights, self.adapter)
+            self.layers = sorted([*adapter.layers, *adapter.convolutions])
             for _ in range(2):
                 answer = self.forward(denoiser)
                 objective.loss_per_item(answer, self.noised.target).mean().backward()
@@ -224,8 +226,8 @@ class Run:
         lora = {}
         for layer in self.layers:
             weight = self.model.model.diffusion_model.get_submodule(layer).weight
-            lora[f"{OURS}{layer}.lora_A.weight"] = torch.zeros(1, weight.shape[1])
-            lora[f"{OURS}{layer}.lora_B.weight"] = torch.zeros(len(weight), 1)
+            lora[f"{OURS}{layer}.lora_A.weight"] = torch.zeros(1, *weight.shape[1:])
+            lora[f"{OURS}{layer}.lora_B.weight"] = torch.zeros(len(weight), 1, *[1] * (weight.ndim - 2))
         try:
             convert_keys(lora, "diffusers")
         except KilnError:
@@ -236,9 +238,9 @@ class Run:
         """Our answer with an adapter, against the host's with the saved file on."""
         denoiser = self.new_denoiser()
         with denoiser.session(), torch.no_grad():
-            adapter = random_adapter(denoiser, host_weights)
+            adapter = random_adapter(denoiser, host_weights, self.adapter)
             ours = [self.forward(denoiser, (i,)) for i in ALL]
-        path = save_lora(self.folder / "lora.safetensors", export_adapter(adapter.state_dict(), ADAPTER))
+        path = save_lora(self.folder / "lora.safetensors", export_adapter(adapter.state_dict(), self.adapter))
         lora = comfy.utils.load_torch_file(str(path), safe_load=True)
         with warnings_of_host() as said:
             patched, _ = comfy.sd.load_lora_for_models(self.model, None, lora, 1.0, 0.0)
@@ -259,8 +261,8 @@ ASPECTS: dict[str, Callable[[Run], float]] = {
 }
 
 
-def random_adapter(denoiser: Any, weights: Any) -> Any:
-    adapter = make_adapter(denoiser.module, ADAPTER, 0, weights)
+def random_adapter(denoiser: Any, weights: Any, config: Any) -> Any:
+    adapter = make_adapter(denoiser.module, config, 0, weights)
     draws = torch.Generator().manual_seed(1)
     adapter.load_state_dict(
         {k: 0.1 * torch.randn(v.shape, generator=draws) for k, v in adapter.state_dict().items()}

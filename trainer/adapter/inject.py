@@ -34,6 +34,8 @@ def make_adapter(
             f"init and max_weight_norm are for the kind lora, and the kind is {config.kind}; set init to default and "
             "max_weight_norm to 0."
         )
+    if config.kind != "lora" and config.conv_rank:
+        raise KilnError(f"conv_rank is for the kind lora, and the kind is {config.kind}; set conv_rank to 0.")
     if config.rank_dropout and config.kind in ("dora", "oft"):
         raise KilnError(f"rank_dropout is not for the kind {config.kind}; set it to 0 and use dropout.")
     if config.kind == "lora":

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from ..config import AdapterConfig
 from ..errors import KilnError
 from ..rng import generator
+from .conv import LoraConv
 from .frozen_weights import FrozenWeights, resident_weights
 from .fused import FusedLoraLinear, share_inputs
 from .peft_config import lora_config
 from .protocol import Adapter, load_tensors, without_gradient
-from .targets import choose_targets
+from .targets import choose_convolutions, choose_targets, layer_shape
 
 
 class _ResidualWeights:
@@ -40,6 +41,7 @@ class LoraAdapter(Adapter):
     Attributes:
         config: rank, alpha, dropout.
         layers: the LoRA layers by full layer name, in model order.
+        convolutions: those of convolutions.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class LoraAdapter(Adapter):
             peft.inject_adapter_in_model(lora_config(config, targets), module, "default")
         modules = dict(module.named_modules())
         self.layers: dict[str, FusedLoraLinear] = {}
+        self.convolutions: dict[str, LoraConv] = {}
         for index, name in enumerate(targets):
             layer = modules[name]
             assert isinstance(layer, PeftLinear), f"peft made {type(layer).__name__} of {name}"
@@ -68,6 +71,26 @@ class LoraAdapter(Adapter):
             self._initialise(fused, a, b, generator(seed, "init", index))
             self.layers[name] = fused
         share_inputs(self.layers)
+        for index, name in enumerate(choose_convolutions(module, config), len(targets)):
+            self.convolutions[name] = self._add_convolution(module, name, index, seed, device)
+
+    def _add_convolution(
+        self, module: nn.Module, name: str, index: int, seed: int, device: torch.device | None
+    ) -> LoraConv:
+        """Put a LoRA beside a convolution of the network: A random as a linear layer's, B zero."""
+        config = self.config
+        layer = module.get_submodule(name)
+        assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        shape = layer_shape(name, config, layer.kernel_size)
+        dropout = {"dropout": config.dropout, "rank_dropout": config.rank_dropout}
+        made = LoraConv(layer, shape.rank, shape.scale(config), index, device=device, **dropout)
+        start = torch.empty(made.lora_A.shape)
+        nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator(seed, "init", index))
+        made.lora_A.data.copy_(start)
+        nn.init.zeros_(made.lora_B.data)
+        parent, _, child = name.rpartition(".")
+        setattr(module.get_submodule(parent), child, made)
+        return made
 
     def _initialise(
         self, layer: FusedLoraLinear, a: nn.Parameter, b: nn.Parameter, draws: torch.Generator
@@ -108,11 +131,11 @@ class LoraAdapter(Adapter):
     weights_loaded = True  # state_dict needs nothing of the frozen weights
 
     def set_step(self, seed: int, micro_step: int) -> None:
-        for layer in self.layers.values():
+        for layer in self._all.values():
             layer.set_step(seed, micro_step)
 
     def disable_dropout(self) -> None:
-        for layer in self.layers.values():
+        for layer in self._all.values():
             layer.disable_dropout()
 
     def parameters(self) -> list[nn.Parameter]:
@@ -123,7 +146,7 @@ class LoraAdapter(Adapter):
         return [b for _, b in self._pairs()]
 
     def layers_without_gradient(self) -> list[str]:
-        return without_gradient({name: list(layer.matrices) for name, layer in self.layers.items()})
+        return without_gradient({name: list(layer.matrices) for name, layer in self._all.items()})
 
     @torch.no_grad()
     def limit_norms(self) -> None:
@@ -131,27 +154,33 @@ class LoraAdapter(Adapter):
         limit = self.config.max_weight_norm
         if not limit:
             return
-        for layer, (a, b) in zip(self.layers.values(), self._pairs(), strict=True):
-            square = ((a @ a.T) * (b.T @ b)).sum().clamp(min=0)
+        for layer, (a, b) in zip(self._all.values(), self._pairs(), strict=True):
+            rows, columns = a.flatten(1), b.flatten(1)
+            square = ((rows @ rows.T) * (columns.T @ columns)).sum().clamp(min=0)
             factor = (limit / (layer.scale * square.sqrt()).clamp(min=1e-12)).clamp(max=1).sqrt()
             a.mul_(factor)
             b.mul_(factor)
 
     def _pairs(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
-        return [layer.matrices for layer in self.layers.values()]
+        return [layer.matrices for layer in self._all.values()]
+
+    @property
+    def _all(self) -> dict[str, FusedLoraLinear | LoraConv]:
+        return {**self.layers, **self.convolutions}
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}
-        for name, (a, b) in zip(self.layers, self._pairs(), strict=True):
+        for name, layer in self._all.items():
+            a, b = layer.matrices
             tensors |= {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
-            weights = self.layers[name].weights
+            weights = getattr(layer, "weights", None)
             if isinstance(weights, _ResidualWeights):
                 tensors |= {f"{name}.start_A.weight": weights.a, f"{name}.start_B.weight": weights.b}
         return tensors
 
     def state_dict(self) -> dict[str, Tensor]:
-        """ "<layer>.lora_A.weight" (r, in) and "<layer>.lora_B.weight" (out, r), and with PiSSA "start_A", "start_B" of
-        the same shapes: copies on the CPU, fp32."""
+        """ "<layer>.lora_A.weight" (r, in[, k, k]) and "<layer>.lora_B.weight" (out, r[, 1, 1]), and with PiSSA
+        "start_A", "start_B" of the same shapes: copies on the CPU, fp32."""
         return {k: t.detach().to("cpu", torch.float32, copy=True) for k, t in self._tensors().items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -68,6 +68,34 @@ def choose_targets(module: nn.Module, wanted: str, unwanted: str = "") -> list[s
     return kept
 
 
+def choose_convolutions(module: nn.Module, config: AdapterConfig) -> list[str]:
+    """Full names of the convolutions that get a LoRA: those inside the blocks, where conv_rank is not 0.
+
+    Raises:
+        KilnError: the network has no convolutions in blocks, or all are left out.
+    """
+    if not config.conv_rank:
+        return []
+    unwanted = (
+        compile_expression(config.exclude_modules, "exclude_modules")
+        if config.exclude_modules.strip()
+        else None
+    )
+    found = [
+        name
+        for name, m in module.named_modules()
+        if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        and m.groups == 1
+        and m.padding_mode == "zeros"
+        and re.search(r"\.\d+\.", name)
+        and not NEVER_DEFAULT_TARGETS.search(name)
+        and not (unwanted and unwanted.search(name))
+    ]
+    if not found:
+        raise KilnError("This model has no convolutions in its blocks; set conv_rank to 0.")
+    return found
+
+
 def compile_expression(text: str, setting: str) -> re.Pattern[str]:
     """A user's regular expression; raises KilnError, naming the setting."""
     try:
@@ -108,8 +136,13 @@ class LayerShape:
         return self.alpha / (math.sqrt(self.rank) if config.rank_stabilised else self.rank)
 
 
-def layer_shape(name: str, config: AdapterConfig) -> LayerShape:
+def layer_shape(name: str, config: AdapterConfig, kernel: Sequence[int] = ()) -> LayerShape:
     """Rank and alpha of the layer of that full name.
+
+    Args:
+        name: the layer's.
+        config: the adapter's.
+        kernel: a convolution's kernel size; one of 1 counts as a linear layer, as kohya does it.
 
     Raises:
         KilnError: rank_pattern is malformed.
@@ -127,4 +160,8 @@ def layer_shape(name: str, config: AdapterConfig) -> LayerShape:
             )
         if compile_expression(expression, "rank_pattern").search(name):
             return shape
+    if any(size > 1 for size in kernel):
+        return LayerShape(
+            config.conv_rank, config.conv_alpha or config.alpha * config.conv_rank / config.rank
+        )
     return LayerShape(config.rank, config.alpha)

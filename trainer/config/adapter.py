@@ -66,6 +66,21 @@ class AdapterConfig:
         "Other ranks for some layers, as expression=rank or expression=rank:alpha, comma separated; the expression is "
         "searched for in the full layer name and the first that is found counts. Example: ffn=16:8, self_attn=64.",
     )
+    conv_rank: int = setting(
+        0,
+        "Rank of the LoRAs on the convolutions of a UNet's blocks (Stable Diffusion), 0 for none; kohya's conv_dim. "
+        "Half of the rank or less is usual. For lora.",
+        minimum=0,
+        maximum=1024,
+    )
+    conv_alpha: float = setting(
+        0.0,
+        "Scale of the convolutions' updates: they are multiplied by conv_alpha / conv_rank. 0: the same share as alpha "
+        "is of the rank.",
+        minimum=0.0,
+        maximum=4096.0,
+        step=1.0,
+    )
     rank_dropout: float = setting(
         0.0,
         "Share of the ranks (lora) or outputs (loha, lokr) that is switched off at each step; 0.1 is usual.",

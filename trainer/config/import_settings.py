@@ -29,6 +29,8 @@ ALIASES = {
     **dict.fromkeys(("optimizer_type", "optim"), "optimizer"),
     **dict.fromkeys(("save_every_n_steps", "checkpointing_steps", "save_steps"), "checkpoint_every"),
     "warmup": "warmup_ratio",
+    "conv_dim": "conv_rank",
+    "conv_alpha": "conv_alpha",
     "use_rslora": "rank_stabilised",
     "snr_gamma": "min_snr_gamma",
 }

@@ -12,7 +12,7 @@ the norm of the updated rows. The file of a PiSSA run holds the difference to th
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -82,9 +82,9 @@ def _cancels(tensors: Mapping[str, Tensor]) -> bool:
     return len(a) % 2 == 0 and torch.equal(a[:rank], a[rank:]) and torch.equal(b[:, :rank], -b[:, rank:])
 
 
-def _alpha(layer: str, rank: int, config: AdapterConfig) -> dict[str, Tensor]:
+def _alpha(layer: str, rank: int, config: AdapterConfig, kernel: Sequence[int] = ()) -> dict[str, Tensor]:
     """The alpha for which alpha / rank is the layer's scale; nothing where the scale is 1, as readers then assume."""
-    alpha = layer_shape(layer, config).scale(config) * rank
+    alpha = layer_shape(layer, config, kernel).scale(config) * rank
     return {} if alpha == rank else {"alpha": torch.tensor(float(alpha))}
 
 
@@ -93,7 +93,7 @@ def _lora(layer: str, tensors: dict[str, Tensor], config: AdapterConfig) -> dict
     if "start_A.weight" in tensors:  # B A - B0 A0 = [B, -B0] [A; A0]
         a = torch.cat([a, tensors["start_A.weight"]])
         b = torch.cat([b, -tensors["start_B.weight"]], dim=1)
-    return {"lora_A.weight": a, "lora_B.weight": b, **_alpha(layer, len(a), config)}
+    return {"lora_A.weight": a, "lora_B.weight": b, **_alpha(layer, len(a), config, a.shape[2:])}
 
 
 def _dora(layer: str, tensors: dict[str, Tensor], config: AdapterConfig) -> dict[str, Tensor]:

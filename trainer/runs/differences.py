@@ -20,7 +20,16 @@ ITEMS = "dataset.json"  # in a run's folder; see runfile.py
 FREE = frozenset({"steps", "checkpoint_every", "keep_checkpoints"})
 FREE_THEMES = frozenset({"sample", "memory"})
 LEARNED_OF_MEMORY = "base_precision"  # the one memory setting that changes what is learned
-SHAPE = ("kind", "rank", "alpha", "target_modules", "exclude_modules", "rank_pattern")
+SHAPE = (
+    "kind",
+    "rank",
+    "alpha",
+    "target_modules",
+    "exclude_modules",
+    "rank_pattern",
+    "conv_rank",
+    "conv_alpha",
+)
 
 
 @dataclass(frozen=True)

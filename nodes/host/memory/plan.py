@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,19 @@ from ....trainer.memory.estimate import Estimate, estimate
 
 def trained_layers(module: torch.nn.Module, config: TrainConfig) -> tuple[list[str], int]:
     """Full names of the layers that the run would train, and how many parameters its adapter would have."""
-    from ....trainer.adapter.targets import choose_targets, layer_shape
+    from ....trainer.adapter.targets import choose_convolutions, choose_targets, layer_shape
 
     targets = choose_targets(module, config.adapter.target_modules, config.adapter.exclude_modules)
     layers = dict(module.named_modules())
-    return targets, sum(
+    trained = sum(
         layer_shape(t, config.adapter).rank * (layers[t].in_features + layers[t].out_features)
         for t in targets
     )
+    convolutions = choose_convolutions(module, config.adapter)
+    for layer, name in ((layers[name], name) for name in convolutions):
+        rank = layer_shape(name, config.adapter, layer.kernel_size).rank
+        trained += rank * (layer.in_channels * math.prod(layer.kernel_size) + layer.out_channels)
+    return targets, trained
 
 
 def plan_memory(

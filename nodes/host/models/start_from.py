@@ -31,7 +31,8 @@ def start_state(model: Any, name: str, config: AdapterConfig) -> dict[str, Tenso
     Raises:
         KilnError: the file is no plain LoRA, has a larger rank, or holds layers that are not trained.
     """
-    from ....trainer.adapter.targets import choose_targets, layer_shape  # peft: not at the host's start
+    # peft: not at the host's start
+    from ....trainer.adapter.targets import choose_convolutions, choose_targets, layer_shape
 
     if config.kind != "lora" or config.init != "default":
         raise KilnError(
@@ -41,7 +42,11 @@ def start_state(model: Any, name: str, config: AdapterConfig) -> dict[str, Tenso
     keys: dict[str, Any] = comfy.lora.model_lora_keys_unet(model.model, {})
     tensors = dict(read_lora(paths.lora_path(name)))
     loaded = comfy.lora.load_lora(comfy.lora_convert.convert_lora(tensors), keys)
-    targets = set(choose_targets(model.model.diffusion_model, config.target_modules, config.exclude_modules))
+    network = model.model.diffusion_model
+    targets = {
+        *choose_targets(network, config.target_modules, config.exclude_modules),
+        *choose_convolutions(network, config),
+    }
     state: dict[str, Tensor] = {}
     for key, patch in loaded.items():
         layer = str(key).removeprefix("diffusion_model.").removesuffix(".weight")
@@ -52,15 +57,17 @@ def start_state(model: Any, name: str, config: AdapterConfig) -> dict[str, Tenso
                 "empty or name it there."
             )
         rank = down.shape[0]
-        shape = layer_shape(layer, config)
+        shape = layer_shape(layer, config, down.shape[2:])
         if rank > shape.rank:
             raise KilnError(
                 f"start_from {name!r} has rank {rank} and this run {shape.rank}; set rank to {rank} or more."
             )
         factor = (1.0 if alpha is None else alpha / rank) / shape.scale(config)
-        state[f"{layer}.lora_B.weight"] = pad(up.float() * factor, (0, shape.rank - rank))
+        state[f"{layer}.lora_B.weight"] = pad(
+            up.float() * factor, (*[0, 0] * (up.ndim - 2), 0, shape.rank - rank)
+        )
         fresh = torch.nn.init.kaiming_uniform_(
-            torch.empty(shape.rank, down.shape[1]),
+            torch.empty(shape.rank, *down.shape[1:]),
             a=5**0.5,
             generator=generator(0, "start", len(state)),
         )
@@ -75,9 +82,9 @@ def start_state(model: Any, name: str, config: AdapterConfig) -> dict[str, Tenso
 
 
 def _plain_lora(name: str, layer: str, patch: Any) -> tuple[Tensor, Tensor, float | None]:
-    """(up (out, r), down (r, in), alpha) of one loaded layer."""
+    """(up (out, r[, 1, 1]), down (r, in[, k, k]), alpha) of one loaded layer."""
     weights: Any = getattr(patch, "weights", None)
-    if getattr(patch, "name", "") != "lora" or weights[0].ndim != 2 or weights[4] is not None:
+    if getattr(patch, "name", "") != "lora" or weights[3] is not None or weights[4] is not None:
         raise KilnError(
             f"start_from {name!r} holds {layer} in another form than a plain LoRA; choose a plain LoRA."
         )
