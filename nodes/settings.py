@@ -146,7 +146,7 @@ class KilnMemorySettings(SettingsNode):
 
 
 class KilnImportSettings(io.ComfyNode):
-    """Settings from a YAML text."""
+    """Settings from another trainer's text."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -154,16 +154,16 @@ class KilnImportSettings(io.ComfyNode):
             node_id="KilnImportSettings",
             display_name="Import Settings (LoRA Kiln)",
             **listed("KilnImportSettings"),
-            description="Reads settings in YAML, as tuning guides and other trainers write them. Says of every key "
-            "what became of it; a key that is not known is an error. Connect the number outputs to the training node's "
-            "widgets.",
+            description="Reads settings as tuning guides and other trainers write them: kohya, musubi-tuner, "
+            "ai-toolkit, OneTrainer, diffusion-pipe. Says of every key what became of it. Connect the number outputs "
+            "to the training node's widgets.",
             inputs=[
                 io.String.Input(
                     "yaml",
                     default=GUIDE_YAML,
                     multiline=True,
-                    tooltip="Lines such as rank: 64. Sections are looked through; names that other trainers use are "
-                    "understood.",
+                    tooltip="YAML, TOML, JSON, or the options of a command line: the text of the other trainer's file "
+                    "as it is. Sections are looked through.",
                 ),
                 types.Settings.Input(
                     "settings", optional=True, tooltip="Settings of other themes, to chain nodes."

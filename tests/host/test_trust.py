@@ -202,7 +202,10 @@ def test_imported_settings_drive_the_run(run_graph: RunGraph, host: RunningHost)
     assert len({k.split(".lora")[0] for k in tensors if "lora_A" in k}) == 8
     assert all(t.shape[0] == 2 for k, t in tensors.items() if "lora_A" in k)
     graph["imported"]["inputs"]["yaml"] = "rnak: 2"
-    with pytest.raises(GraphFailed, match="nearest known one is 'rank'"):
+    reported = run_graph(graph)["imported"]["text"][0]
+    assert reported == "rnak: not used, it is not known; the nearest known one is 'rank'"
+    graph["imported"]["inputs"]["yaml"] = "rank: many"
+    with pytest.raises(GraphFailed, match="rank is 'many'"):
         run_graph(graph)
 
 

@@ -1,51 +1,37 @@
 """Settings written for other trainers, or in the tuning guide's YAML, as ours.
 
-Nothing is passed over in silence: of every key the report says what became of it, and one that is not known is an error
-that names the nearest known one.
+Nothing is passed over in silence: of every key the report says what became of it. A key that is not known is reported
+with the nearest known one; only a known setting whose value cannot be is an error.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
 from ..errors import KilnError
 from . import THEMES, SampleConfig, TrainConfig, field_info
+from .foreign_settings import (
+    ALIASES,
+    CONVOLUTIONS,
+    IN_SECTION,
+    NO_SHIFT,
+    NOT_NEEDED,
+    SECTIONS,
+    UNAVAILABLE,
+    VALUES,
+)
+from .settings_text import Path, read_text
 
-# Other names -> ours
-ALIASES = {
-    **dict.fromkeys(("r", "lora_rank", "network_dim", "dim"), "rank"),
-    **dict.fromkeys(("lora_alpha", "network_alpha"), "alpha"),
-    **dict.fromkeys(("lora_dropout", "network_dropout"), "dropout"),
-    **dict.fromkeys(("lr", "unet_lr"), "learning_rate"),
-    **dict.fromkeys(("max_train_steps", "train_steps", "num_steps"), "steps"),
-    **dict.fromkeys(("train_batch_size", "batch"), "batch_size"),
-    **dict.fromkeys(("gradient_accumulation_steps", "accumulation_steps"), "gradient_accumulation"),
-    **dict.fromkeys(("lr_warmup_steps", "num_warmup_steps"), "warmup_steps"),
-    **dict.fromkeys(("lr_scheduler", "lr_scheduler_type", "scheduler"), "schedule"),
-    **dict.fromkeys(("optimizer_type", "optim"), "optimizer"),
-    **dict.fromkeys(("save_every_n_steps", "checkpointing_steps", "save_steps"), "checkpoint_every"),
-    "warmup": "warmup_ratio",
-    "conv_dim": "conv_rank",
-    "conv_alpha": "conv_alpha",
-    "use_rslora": "rank_stabilised",
-    "snr_gamma": "min_snr_gamma",
-}
-SCHEDULES = {"cosine_with_warmup": "cosine", "constant_with_warmup": "constant"}
-OPTIMIZERS = {"adamw8bit": "adamw_8bit", "adamw_8bit": "adamw_8bit", "adamw": "adamw"}
-NOT_NEEDED = {
-    "mixed_precision": "the model's own precision is used, the LoRA is trained in fp32",
-    "resolution": "set it on the Encode Dataset node",
-    "image_size": "set it on the Encode Dataset node",
-    "model": "the model is the one that is connected",
-    "pretrained_model_name_or_path": "the model is the one that is connected",
-    "output_dir": "set the name on the Save LoRA node",
-}
 # Samples need the graph's text encoder and VAE, which only their node has; "every" and the like are other themes' here
 IMPORTED = {theme: each for theme, each in THEMES.items() if each is not SampleConfig}
+ARGUMENTS = re.compile(r"(\w+)\s*=\s*(\([^)]*\)|\[[^\]]*\]|\S+)")
+
+
+class NotUsed(Exception):
+    """A key that changes nothing here; the message says why."""
 
 
 @dataclass
@@ -61,43 +47,51 @@ class Imported:
 
 
 def import_settings(text: str) -> Imported:
-    """Read YAML (nested sections are looked through).
+    """Read JSON, TOML, YAML or command-line options (sections are looked through).
 
     Raises:
-        KilnError: it is no YAML mapping, a key is not known, or a value is out of range.
+        KilnError: it is none of these, or the value of a known setting is not possible.
     """
-    try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise KilnError(
-            f"The settings are not valid YAML ({error}); paste the file's text as it is."
-        ) from error
-    if not isinstance(values, dict):
-        raise KilnError("The settings hold no 'name: value' lines; paste the file's text as it is.")
+    entries = [each for entry in read_text(text) for each in _taken_apart(*entry)]
     places = _places()
     result = Imported(TrainConfig())
-    top: dict[str, Any] = {}
-    for key, value in _flat(values):
-        name = ALIASES.get(key, key)
-        if key in NOT_NEEDED:
-            result.report.append(f"{key}: not used, {NOT_NEEDED[key]}")
-        elif key == "prompt_template":
+    found: dict[str, Any] = {}
+    without_ema = any(
+        path[-1] in ("use_ema", "ema") and str(value).lower() in ("false", "off") for path, value in entries
+    )
+    types = [str(value).lower() for path, value in entries if path[-1] == "LoRA_type"]
+    plain = bool(types) and not any("locon" in each for each in types)
+    for path, value in entries:
+        key = path[-1]
+        if key == "prompt_template":
             result.prompt_template = str(value)
             result.report.append("prompt_template: used, on the output prompt_template")
-        elif key == "bias":
-            if str(value).lower() != "none":
-                raise KilnError(f"bias is {value!r}; a LoRA here has no bias, write none.")
-            result.report.append("bias: used, a LoRA here never has one")
-        elif name in places:
-            theme, converted = places[name], _convert(name, value)
-            (top if theme == "" else result.themes.setdefault(theme, {}))[name] = converted
-            result.report.append(f"{key}: used as {name} = {converted}")
-        elif key in field_info(SampleConfig):
-            result.report.append(f"{key}: not used, set it on the Sample Settings node")
-        else:
-            known = sorted({*places, *ALIASES, *NOT_NEEDED, "bias", "prompt_template"})
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-            raise KilnError(f"The setting {key!r} is not known; the nearest known one is {near[0]!r}.")
+            continue
+        try:
+            name = _name_of(path, value, places)
+            if name == "ema_decay" and without_ema:
+                raise NotUsed("the moving average is switched off beside it")
+            if name in CONVOLUTIONS and plain:
+                raise NotUsed("a LoRA of that type leaves convolutions alone")
+            if name == "bias":
+                result.report.append("bias: used, a LoRA here never has one")
+                continue
+            percent = key == "lr_warmup" and _number(value) is not None  # kohya's GUI: of the steps
+            converted = _convert(name, _translated(name, float(value) / 100 if percent else value))
+        except NotUsed as reason:
+            result.report.append(f"{key}: not used, {reason}")
+            continue
+        replaced = f", instead of {found[name]}" if name in found and found[name] != converted else ""
+        found[name] = converted
+        result.report.append(f"{key}: used as {name} = {converted}{replaced}")
+        for other, chosen, why in _consequences(key, value, name, converted, entries):
+            if other not in found:
+                found[other] = chosen
+                result.report.append(f"{key}: also {other} = {chosen}, {why}")
+    top = {name: value for name, value in found.items() if places[name] == ""}
+    for name, value in found.items():
+        if places[name]:
+            result.themes.setdefault(places[name], {})[name] = value
     result.config = TrainConfig.from_dict({**top, **result.themes})
     return result
 
@@ -110,11 +104,108 @@ def _places() -> dict[str, str]:
     return places
 
 
-def _flat(values: dict[Any, Any]) -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for key, value in values.items():
-        found += _flat(value) if isinstance(value, dict) else [(str(key), value)]
-    return found
+def _taken_apart(path: Path, value: Any) -> list[tuple[Path, Any]]:
+    """Values that hold several settings: betas, and arguments such as "weight_decay=0.01 betas=(0.9,0.99)"."""
+    key = path[-1]
+    if key in ("optimizer_args", "network_args") and value:
+        text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+        given = ARGUMENTS.findall(text)
+        return [each for n, v in given for each in _taken_apart((*path, n), v.strip("'\","))]
+    if key in ("betas", "adam_betas"):
+        numbers = re.findall(r"[\d.e-]+", str(value))
+        if len(numbers) >= 2:
+            return [((*path[:-1], "beta1"), numbers[0]), ((*path[:-1], "beta2"), numbers[1])]
+    return [(path, value)]
+
+
+def _name_of(path: Path, value: Any, places: dict[str, str]) -> str:
+    """Our setting that a key means.
+
+    Raises:
+        NotUsed: none, and why.
+        KilnError: a value that cannot be had.
+    """
+    key, sections = path[-1], path[:-1]
+    in_section = next((IN_SECTION[s, key] for s in reversed(sections) if (s, key) in IN_SECTION), None)
+    if in_section:
+        return in_section
+    if key == "bias":
+        if str(value).lower() != "none":
+            raise KilnError(f"bias is {value!r}; a LoRA here has no bias, write none.")
+        return key
+    if value is None or value == "":
+        raise NotUsed("it is empty")
+    name = ALIASES.get(key, key)
+    for section in sections:
+        if section in SECTIONS and not (
+            section == "save" and name in ("checkpoint_every", "keep_checkpoints")
+        ):
+            raise NotUsed(SECTIONS[section])
+    if name == "level" and not _number(value):
+        raise NotUsed("no blocks are streamed; Memory Settings at auto decides by what is free")
+    if name == "steps" and _number(value) == 0:
+        raise NotUsed("0 leaves it to the epochs; runs are counted in steps here")
+    if name == "rank" and (_number(value) or 0) > 1024:
+        raise NotUsed("a rank beyond 1024 stands for whole matrices elsewhere; the default stays")
+    if name == "lora_plus_ratio" and _number(value) == 0:
+        raise NotUsed("0 switches it off")
+    if name == "seed" and (_number(value) or 0) < 0:
+        raise NotUsed("a negative seed stands for any")
+    if name == "min_snr_gamma" and _number(value) == 0:
+        raise NotUsed("0 switches it off")
+    if key == "lr_warmup":
+        return "warmup_ratio"
+    if name in places:
+        return name
+    if key in NOT_NEEDED:
+        raise NotUsed(NOT_NEEDED[key])
+    if key in field_info(SampleConfig):
+        raise NotUsed("set it on the Sample Settings node")
+    if value is False or value == 0:
+        raise NotUsed("it is off")
+    known = sorted({*places, *ALIASES, *NOT_NEEDED, "bias", "prompt_template"})
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    raise NotUsed(f"it is not known; the nearest known one is {near[0]!r}")
+
+
+def _translated(name: str, value: Any) -> Any:
+    """Their word for a choice in ours.
+
+    Raises:
+        NotUsed: it is known and not to be had here.
+    """
+    choices = VALUES.get(name, {})
+    word = value.lower() if isinstance(value, str) else value
+    if isinstance(word, str) and word.startswith("networks.lora_"):
+        word = "lora"
+    if not isinstance(word, (str, bool)) or word not in choices:
+        return value
+    if choices[word] is UNAVAILABLE:
+        raise NotUsed(f"{value} is not to be had here; the default stays")
+    return choices[word]
+
+
+def _consequences(
+    key: str, value: Any, name: str, converted: Any, entries: list[tuple[Path, Any]]
+) -> list[tuple[str, Any, str]]:
+    """Settings that follow from one: (setting, value, why)."""
+    keys = {path[-1] for path, _ in entries}
+    if name == "min_snr_gamma" and "weighting" not in keys:
+        return [("weighting", "min_snr", "without which it does nothing")]
+    no_shift = key in NO_SHIFT or str(value).lower() == "sigmoid"
+    if name == "timestep_sampling" and converted != "auto" and no_shift and str(value).lower() != "shift":
+        return [("shift", 1.0, "since none is said")] if not keys & SHIFTS else []
+    return []
+
+
+SHIFTS = {"shift", *(key for key, name in ALIASES.items() if name == "shift")}
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
 
 
 def _convert(name: str, value: Any) -> Any:
@@ -123,15 +214,17 @@ def _convert(name: str, value: Any) -> Any:
     default: Any = fields[name].default
     if isinstance(value, list):
         value = " ".join(map(str, value))
-    if name == "schedule":
-        return SCHEDULES.get(str(value).lower(), str(value).lower())
-    if name == "optimizer":
-        return OPTIMIZERS.get(str(value).lower(), str(value))
+    if name == "level":  # a number of blocks to swap, or our own word
+        return "stream blocks" if _number(value) is not None else value
+    if fields[name].metadata["options"] is not None:
+        return str(value).lower()
+    if name in ("min_timestep", "max_timestep") and (_number(value) or 0) > 1:
+        return float(value) / 1000  # others count from 0 to 1000
     try:
         if isinstance(default, bool):
-            if not isinstance(value, bool):
+            if str(value).lower() not in ("true", "false"):
                 raise ValueError
-            return value
+            return str(value).lower() == "true"
         if isinstance(default, int) and float(value) != int(float(value)):
             raise ValueError
         return type(default)(float(value)) if isinstance(default, int) else type(default)(value)

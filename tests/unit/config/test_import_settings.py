@@ -67,8 +67,6 @@ def test_names_of_other_trainers() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("rnak: 3", "'rnak' is not known; the nearest known one is 'rank'"),
-        ("lr_warmup_step: 3", "nearest known one is 'lr_warmup_steps'"),
         ("rank: many", "rank is 'many'; it must be of the kind of 64"),
         ("rank: 2.5", "rank is 2.5"),
         ("rank: 0", "rank is 0; it must lie between 1 and 1024"),
@@ -82,6 +80,20 @@ def test_names_of_other_trainers() -> None:
 def test_what_is_wrong_is_named(text: str, message: str) -> None:
     with pytest.raises(KilnError, match=message):
         import_settings(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("rnak: 3", "rnak: not used, it is not known; the nearest known one is 'rank'"),
+        (
+            "lr_warmup_step: 3",
+            "lr_warmup_step: not used, it is not known; the nearest known one is 'lr_warmup_steps'",
+        ),
+    ],
+)
+def test_a_key_that_is_not_known_is_reported(text: str, line: str) -> None:
+    assert import_settings(text + "\nsteps: 7").report == [line, "steps: used as steps = 7"]
 
 
 def test_every_preset_is_a_valid_run_and_can_be_imported() -> None:

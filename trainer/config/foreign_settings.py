@@ -1,0 +1,345 @@
+"""What other trainers call the settings: kohya's sd-scripts and their GUI, musubi-tuner, ai-toolkit, OneTrainer,
+diffusion-pipe and SimpleTuner. Tables alone; import_settings.py reads them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+_NO_MODEL = "the model is the one that is connected"
+_DATASET = "set it on the dataset nodes"
+_SAMPLES = "set it on the Sample Settings node"
+_SAVE = "set it on the Save LoRA node"
+_MEMORY = "Memory Settings at auto decides by what is free"
+_ENCODED = "Encode Dataset keeps everything on disk"
+_STEPS = "runs are counted in steps here; set steps to epochs x items / batch size"
+_NO_TEXT_ENCODER = "the text encoder is not trained"
+_OUTSIDE = "nothing is sent or loaded from elsewhere"
+
+# Their key -> our setting
+ALIASES = {
+    **dict.fromkeys(("r", "lora_rank", "network_dim", "dim", "linear", "linear_dim"), "rank"),
+    **dict.fromkeys(("lora_alpha", "network_alpha", "linear_alpha"), "alpha"),
+    **dict.fromkeys(("lora_dropout", "network_dropout", "dropout_probability"), "dropout"),
+    **dict.fromkeys(("lr", "unet_lr"), "learning_rate"),
+    **dict.fromkeys(("max_train_steps", "train_steps", "num_steps", "max_steps"), "steps"),
+    **dict.fromkeys(("train_batch_size", "batch", "micro_batch_size_per_gpu"), "batch_size"),
+    **dict.fromkeys(("gradient_accumulation_steps", "accumulation_steps"), "gradient_accumulation"),
+    **dict.fromkeys(("lr_warmup_steps", "num_warmup_steps", "learning_rate_warmup_steps"), "warmup_steps"),
+    **dict.fromkeys(
+        ("lr_scheduler", "lr_scheduler_type", "scheduler", "learning_rate_scheduler"), "schedule"
+    ),
+    **dict.fromkeys(("lr_scheduler_num_cycles", "learning_rate_cycles"), "schedule_cycles"),
+    **dict.fromkeys(("optimizer_type", "optim"), "optimizer"),
+    **dict.fromkeys(("gradient_clipping", "clip_grad_norm"), "max_grad_norm"),
+    **dict.fromkeys(
+        (
+            "save_every_n_steps",
+            "checkpointing_steps",
+            "checkpoint_step_interval",
+            "save_steps",
+            "save_every",
+        ),
+        "checkpoint_every",
+    ),
+    **dict.fromkeys(("max_step_saves_to_keep", "checkpoints_total_limit"), "keep_checkpoints"),
+    **dict.fromkeys(("discrete_flow_shift", "flow_schedule_shift", "timestep_shift"), "shift"),
+    **dict.fromkeys(
+        ("timestep_type", "timestep_sample_method", "timestep_distribution"), "timestep_sampling"
+    ),
+    **dict.fromkeys(("loss_type", "loss_fn"), "loss"),
+    **dict.fromkeys(("LoRA_type", "peft_type", "lora_type", "network_module", "algo"), "kind"),
+    **dict.fromkeys(("fp8_base", "quantize"), "base_precision"),
+    "lr_scheduler_power": "schedule_power",
+    "scale_weight_norms": "max_weight_norm",
+    "sigmoid_scale": "logit_std",  # sigmoid(scale * n), the same as a logit-normal of that width
+    "offset_noise_weight": "noise_offset",
+    "guidance_scale": "guidance",
+    "blocks_to_swap": "level",
+    "loraplus_lr_ratio": "lora_plus_ratio",
+    "prior_loss_weight": "regularisation_weight",
+    "conv_dim": "conv_rank",
+    "warmup": "warmup_ratio",
+    "use_rslora": "rank_stabilised",
+    "snr_gamma": "min_snr_gamma",
+}
+
+# Section and key, where the key alone says too little -> our setting
+IN_SECTION = {
+    ("adapter", "type"): "kind",
+    ("network", "type"): "kind",
+    ("optimizer", "type"): "optimizer",
+    ("optimizer", "optimizer"): "optimizer",
+    ("model", "timestep_sample_method"): "timestep_sampling",
+    ("model", "transformer_dtype"): "base_precision",
+    ("model", "quantize"): "base_precision",
+}
+
+# What stands in such a section is not for training -> why
+SECTIONS = {
+    **dict.fromkeys(("model", "base_model", "unet", "prior", "vae"), _NO_MODEL),
+    **dict.fromkeys(("datasets", "dataset", "concepts", "subsets", "directory", "data"), _DATASET),
+    **dict.fromkeys(("sample", "samples", "sampling"), _SAMPLES),
+    **dict.fromkeys(("save",), _SAVE),
+    **dict.fromkeys(("monitoring", "logging", "meta", "metadata", "secrets"), _OUTSIDE),
+    **dict.fromkeys(("text_encoder", "text_encoder_2", "text_encoder_3", "embedding"), _NO_TEXT_ENCODER),
+}
+
+# Keys that change nothing here -> why
+NOT_NEEDED = {
+    **dict.fromkeys(
+        ("mixed_precision", "train_dtype", "dtype", "full_bf16", "full_fp16", "lora_weight_dtype"),
+        "the model's own precision is used, the LoRA is trained in fp32",
+    ),
+    **dict.fromkeys(("resolution", "image_size", "max_resolution"), "set it on the Encode Dataset node"),
+    **dict.fromkeys(
+        (
+            *("model", "pretrained_model_name_or_path", "name_or_path", "arch", "model_type", "dit", "task"),
+            *(
+                "vae",
+                "t5",
+                "clip",
+                "text_encoder",
+                "text_encoder1",
+                "text_encoder2",
+                "model_family",
+                "ckpt_path",
+            ),
+            *(
+                "model_flavour",
+                "base_model_name",
+                "sdxl",
+                "v2",
+                "v_parameterization",
+                "clip_l",
+                "t5xxl",
+                "ae",
+            ),
+            *("model_list", "pretrained_model", "flux1_checkbox", "vae_path", "transformer_path"),
+        ),
+        _NO_MODEL,
+    ),
+    **dict.fromkeys(
+        (
+            *(
+                "output_dir",
+                "output_name",
+                "save_precision",
+                "save_dtype",
+                "save_model_as",
+                "training_folder",
+            ),
+            *("output_model_destination", "output_model_format", "output_dtype", "save_state", "logging_dir"),
+        ),
+        _SAVE,
+    ),
+    **dict.fromkeys(
+        (
+            *(
+                "train_data_dir",
+                "dataset_config",
+                "dataset",
+                "folder_path",
+                "reg_data_dir",
+                "concept_file_name",
+            ),
+            *("caption_extension", "caption_ext", "shuffle_caption", "keep_tokens", "caption_dropout_rate"),
+            *(
+                "flip_aug",
+                "color_aug",
+                "random_crop",
+                "trigger_word",
+                "data_backend_config",
+                "dataset_repeats",
+            ),
+        ),
+        _DATASET,
+    ),
+    **dict.fromkeys(
+        (
+            *("cache_latents", "cache_latents_to_disk", "cache_text_encoder_outputs", "latent_caching"),
+            *("cache_text_encoder_outputs_to_disk", "vae_batch_size", "caching_batch_size", "cache_dir"),
+            *(
+                "enable_bucket",
+                "bucket_no_upscale",
+                "bucket_reso_steps",
+                "min_bucket_reso",
+                "max_bucket_reso",
+            ),
+            *("aspect_ratio_bucketing",),
+        ),
+        _ENCODED,
+    ),
+    **dict.fromkeys(
+        (
+            *(
+                "gradient_checkpointing",
+                "activation_checkpointing",
+                "lowvram",
+                "low_vram",
+                "layer_offload_fraction",
+            ),
+            *("enable_activation_offloading", "enable_async_offloading", "offload_optimizer_device"),
+            *(
+                "base_model_precision",
+                "gradient_checkpointing_offload",
+                "fp8_scaled",
+                "fp8_t5",
+                "quantize_te",
+            ),
+        ),
+        _MEMORY,
+    ),
+    **dict.fromkeys(
+        ("sdpa", "xformers", "flash_attn", "mem_eff_attn", "attention_mechanism", "split_attn"),
+        "the host chooses the attention",
+    ),
+    **dict.fromkeys(
+        (
+            *(
+                "sample_every_n_steps",
+                "sample_every_n_epochs",
+                "sample_prompts",
+                "sample_sampler",
+                "sample_after",
+            ),
+            *("sample_at_first", "validation_prompt", "skip_first_sample", "disable_sampling"),
+        ),
+        _SAMPLES,
+    ),
+    **dict.fromkeys(
+        (
+            "epochs",
+            "epoch",
+            "max_train_epochs",
+            "num_train_epochs",
+            "save_every_n_epochs",
+            "eval_every_n_epochs",
+        ),
+        _STEPS,
+    ),
+    **dict.fromkeys(
+        (
+            *("text_encoder_lr", "train_text_encoder", "network_train_text_encoder_only", "clip_skip"),
+            *("text_encoder_learning_rate", "max_token_length", "stop_text_encoder_training"),
+        ),
+        _NO_TEXT_ENCODER,
+    ),
+    **dict.fromkeys(("network_train_unet_only", "train_unet"), "the model alone is trained, always"),
+    **dict.fromkeys(
+        (
+            *("push_to_hub", "report_to", "log_with", "enable_wandb", "wandb_api_key", "huggingface_repo_id"),
+            *("hf_repo_id", "hf_private", "wandb_tracker_name", "wandb_run_name", "log_tracker_name"),
+        ),
+        _OUTSIDE,
+    ),
+    **dict.fromkeys(
+        (
+            *("num_processes", "num_machines", "num_cpu_threads_per_process", "pipeline_stages", "device"),
+            *("max_data_loader_n_workers", "persistent_data_loader_workers", "dynamo_backend", "gpu_ids"),
+            *("dataloader_threads", "train_device", "temp_device", "partition_method", "steps_per_print"),
+        ),
+        "the host chooses the device; several are for headless.py under accelerate",
+    ),
+    **dict.fromkeys(
+        ("job", "name", "version", "training_method", "use_ema", "ema"),
+        "it says nothing about how is trained",
+    ),
+    **dict.fromkeys(
+        (
+            *("decouple", "use_bias_correction", "safeguard_warmup", "d_coef", "scale_parameter", "eps"),
+            *("relative_step", "warmup_init", "clip_threshold", "optimizer_eps"),
+        ),
+        "arguments of an optimizer beyond weight decay and betas keep their defaults",
+    ),
+    **dict.fromkeys(
+        (
+            *("layer_filter", "layer_filter_preset", "layer_filter_regex"),
+            *("train_blocks", "include_patterns", "exclude_patterns"),
+        ),
+        "layers are chosen by target_modules on Adapter Settings",
+    ),
+    **dict.fromkeys(
+        (
+            *("eval_before_first_step", "eval_micro_batch_size_per_gpu", "eval_gradient_accumulation_steps"),
+            *("eval_every_n_steps", "validation_step_interval", "validation_steps"),
+        ),
+        "see Validation Settings",
+    ),
+    **dict.fromkeys(("compile", "torch_compile"), "set compile_blocks on Memory Settings"),
+    **dict.fromkeys(("weight_dtype", "offload_fraction"), _MEMORY),
+    **dict.fromkeys(
+        (
+            *("resolutions", "enable_ar_bucket", "min_ar", "max_ar", "num_ar_buckets", "frame_buckets"),
+            *("size_buckets", "ar_buckets", "video_clip_mode", "num_repeats"),
+        ),
+        "set it on the dataset nodes and on Encode Dataset",
+    ),
+    **dict.fromkeys(
+        ("checkpoint_every_n_minutes", "save_last_n_steps", "save_last_n_steps_state", "backup_after"),
+        "set checkpoint_every and keep_checkpoints on the training node",
+    ),
+    "noise_scheduler": "the model says how it is trained",
+    "resume_from_checkpoint": "choose it on the training node",
+    "resume": "choose it on the training node",
+}
+
+UNAVAILABLE = None
+"""In VALUES: known, and not to be had here."""
+
+# Our setting -> their value in lower case -> ours; values that are not listed are taken as they are
+VALUES: dict[str, dict[Any, Any]] = {
+    "schedule": {
+        "cosine_with_warmup": "cosine",
+        "constant_with_warmup": "constant",
+        "cosine_with_hard_restarts": "cosine_with_restarts",
+        **dict.fromkeys(
+            (
+                *("adafactor", "rex", "piecewise_constant", "inverse_sqrt", "cosine_with_min_lr", "custom"),
+                "warmup_stable_decay",
+            ),
+            UNAVAILABLE,
+        ),
+    },
+    "optimizer": {
+        **dict.fromkeys(
+            ("adamw8bit", "adamw_8bit", "pagedadamw8bit", "adamw8bitkahan", "adam8bit"), "adamw_8bit"
+        ),
+        **dict.fromkeys(("adamw", "adamw_optimi", "adamw_torch", "pagedadamw", "adamw_bf16"), "adamw"),
+        **dict.fromkeys(("prodigy", "prodigyopt"), "prodigy"),
+        **dict.fromkeys(("automagic", "came8bit", "adv_optm"), UNAVAILABLE),
+    },
+    "kind": {
+        **dict.fromkeys(
+            ("lora", "standard", "networks.lora", "flux1", "locon", "kohya locon", "lycoris/locon"), "lora"
+        ),
+        **dict.fromkeys(("lokr", "lycoris/lokr"), "lokr"),
+        **dict.fromkeys(("loha", "lycoris/loha"), "loha"),
+        **dict.fromkeys(("oft", "oft_2"), "oft"),
+        "dora": "dora",
+        **dict.fromkeys(
+            ("lycoris.kohya", "lycoris", "lycoris/ia3", "lora-fa"),
+            UNAVAILABLE,
+        ),
+    },
+    "timestep_sampling": {
+        **dict.fromkeys(("sigmoid", "shift", "logit_normal", "logit-normal"), "logit_normal"),
+        **dict.fromkeys(("linear", "uniform"), "uniform"),
+        **dict.fromkeys(("flux_shift", "qwen_shift", "flux2_shift", "lumina2_shift"), "auto"),
+        **dict.fromkeys(
+            ("weighted", "sigma", "logsnr", "content", "style", "beta", "inverted_parabola"), UNAVAILABLE
+        ),
+    },
+    "loss": {"mse": "l2", "mae": "l1", "smooth_l1": UNAVAILABLE, "pseudo_huber": "huber"},
+    "base_precision": {
+        **dict.fromkeys((True, "true", "float8", "fp8", "qfloat8", "float_8", "float8_e4m3fn"), "fp8"),
+        **dict.fromkeys((False, "false", "bfloat16", "float16", "float32", "bf16"), "as it is"),
+        **dict.fromkeys(("nf4", "nfloat_4", "int4"), "nf4"),
+    },
+}
+
+NO_SHIFT = {"timestep_type", "timestep_sample_method", "timestep_distribution"}
+"""Their keys for how noise levels are drawn, where nothing said of a shift means none; ours would take the family's."""
+
+CONVOLUTIONS = {"conv_rank", "conv_alpha"}
+"""Settings that kohya's GUI always writes, and uses for a "LoCon" alone."""

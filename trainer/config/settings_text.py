@@ -1,0 +1,92 @@
+"""Settings as other programs write them, in JSON, TOML, YAML or as command-line options, as a flat list of values."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from typing import Any
+
+import yaml
+
+from ..errors import KilnError
+from ..toml_text import parse_toml
+
+Path = tuple[str, ...]
+"""Sections and key: ("config", "process", "train", "lr"). A list of sections adds nothing to it."""
+
+OPTION = re.compile(r"^--([A-Za-z][\w-]*)(?:=(.*))?$", re.DOTALL)
+
+
+def read_text(text: str) -> list[tuple[Path, Any]]:
+    """Every value of the text with its place, in order; of several sections in a list, the later ones follow.
+
+    Raises:
+        KilnError: it is none of these formats, or holds no names.
+    """
+    values = _parsed(text)
+    if not isinstance(values, dict):
+        raise KilnError("The settings hold no 'name: value' lines; paste the file's text as it is.")
+    return list(_flat(values, ()))
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)  # first: JSON that is indented with tabs is no YAML
+    except ValueError:
+        pass
+    options = _options(text)
+    if options:
+        return options
+    try:
+        return parse_toml(text)
+    except ValueError as error:
+        no_toml = str(error)
+    looks_like_toml = re.search(r"^\s*[\w.-]+\s*=", text, re.MULTILINE)
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        kind, fault = ("TOML", no_toml) if looks_like_toml else ("YAML", error)
+        raise KilnError(
+            f"The settings are not valid {kind} ({fault}); paste the file's text as it is."
+        ) from error
+    if not isinstance(values, dict) and looks_like_toml:
+        raise KilnError(f"The settings are not valid TOML ({no_toml}); paste the file's text as it is.")
+    return values
+
+
+def _options(text: str) -> dict[str, Any]:
+    """`--network_dim 16 --fp8_base` of a script; nothing where no line has an option at a word's beginning."""
+    if not re.search(r"(^|\s)--[A-Za-z]", text) or re.search(r"^\s*[\w.-]+\s*[:=]\s", text, re.MULTILINE):
+        return {}
+    try:
+        words = shlex.split(re.sub(r"[\\^`]\s*\n", " ", text), comments=True)
+    except ValueError:  # quotes that are not closed
+        return {}
+    found: dict[str, Any] = {}
+    name = ""
+    for word in words:
+        option = OPTION.match(word)
+        if option:
+            name = option[1].replace("-", "_")
+            found[name] = True if option[2] is None else option[2]
+        elif name:
+            before = found[name]
+            found[name] = (
+                word if before is True else [*(before if isinstance(before, list) else [before]), word]
+            )
+    return found
+
+
+def _flat(values: dict[Any, Any], place: Path) -> list[tuple[Path, Any]]:
+    found: list[tuple[Path, Any]] = []
+    for key, value in values.items():
+        here = (*place, str(key))
+        if isinstance(value, dict):
+            found += _flat(value, here)
+        elif isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
+            for each in value:
+                found += _flat(each, here)
+        else:
+            found.append((here, value))
+    return found
