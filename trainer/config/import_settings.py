@@ -190,6 +190,11 @@ def _consequences(
 ) -> list[tuple[str, Any, str]]:
     """Settings that follow from one: (setting, value, why)."""
     keys = {path[-1] for path, _ in entries}
+    if name == "rank" and not keys & ALPHAS:
+        if key == "network_dim":
+            return [("alpha", 1.0, "as sd-scripts and musubi-tuner mean it where nothing is said")]
+        if any(path[-2:] == ("adapter", "rank") for path, _ in entries):
+            return [("alpha", float(converted), "as diffusion-pipe means it where nothing is said")]
     if name == "min_snr_gamma" and "weighting" not in keys:
         return [("weighting", "min_snr", "without which it does nothing")]
     no_shift = key in NO_SHIFT or str(value).lower() == "sigmoid"
@@ -198,6 +203,7 @@ def _consequences(
     return []
 
 
+ALPHAS = {"alpha", *(key for key, name in ALIASES.items() if name == "alpha")}
 SHIFTS = {"shift", *(key for key, name in ALIASES.items() if name == "shift")}
 
 

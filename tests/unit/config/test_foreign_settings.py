@@ -189,7 +189,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "diffusion-pipe": (
         DIFFUSION_PIPE,
         {
-            **{"rank": 48, "kind": "lora", "steps": 700, "batch_size": 2, "learning_rate": 2e-5},
+            **{
+                "rank": 48,
+                "alpha": 48.0,
+                "kind": "lora",
+                "steps": 700,
+                "batch_size": 2,
+                "learning_rate": 2e-5,
+            },
             **{
                 "gradient_accumulation": 4,
                 "max_grad_norm": 0.5,
@@ -203,7 +210,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "musubi-tuner": (
         MUSUBI,
         {
-            **{"rank": 32, "kind": "lora", "steps": 640, "learning_rate": 2e-4, "optimizer": "adamw_8bit"},
+            **{
+                "rank": 32,
+                "alpha": 1.0,
+                "kind": "lora",
+                "steps": 640,
+                "learning_rate": 2e-4,
+                "optimizer": "adamw_8bit",
+            },
             **{"weight_decay": 0.03, "beta1": 0.9, "beta2": 0.98, "base_precision": "fp8", "seed": 42},
             **{"timestep_sampling": "logit_normal", "shift": 3.0, "min_timestep": 0.0, "max_timestep": 0.875},
             **{"checkpoint_every": 80},
