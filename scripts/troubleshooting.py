@@ -2,7 +2,7 @@
 
     python -m scripts.troubleshooting
 
-The help pages in web/docs are the source of all that follows the mark; a test fails while the page is older than they are.
+The help pages in web/docs are the source of all that follows the mark; a test fails while the page is older.
 """
 
 from __future__ import annotations
