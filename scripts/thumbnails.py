@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from playwright.sync_api import Page, sync_playwright
 
 from scripts import model_downloads
+from scripts.edit_template import TITLE as EDIT
 from scripts.host import start_host
 from scripts.host_client import HostClient
 from scripts.host_files import fetch_frontend, workspace
@@ -27,6 +28,7 @@ from scripts.workflows import TEMPLATES, WAN_LORA
 SIDE, BAND = 512, 190  # pixels: the picture, its text
 SMALL = ImageFont.load_default(19)
 OTHERS = {
+    EDIT: "in: your pairs of pictures\nout: a LoRA file, the loss, your picture edited without and with it",
     "Compare strengths": "in: your LoRA\nout: one picture, your LoRA at six strengths side by side",
     "Look at a dataset": "in: your pictures\nout: a report on them, what to mend, a contact sheet",
 }

@@ -152,9 +152,16 @@ class Graph:
             node["color"], node["bgcolor"] = color
         for key, spec in specs.items():
             if is_widget(spec):
-                node["widgets_values"].append(inputs.get(key, default_of(spec)))
+                given = inputs.get(key, default_of(spec))
+                linked = isinstance(given, tuple)
+                node["widgets_values"].append(default_of(spec) if linked else given)
                 if has_control(key, spec):
                     node["widgets_values"].append("fixed")
+                if linked:
+                    link = self._connect(given, node, spec[0])
+                    node["inputs"].append(
+                        {"name": key, "type": spec[0], "widget": {"name": key}, "link": link}
+                    )
                 continue
             node["inputs"].append(
                 {"name": key, "type": spec[0], "link": self._connect(inputs.get(key), node, spec[0])}
