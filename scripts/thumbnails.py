@@ -25,7 +25,7 @@ from scripts.node_sizes import FRONTENDS, drawn_boxes
 from scripts.training_templates import STORIES
 from scripts.workflows import TEMPLATES, WAN_LORA
 
-SIDE, BAND = 512, 190  # pixels: the picture, its text
+SIDE, BAND = 512, 240  # pixels: the picture, its text
 SMALL = ImageFont.load_default(19)
 OTHERS = {
     EDIT: "in: your pairs of pictures\nout: a LoRA file, the loss, your picture edited without and with it",
@@ -87,7 +87,7 @@ def thumbnail(title: str, text: str, graph: Image.Image) -> Image.Image:
     """Title and text above the graph."""
     made = Image.new("RGB", (SIDE, SIDE), "#1d232b")
     draw = ImageDraw.Draw(made)
-    y = 18
+    y = 66  # the host's badge lies above
     for line in title.replace(" - ", "\n").split("\n"):
         draw.text((20, y), line, fill="#ffffff", font=ImageFont.load_default(34))
         y += 42

@@ -240,6 +240,7 @@ class Graph:
     def save(self, path: Path) -> None:
         """Write the workflow file; it opens with the first step in view."""
         groups = self._lay_out()
+        view = {"scale": OPENING_SCALE, "offset": [OPENING_LEFT, OPENING_TOP]}
         workflow = {
             "last_node_id": len(self._nodes),
             "last_link_id": len(self._links),
@@ -247,7 +248,7 @@ class Graph:
             "links": self._links,
             "groups": groups,
             "config": {},
-            "extra": {"ds": {"scale": OPENING_SCALE, "offset": [OPENING_LEFT, OPENING_TOP]}},
+            "extra": {"ds": view, "kilnOpening": view},  # the second: see web/opening_view.mjs
             "version": 0.4,
         }
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ import { app } from "../../scripts/app.js";
 import { showErrors } from "./errors.mjs";
 import { addEstimate, watchEstimates } from "./estimate.mjs";
 import { keepNodeTexts } from "./node_texts.mjs";
+import { openAtTheNote } from "./opening_view.mjs";
 import { addPanel, listen, reattach } from "./panel.mjs";
 import { fillFromPreset } from "./presets.mjs";
 import { followTheme } from "./plot.mjs";
@@ -31,6 +32,7 @@ app.registerExtension({
     addEstimate(node);
   },
   afterConfigureGraph() {
+    openAtTheNote(app);
     return reattach(app);
   },
 });

@@ -72,6 +72,19 @@ def open_template(page: Page, path: Path) -> None:
     )
 
 
+def note_in_view(page: Page, note: dict[str, Any]) -> str:
+    """Empty, or how the note cannot be read."""
+    scale, left, top = page.evaluate(
+        "() => { const v = window.app.canvas.ds; return [v.scale, v.offset[0], v.offset[1]]; }"
+    )
+    x, y = (note["x"] + left) * scale, (note["y"] + top) * scale
+    right, bottom = x + note["width"] * scale, y + note["height"] * scale
+    inside = x >= 0 and y >= 0 and right <= VIEW["width"] and bottom <= VIEW["height"]
+    return (
+        "" if inside and scale >= SMALLEST_SCALE else f"the note is at {x:.0f}, {y:.0f} at scale {scale:.2f}"
+    )
+
+
 def over_each_other(boxes: list[dict[str, Any]]) -> list[str]:
     """Pairs of boxes that share more than a hair, with how much."""
     found = []
@@ -108,20 +121,11 @@ def test_templates_open_clean(page: Page, request: pytest.FixtureRequest) -> Non
         open_template(page, path)
         boxes = drawn_boxes(page)
         note = next(b for b in boxes if b["type"] == "MarkdownNote")
-        scale, left, top = page.evaluate(
-            "() => { const v = window.app.canvas.ds; return [v.scale, v.offset[0], v.offset[1]]; }"
-        )
         RESULTS.mkdir(exist_ok=True)
         page.screenshot(path=RESULTS / f"{name}-{path.stem}.png")
-        x, y = (note["x"] + left) * scale, (note["y"] + top) * scale
-        in_view = (
-            x >= 0
-            and y >= 0
-            and x + note["width"] * scale <= VIEW["width"]
-            and y + note["height"] * scale <= VIEW["height"]
-        )
-        if not in_view or scale < SMALLEST_SCALE:
-            problems.append(f"{path.stem}: the note is at {x:.0f}, {y:.0f} at scale {scale:.2f}")
+        hidden = note_in_view(page, note)
+        if hidden:
+            problems.append(f"{path.stem}: {hidden}")
         frames = page.evaluate(GROUPS)
         for at in range(0, int(max(b["x"] + b["width"] for b in boxes)), 1800):
             page.evaluate(LOOK_AT, [0.6, at - 100, -150])  # only what has been in view is drawn at its size
@@ -132,6 +136,20 @@ def test_templates_open_clean(page: Page, request: pytest.FixtureRequest) -> Non
             if box["type"] != "MarkdownNote" and all(outside(box, frame["box"]) for frame in frames):
                 problems.append(f"{path.stem}: {box['type']} is in no step")
     assert problems == []
+
+
+def test_the_template_browser_opens_at_the_note(page: Page) -> None:
+    """Newer frontends fit a template into the window, and a saved workflow keeps the view that it was saved with."""
+    page.evaluate("() => window.app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    page.get_by_text("comfyui-lora-kiln").first.click()
+    page.get_by_text("Compare strengths").first.click()
+    page.wait_for_function(
+        "() => (window.app.graph.nodes ?? window.app.graph._nodes).some(n => n.type === 'KilnWeightSweep')"
+    )
+    page.wait_for_timeout(1500)
+    note = next(b for b in drawn_boxes(page) if b["type"] == "MarkdownNote")
+    assert note_in_view(page, note) == ""
+    assert page.evaluate("() => window.app.graph.serialize().extra.kilnOpening ?? null") is None
 
 
 def test_what_a_run_shows_covers_nothing(
