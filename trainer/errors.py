@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def shortened(text: str, most: int = 200) -> str:
+    """Text of a user or a file, for a message: at most that many characters."""
+    return text if len(text) <= most else f"{text[: most - 4]} ..."
+
+
 class KilnError(ValueError):
     """Something the user gave us does not work: the message names the thing, what was found and the cure."""
 

@@ -39,3 +39,10 @@ def test_a_replaced_method_trains_with_its_adapters(figures: dict[str, Any]) -> 
 @pytest.mark.parametrize("kind", ["closure", "partial"])
 def test_a_function_that_holds_the_model_s_layers_is_refused(figures: dict[str, Any], kind: str) -> None:
     assert "has replaced blocks.0.cross_attn.forward by a function" in figures[kind]
+
+
+def test_what_frees_memory_waits_for_the_run() -> None:
+    """Host 0.33 calls reset_cast_buffers after every node; it frees what the weights of a running step lie in."""
+    found = run_in_host("gate.py", arguments=())
+    assert found["waits"] and all(found["waits"].values()), found
+    assert found["ended"]

@@ -82,7 +82,7 @@ def forbidden_imports(source: str, module: str, *, is_package: bool) -> list[str
 # trainer's root is a room of its own. Modules in one tuple stand side by side and do not import each other.
 FLOORS: list[tuple[str, ...]] = [
     ("trainer.errors", "trainer.families", "trainer.rng", "trainer.toml_text"),
-    ("trainer.events", "trainer.safefile", "trainer.conditioning"),
+    ("trainer.events", "trainer.safefile", "trainer.conditioning", "trainer.patterns"),
     ("trainer.config",),
     ("trainer.denoiser", "trainer.report", "trainer.noise_defaults"),
     ("trainer.adapter", "trainer.dataset"),

@@ -11,8 +11,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ..config import AdapterConfig
-from ..errors import KilnError
+from ..errors import KilnError, shortened
 from ..families import FAMILIES, NEVER_DEFAULT_TARGETS
+from ..patterns import compile_pattern
 
 _REGEX_SIGNS = re.compile(r"[*()\[\]|\\^$+?{}]")
 
@@ -50,7 +51,7 @@ def choose_targets(module: nn.Module, wanted: str, unwanted: str = "") -> list[s
         # Blocks are members of a ModuleList, so their layers' names hold a number: "blocks.3.ffn.0"
         chosen = [n for n in names if re.search(r"\.\d+\.", n) and not NEVER_DEFAULT_TARGETS.search(n)]
     elif _REGEX_SIGNS.search(wanted):
-        pattern = compile_expression(wanted, "target_modules")
+        pattern = compile_pattern(wanted, "target_modules")
         chosen = [n for n in names if pattern.fullmatch(n)]
     else:
         endings = [_known_ending(e, names) for e in wanted.replace(",", " ").split()]
@@ -59,11 +60,11 @@ def choose_targets(module: nn.Module, wanted: str, unwanted: str = "") -> list[s
         raise _no_such_layer(wanted, names)
     if not unwanted.strip():
         return chosen
-    out = compile_expression(unwanted, "exclude_modules")
+    out = compile_pattern(unwanted, "exclude_modules")
     kept = [n for n in chosen if not out.search(n)]
     if not kept:
         raise KilnError(
-            f"exclude_modules {unwanted!r} leaves out all {len(chosen)} layers; make it narrower."
+            f"exclude_modules {shortened(repr(unwanted))} leaves out all {len(chosen)} layers; make it narrower."
         )
     return kept
 
@@ -77,9 +78,7 @@ def choose_convolutions(module: nn.Module, config: AdapterConfig) -> list[str]:
     if not config.conv_rank:
         return []
     unwanted = (
-        compile_expression(config.exclude_modules, "exclude_modules")
-        if config.exclude_modules.strip()
-        else None
+        compile_pattern(config.exclude_modules, "exclude_modules") if config.exclude_modules.strip() else None
     )
     found = [
         name
@@ -96,14 +95,6 @@ def choose_convolutions(module: nn.Module, config: AdapterConfig) -> list[str]:
     return found
 
 
-def compile_expression(text: str, setting: str) -> re.Pattern[str]:
-    """A user's regular expression; raises KilnError, naming the setting."""
-    try:
-        return re.compile(text.strip())
-    except re.error as error:
-        raise KilnError(f"{setting} is not a valid regular expression ({error}): {text!r}.") from error
-
-
 def _known_ending(ending: str, names: list[str]) -> str:
     """The ending itself or what a family calls it whose diffusers name it is, whichever some layer has."""
     for candidate in (ending, *(f.target_aliases[ending] for f in FAMILIES if ending in f.target_aliases)):
@@ -115,7 +106,7 @@ def _known_ending(ending: str, names: list[str]) -> str:
 def _no_such_layer(wanted: str, names: list[str]) -> KilnError:
     known = sorted({re.sub(r"^.*?\.\d+\.", "", n) for n in names})
     return KilnError(
-        f"target_modules {wanted!r} matches no linear layer of this model; names that exist end in "
+        f"target_modules {shortened(repr(wanted))} matches no linear layer of this model; names that exist end in "
         f"{', '.join(known[:12])}."
     )
 
@@ -156,9 +147,10 @@ def layer_shape(name: str, config: AdapterConfig, kernel: Sequence[int] = ()) ->
             shape = LayerShape(0, 0.0)
         if not sign or shape.rank < 1 or not shape.alpha > 0:
             raise KilnError(
-                f"rank_pattern holds {part!r}; write expression=rank or expression=rank:alpha, such as ffn=16:8."
+                f"rank_pattern holds {shortened(repr(part))}; write expression=rank or expression=rank:alpha, such as "
+                "ffn=16:8."
             )
-        if compile_expression(expression, "rank_pattern").search(name):
+        if compile_pattern(expression, "rank_pattern").search(name):
             return shape
     if any(size > 1 for size in kernel):
         return LayerShape(

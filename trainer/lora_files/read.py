@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import struct
 from collections import defaultdict
 from collections.abc import Mapping
@@ -20,7 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import KilnError
+from ..errors import KilnError, shortened
+from ..patterns import compile_pattern
 from .formulas import LayerTensors, group_by_layer, rank_of, shape_of
 from .keys import PREFIX, own_layers, part_widths, split_key, to_diffusers
 from .layer_names import part_name, split_part
@@ -246,14 +246,9 @@ def _by_pattern(patterns: Mapping[str, Any], layer: str, spelled: str, default: 
     bare = layer.removeprefix(PREFIX)
     for name in (bare, to_diffusers(bare) or bare, spelled):
         for pattern, value in patterns.items():
-            try:
-                matches = re.match(rf"(.*\.)?({pattern})$", name)
-            except re.error as error:
-                raise KilnError(
-                    f"The pattern {pattern!r} in {PEFT_CONFIG} is no regular expression ({error}); save the adapter "
-                    "again."
-                ) from error
-            if matches:
+            what = f"The pattern {shortened(repr(pattern))} in {PEFT_CONFIG}"
+            compile_pattern(pattern, what)  # alone, so that it cannot close the parenthesis below
+            if compile_pattern(rf"(^|\.)({pattern})$", what).search(name):
                 return value
     return default
 

@@ -63,22 +63,25 @@ def start_state(model: Any, name: str, config: AdapterConfig) -> dict[str, Tenso
                 f"start_from {name!r} has rank {rank} and this run {shape.rank}; set rank to {rank} or more."
             )
         factor = (1.0 if alpha is None else alpha / rank) / shape.scale(config)
-        state[f"{layer}.lora_B.weight"] = pad(
-            up.float() * factor, (*[0, 0] * (up.ndim - 2), 0, shape.rank - rank)
-        )
-        fresh = torch.nn.init.kaiming_uniform_(
-            torch.empty(shape.rank, *down.shape[1:]),
-            a=5**0.5,
-            generator=generator(0, "start", len(state)),
-        )
-        fresh[:rank] = down.float()
-        state[f"{layer}.lora_A.weight"] = fresh
+        state |= _filled_up(layer, up.float() * factor, down.float(), shape.rank, len(state) + 1)
     if not state:
         raise KilnError(
             f"start_from {name!r} holds no layer of this model ({type(model.model).__name__}); choose a LoRA that was "
             "trained on this kind of model."
         )
     return state
+
+
+def _filled_up(layer: str, up: Tensor, down: Tensor, rank: int, index: int) -> dict[str, Tensor]:
+    """The matrices of a layer at a larger rank, with fresh rows in A and zeros in B; index: for what is drawn."""
+    more = rank - len(down)
+    fresh = torch.empty(rank, *down.shape[1:])
+    torch.nn.init.kaiming_uniform_(fresh, a=5**0.5, generator=generator(0, "start", index))
+    fresh[: len(down)] = down
+    return {
+        f"{layer}.lora_B.weight": pad(up, (*[0, 0] * (up.ndim - 2), 0, more)),
+        f"{layer}.lora_A.weight": fresh,
+    }
 
 
 def _plain_lora(name: str, layer: str, patch: Any) -> tuple[Tensor, Tensor, float | None]:

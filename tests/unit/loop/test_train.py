@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from trainer.adapter.lora import LoraAdapter
 from trainer.config import TrainConfig
 from trainer.dataset.encoded import EncodedDataset
 from trainer.errors import KilnError
@@ -224,3 +225,18 @@ def test_resumed_equals_uninterrupted_with_variants(tmp_path: Path) -> None:
     rest = train(ToyDenoiser(), encoded, config, run_folder=tmp_path / "part", resume_from=saved)
     assert rest.losses == whole.losses
     assert_same(rest.adapter, whole.adapter)
+
+
+def test_layers_without_a_gradient_are_named_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LoraAdapter, "layers_without_gradient", lambda self: ["a.q", "a.k", "a.v", "a.o"])
+    said: list[str] = []
+
+    def watch(event: Event) -> None:
+        if isinstance(event, MessageEvent):
+            said.append(event.text)
+
+    train(
+        ToyDenoiser(), make_encoded(tmp_path), make_config(steps=3), run_folder=tmp_path / "run", emit=watch
+    )
+    (sentence,) = [text for text in said if "no gradient" in text]
+    assert sentence.startswith("4 layers got no gradient in the first step (a.q, a.k, a.v, ...)")

@@ -321,7 +321,7 @@ def test_a_header_may_be_as_long_as_others_files_begin(tmp_path: Path, length: i
         ),
         (
             lambda p: peft_folder(p, {"r": 4, "lora_alpha": 4, "alpha_pattern": {"[": 3}}),
-            r"The pattern '\[' in adapter_config.json is no regular expression",
+            r"The pattern '\[' in adapter_config.json is not a valid regular expression",
         ),
         (lambda p: p.mkdir(), "is no peft adapter: it needs adapter_config.json"),
     ],
