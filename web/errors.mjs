@@ -5,6 +5,7 @@ import { onError, onPromptStart } from "./api.mjs";
 import { make } from "./dom.mjs";
 import { allNodes, findNode } from "./find_node.mjs";
 import { followNodeWidth } from "./panel.mjs";
+import { inUsersLanguage } from "./texts.mjs";
 
 const OURS = "Kiln"; // how our nodes' ids begin
 const NAME = "kiln_error";
@@ -46,8 +47,9 @@ export function showErrors(app) {
   onPromptStart(() => {
     for (const node of allNodes(app)) hide(node);
   });
-  onError(({ node: id, kind, sentence }) => {
+  onError(({ node: id, kind, sentence: said }) => {
     if (!kind.startsWith(OURS)) return;
+    const sentence = inUsersLanguage(said);
     const node = findNode(app, id);
     const here = node?.comfyClass === kind; // or in the graph of another tab
     if (here) show(node, sentence);

@@ -7,7 +7,7 @@
 import { app as host } from "../../scripts/app.js";
 import { estimateMemory } from "./api.mjs";
 import { ON_TRAINER, SETTINGS_NODES, chain } from "./graph_actions.mjs";
-import { t } from "./texts.mjs";
+import { inUsersLanguage, t } from "./texts.mjs";
 
 const SUBGRAPH_INPUT = -10; // the host's id for a subgraph's inputs, seen from inside
 const PERIOD = 400; // milliseconds between two looks
@@ -139,11 +139,11 @@ class Line {
     const found = await estimateMemory(now).catch((error) => ({ error: String(error) }));
     if (key !== this.asked) return;
     if ("error" in found) {
-      this.say(t("memoryUnknown", found.error), "");
+      this.say(t("memoryUnknown", inUsersLanguage(found.error)), "");
       return;
     }
     const needs = t("memoryNeeds", gib(found.total), now.resolution, now.max_frames);
-    this.say(`${needs}. ${found.advice}`, partsOf(found.parts));
+    this.say(`${needs}. ${inUsersLanguage(found.advice)}`, partsOf(found.parts));
   }
 
   /** @param {string} text @param {string} title */

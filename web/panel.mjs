@@ -10,7 +10,7 @@ import { make } from "./dom.mjs";
 import { Filmstrip } from "./filmstrip.mjs";
 import { allNodes, findNode, nodeOf } from "./find_node.mjs";
 import { clock } from "./series.mjs";
-import { t } from "./texts.mjs";
+import { inUsersLanguage, t } from "./texts.mjs";
 
 const HEIGHT = 220;
 const ONE_LINE = "white-space:nowrap;overflow:hidden;text-overflow:ellipsis";
@@ -247,7 +247,7 @@ export class Panel {
     this.figures.textContent = state ? figures(state, active, this.chart.smooth.at(-1)) : "";
     this.figures.title = this.figures.textContent;
     this.showOffers();
-    const text = this.note || [state?.start, state?.text].filter(Boolean).join("\n");
+    const text = inUsersLanguage(this.note || [state?.start, state?.text].filter(Boolean).join("\n"));
     // Read out by screen readers when it changes, so not written again when it has not
     if (this.advice.textContent !== text) this.advice.textContent = text;
     this.advice.title = text;

@@ -2,6 +2,7 @@
 // The panel's own words, in English and Chinese. Node names and tooltips are in locales/, which the host reads.
 import { app } from "../../scripts/app.js";
 import { RUNS } from "./texts_runs.mjs";
+import { toChinese } from "./to_chinese.mjs";
 
 /** @type {Record<string, [string, string]>} */
 const TEXTS = {
@@ -99,4 +100,9 @@ export function chinese() {
 export function t(key, ...values) {
   const [english, other] = TEXTS[key] ?? [key, key];
   return (chinese() ? other : english).replace(/\{(\d)\}/g, (_, place) => String(values[place] ?? ""));
+}
+
+/** What the server says, which is English, for the user. @param {string} text */
+export function inUsersLanguage(text) {
+  return chinese() ? toChinese(text) : text;
 }

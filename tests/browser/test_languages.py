@@ -49,9 +49,24 @@ def test_opened_in_chinese(canvas: Canvas) -> None:
     assert CHARACTERS.search(shown["steps"]), shown
     canvas.page.evaluate("() => window.app.queuePrompt(0)")
     canvas.wait_panel("panel.state?.status === 'done'")
+    said = canvas.panel()["text"]
+    assert CHARACTERS.search(said) and not re.search(r"\b(steps in|done|loss)\b", said), said
     canvas.page.click(RUNS_TAB)
     canvas.page.wait_for_selector(".kiln-runs .kiln-card")
     canvas.shot("chinese")
+
+
+@pytest.mark.parametrize("settings", [CHINESE], ids=["zh"])
+def test_an_error_is_said_in_chinese(canvas: Canvas) -> None:
+    canvas.load(steps=10)
+    canvas.page.evaluate(
+        """() => {
+            const nodes = window.app.graph.nodes ?? window.app.graph._nodes;
+            nodes.find(n => n.type === 'KilnLoadDataset').widgets.find(w => w.name === 'folder').value = 'nowhere';
+            window.app.queuePrompt(0);
+        }"""
+    )
+    expect(canvas.page.locator(".kiln_error")).to_contain_text("\u6ca1\u6709\u6587\u4ef6\u5939 'nowhere'")
 
 
 @pytest.mark.parametrize("settings", [{**CHINESE, **NODES_2}], ids=["zh-nodes2"])
