@@ -18,7 +18,8 @@ from scripts.model_downloads import ModelFile
 Info = dict[str, Any]  # /object_info: node class -> definition
 Link = tuple[str, int]  # name of a node in the builder, output slot
 
-WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+DYNAMIC = "COMFY_DYNAMICCOMBO_V3"  # host 0.33: a choice that brings further inputs
+WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC}
 # Inputs whose widget is followed by a second one, "control after generate", in the saved values
 CONTROLLED = ("seed", "noise_seed")
 # Heights that the frontends draw at least, by node class: the largest of all frontends and both ways of drawing
@@ -71,7 +72,9 @@ def default_of(spec: list[Any]) -> Any:
     if "default" in options:
         return options["default"]
     choices = spec[0] if isinstance(spec[0], list) else options.get("options")
-    return choices[0] if choices else ""
+    if not choices:
+        return ""
+    return choices[0]["key"] if spec[0] == DYNAMIC else choices[0]
 
 
 @dataclass
@@ -267,7 +270,7 @@ def to_prompt(workflow: dict[str, Any], info: Info) -> dict[str, Any]:
         inputs: dict[str, Any] = {}
         for name, spec in inputs_of(info, node["type"]).items():
             if is_widget(spec):
-                inputs[name] = next(values)
+                inputs[name] = next(values, default_of(spec))  # a newer host may have more widgets
                 if has_control(name, spec):
                     next(values)
             if name in connected:

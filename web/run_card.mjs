@@ -5,7 +5,7 @@ import { make } from "./dom.mjs";
 import { openGraph, resume, trainer, useSettings } from "./graph_actions.mjs";
 import { roving } from "./roving.mjs";
 import { clock } from "./series.mjs";
-import { t } from "./texts.mjs";
+import { inUsersLanguage, t } from "./texts.mjs";
 
 /** @typedef {import("./api.mjs").RunRecord} RunRecord */
 
@@ -160,7 +160,7 @@ function facts(run) {
     make("div", { "data-kiln": "progress", text: t("progress", run.step, run.config.steps, clock(run.seconds), run.items) }),
     figures.length > 0 && make("div", { text: figures.join(", ") }),
     rest.length > 0 && make("div", { class: "kiln-faint", text: t("otherSettings", rest.join(", ")) }),
-    ...[run.message, ...run.advice].filter(Boolean).map((text) => make("div", { class: "kiln-faint", text })),
+    ...[run.message, ...run.advice].filter(Boolean).map((text) => make("div", { class: "kiln-faint", text: inUsersLanguage(text) })),
   );
 }
 
