@@ -7,6 +7,7 @@ kohya always writes alpha. diffusers and peft never write it as a tensor: it sta
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -16,9 +17,11 @@ from torch import Tensor
 
 from ..errors import KilnError
 from ..families import Family, family_of_layers
-from .formulas import LayerTensors, group_by_layer, kind_of, rank_of, shape_of
+from .formulas import LayerTensors, group_by_layer, kind_of, listed, rank_of, shape_of, unknown_keys
 from .keys import diffusers_prefix, spell_layer, spell_part
 from .split_layers import split_rows
+
+log = logging.getLogger(__name__)
 
 
 def convert_keys(lora: Mapping[str, Tensor], format: str) -> dict[str, Tensor]:
@@ -43,6 +46,11 @@ def convert_keys(lora: Mapping[str, Tensor], format: str) -> dict[str, Tensor]:
             kernel_dims = tensors.get("lora_A.weight", tensor).dim() - 2
             part, tensor = _convert_magnitude(part, tensor, format, kernel_dims)
             converted[spelled + spell_part(part, format)] = tensor
+    unknown = unknown_keys(lora)
+    if format in ("comfyui", "kohya"):
+        converted |= {key: lora[key] for key in unknown}
+    elif unknown:
+        log.warning("Not written, for %s has no place for them: %s", format, listed(unknown))
     return converted
 
 
@@ -82,6 +90,10 @@ def _check_format(layer: str, tensors: LayerTensors, format: str) -> None:
     ):
         raise KilnError(
             f"peft has no adapter such as {layer} ({', '.join(sorted(tensors))}); save it as comfyui or kohya."
+        )
+    if format in ("diffusers", "peft") and "diff_b" in tensors:
+        raise KilnError(
+            f"{format} has no place for the change of a bias, as {layer} has one; save it as comfyui."
         )
     if format in ("comfyui", "kohya") and "oft_R.weight" in tensors:
         raise KilnError(f"{layer} is an OFT of peft's kind, which only peft reads; save it as peft.")

@@ -20,7 +20,7 @@ Without alpha, alpha / r is 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -42,6 +42,16 @@ def group_by_layer(lora: Mapping[str, Tensor]) -> dict[str, LayerTensors]:
             layer, name = layer_and_name
             layers.setdefault(layer, {})[name] = tensor
     return layers
+
+
+def unknown_keys(lora: Mapping[str, Tensor]) -> list[str]:
+    """The keys that group_by_layer leaves out: embeddings that were bundled with a LoRA, and the like."""
+    return [key for key in lora if split_key(key) is None]
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names, for a message."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def kind_of(tensors: LayerTensors) -> str:

@@ -43,6 +43,8 @@ ENDINGS = {
     ".lora_B.default.weight": "lora_B.weight",
     ".lora_A": "lora_A.weight",
     ".lora_B": "lora_B.weight",
+    ".lora_B.bias": "lora_B.bias",
+    ".scalar": "scalar",
     ".lora_mid.weight": "lora_mid.weight",
     ".alpha": "alpha",
     ".dora_scale": "dora_scale",

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
 import math
 import warnings
 import zlib
@@ -25,11 +26,21 @@ from torch import Tensor
 
 from ..errors import KilnError
 from ..rng import derive_seed
-from .formulas import LayerTensors, delta_weight, group_by_layer, kind_of, needs_base_weight, shape_of
+from .formulas import (
+    LayerTensors,
+    delta_weight,
+    group_by_layer,
+    kind_of,
+    listed,
+    needs_base_weight,
+    shape_of,
+    unknown_keys,
+)
 from .keys import NO_MODEL, model_of
 from .lora_weights import LoraWeights
 from .svd import dense_svd, factors_from_svd, kernel_shape, low_rank_factors, product_svd
 
+log = logging.getLogger(__name__)
 METHODS = ("exact", "svd", "task_arithmetic", "ties", "dare_linear", "dare_ties", "magnitude_prune")
 _DIFFERENCES = ("diff", "diff_b", "w_norm", "b_norm")  # merged as weighted sums
 
@@ -69,6 +80,8 @@ def merge_loras(
     """
     # Longer than others: one pass over the layers, most of it what is counted for the sentence
     _check_settings(loras, weights, method, rank, density)
+    if unknown := [key for lora in loras for key in unknown_keys(lora)]:
+        log.warning("Not merged, for they belong to no layer: %s", listed(unknown))
     grouped = [group_by_layer(lora) for lora in loras]
     names = list(dict.fromkeys(name for layers in grouped for name in layers))
     merged = LoraWeights({}, {"lora_kiln.merge": f"{method} of {len(loras)}, weights {list(weights)}"})

@@ -7,6 +7,7 @@ files are never opened: unpickling runs code that the file holds.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import struct
@@ -21,13 +22,15 @@ from torch import Tensor
 
 from ..errors import KilnError, shortened
 from ..patterns import compile_pattern
-from .formulas import LayerTensors, group_by_layer, rank_of, shape_of
+from .formulas import LayerTensors, group_by_layer, listed, rank_of, shape_of, unknown_keys
 from .keys import PREFIX, own_layers, part_widths, split_key, to_diffusers
 from .layer_names import part_name, split_part
 from .lora_weights import LoraWeights
+from .plain_keys import plain_keys, usual_tensors
 from .save import PEFT_CONFIG, PEFT_FILE
 from .split_layers import join
 
+log = logging.getLogger(__name__)
 DIFFUSERS_METADATA = "lora_adapter_metadata"  # JSON: LoraConfig's fields under "transformer." or "unet."
 FINETRAINERS_METADATA = "lora_config"  # JSON: "r", "lora_alpha", ...
 
@@ -51,6 +54,10 @@ def read_lora(path: Path, names: Mapping[str, str] | None = None) -> LoraWeights
         scaling = _scaling_of_metadata(metadata)
     check_finite(tensors, path.name)
     lora = to_our_keys(tensors, names, path.name, scaling)
+    if unknown := unknown_keys(lora):
+        log.warning(
+            "%s holds tensors of no layer, which nothing here applies: %s", path.name, listed(unknown)
+        )
     return LoraWeights(lora, {k: v for k, v in metadata.items() if k not in (DIFFUSERS_METADATA, "format")})
 
 
@@ -84,6 +91,7 @@ def to_our_keys(
     Raises:
         KilnError: they are no LoRA's, a layer is incomplete, or two spellings name one tensor.
     """
+    tensors = plain_keys(tensors, what)
     layer_and_part = {key: split_key(key) for key in tensors}
     unknown = [key for key, split in layer_and_part.items() if split is None]
     layers = own_layers({split[0]: None for split in layer_and_part.values() if split is not None}, names)
@@ -117,6 +125,11 @@ def to_our_keys(
     spelled = {ours: theirs for theirs, ours in layers.items()}
     if scaling is not None:
         _set_alphas(ours, scaling, spelled)
+    for layer, layer_tensors in group_by_layer(ours).items():
+        if "lora_B.bias" in layer_tensors or "scalar" in layer_tensors:
+            for part in layer_tensors:
+                del ours[f"{layer}.{part}"]
+            ours |= {f"{layer}.{part}": t for part, t in usual_tensors(layer_tensors).items()}
     return _join_parts(ours, spelled)
 
 

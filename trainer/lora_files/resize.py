@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import KilnError
-from .formulas import group_by_layer
+from .formulas import group_by_layer, unknown_keys
 from .lora_weights import LoraWeights
 from .svd import check_rank_and_energy, factors_from_svd, layer_svd, rank_for_energy
 
@@ -35,6 +35,7 @@ def resize(
     """
     check_rank_and_energy(rank, energy)
     resized = LoraWeights({}, getattr(lora, "metadata", {}))
+    resized.update({key: lora[key] for key in unknown_keys(lora)})
     ranks, kept_energy, total_energy = [], 0.0, 0.0
     for layer, tensors in group_by_layer(lora).items():
         unchanged = {name: t for name, t in tensors.items() if _has_no_rank(name, t)}

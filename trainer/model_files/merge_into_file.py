@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import KilnError
-from ..lora_files.formulas import LayerTensors, group_by_layer
+from ..lora_files.formulas import LayerTensors, group_by_layer, unknown_keys
 from ..lora_files.keys import PREFIX, model_of
 from ..lora_files.lora_weights import LoraWeights
 from ..lora_files.read import to_our_keys
@@ -144,7 +144,9 @@ def _match(source: SafetensorsFile, prefix: str, loras: Sequence[WeightedLora]) 
     biases: list[str] = []
     for each in loras:
         matched = 0
-        layers = group_by_layer(to_our_keys(each.lora, names, each.name))
+        lora = to_our_keys(each.lora, names, each.name)
+        layers = group_by_layer(lora)
+        changes.unmatched += unknown_keys(lora)
         for layer, tensors in layers.items():
             bare = prefix + layer.removeprefix(PREFIX)
             key = next((k for k in (f"{bare}.weight", bare) if k in source.entries), None)

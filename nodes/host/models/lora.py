@@ -113,6 +113,7 @@ def put_on(
     if not for_model and not for_clip:
         raise KilnError(_fits_neither(lora, model))
     blocks.check(_own_names(for_model))
+    left |= {key: {} for key in formulas.unknown_keys(lora)}
     if left:
         log.warning("%d layers of the LoRA fit nothing and are left out: %s", len(left), ", ".join(left))
     new_model = model
