@@ -22,19 +22,21 @@ export function openAtTheNote(app) {
   show();
   let frames = 0;
   const watch = () => {
-    if (ds.scale < view.scale && showsAll(app)) show(); // the host's doing; whoever zooms or pans is left alone
+    if (ds.scale < view.scale && fitted(app)) show(); // the host's doing; whoever zooms or pans is left alone
     else if (++frames < FRAMES) requestAnimationFrame(watch);
   };
   requestAnimationFrame(watch);
 }
 
-/** Whether every node is in the window. @param {any} app */
-function showsAll(app) {
+/** Whether the whole graph lies in the middle of the window, as the host puts it. @param {any} app */
+function fitted(app) {
   const { ds, canvas } = app.canvas;
-  const right = canvas.clientWidth / ds.scale - ds.offset[0];
-  const bottom = canvas.clientHeight / ds.scale - ds.offset[1];
-  return (app.graph.nodes ?? app.graph._nodes).every(
-    (/** @type {any} */ { pos, size }) =>
-      pos[0] >= -ds.offset[0] && pos[1] >= -ds.offset[1] && pos[0] + size[0] <= right && pos[1] + size[1] <= bottom,
-  );
+  const nodes = app.graph.nodes ?? app.graph._nodes;
+  for (const [axis, length] of [[0, canvas.clientWidth], [1, canvas.clientHeight]]) {
+    const from = Math.min(...nodes.map((/** @type {any} */ n) => n.pos[axis]));
+    const to = Math.max(...nodes.map((/** @type {any} */ n) => n.pos[axis] + n.size[axis]));
+    const middle = length / ds.scale / 2 - ds.offset[axis];
+    if (to - from > length / ds.scale || Math.abs((from + to) / 2 - middle) > 60) return false;
+  }
+  return true;
 }
