@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +11,8 @@ from ..trainer.errors import KilnError
 from ..trainer.lora_files.lora_weights import LoraWeights
 from ..trainer.lora_files.strengths import parse_sweep
 from ..trainer.report.grid import MODES, comparison_grid
-from ..trainer.runs import checkpoint
+from ..trainer.runs.checkpoint import read_adapter
+from ..trainer.runs.checkpoint_list import find_checkpoints, step_of
 from ..trainer.runs.run import Run
 from . import types
 from .host.models.lora import apply_lora
@@ -86,18 +86,17 @@ class KilnWeightSweep(io.ComfyNode):
 
 def _stages(run: Run) -> list[tuple[str, LoraWeights]]:
     """The checkpoints of a run that are on disk, without the last step, which the LoRA itself holds."""
-    found: list[Path] = checkpoint.find_checkpoints(run.folder)
+    found = find_checkpoints(run.folder)
     if not found:
         raise KilnError(
             f"The run {run.run_id} has no checkpoints on disk; disconnect run, or train with checkpoints."
         )
     from ..trainer.lora_files.export import export_adapter  # it imports peft, which takes seconds
 
-    states = [(checkpoint.read_state(path).step, path) for path in found]
     return [
-        (f"step {step}", LoraWeights(export_adapter(checkpoint.read_adapter(path), run.config.adapter)))
-        for step, path in states
-        if step < len(run.losses)
+        (f"step {step_of(path)}", LoraWeights(export_adapter(read_adapter(path), run.config.adapter)))
+        for path in found
+        if step_of(path) < len(run.losses)
     ]
 
 

@@ -27,7 +27,8 @@ from tests.unit.toy import ToyDenoiser, hold_out, make_config, make_encoded
 from trainer.config import ValidationConfig
 from trainer.events import Event, StepEvent
 from trainer.loop.train import train
-from trainer.runs.checkpoint import find_checkpoints, read_adapter
+from trainer.runs.checkpoint import read_adapter
+from trainer.runs.checkpoint_list import find_checkpoints
 
 REPO = Path(__file__).resolve().parents[1]
 SHAPES = ((4, 1, 2, 2), (4, 1, 2, 3))

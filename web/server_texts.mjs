@@ -242,6 +242,7 @@ export const CHINESE = {
   "chosen for the {} that are free": "因为空闲 {}",
   "needs about {} GiB ({}) at memory level {}": "约需 {} GiB（{}），显存级别 {}",
   "Runs that fit: {}.": "匹配的训练记录：{}。",
+  "Only the newest {} runs were compared; an older one can be chosen by its name.": "只比较了最新的 {} 条训练记录；更早的可按名称选择。",
   "A new run: the run {} ({} steps) is not gone on with, because {}.": "新的训练：没有接着训练记录 {}（{} 步），因为 {}。",
   "A new run that goes on from step {} of the run {}{}.": "新的训练，从训练记录 {1} 的第 {0} 步继续{2}。",
   "The run {} cannot be resumed: {}. {}{}": "训练记录 {} 无法恢复：{}。{}{}",

@@ -30,6 +30,7 @@ from ..events import (
 from ..memory.placement import Placement
 from ..report.curve import SmoothedLoss
 from ..runs import checkpoint
+from ..runs.checkpoint_list import best_checkpoint, newest_checkpoint
 from ..runs.samples import Sampler, draw_samples
 from . import guards, validation
 from .advice import advise
@@ -208,9 +209,9 @@ class TrainingState:
         """To the newest checkpoint, or to the start where there is none; the guard's counts stay."""
         self.group.barrier()
         counts = self.progress.guard
-        checkpoints = checkpoint.find_checkpoints(self.run_folder)
-        if checkpoints:
-            self.progress.restore(self.trainable.restore(checkpoints[-1]))
+        newest = newest_checkpoint(self.run_folder)
+        if newest is not None:
+            self.progress.restore(self.trainable.restore(newest))
         else:
             self.trainable.reset()
             self.progress.restore(None)
@@ -329,7 +330,7 @@ class TrainingState:
                 f"learning rate (now {config.optimizer.learning_rate:g})."
             )
         self.group.barrier()
-        best = checkpoint.best_checkpoint(self.run_folder) if config.validation.result == "best" else None
+        best = best_checkpoint(self.run_folder) if config.validation.result == "best" else None
         return TrainResult(
             adapter=self.trainable.output() if best is None else checkpoint.read_output(best),
             adapter_step=progress.step if best is None else checkpoint.read_state(best).step,

@@ -24,15 +24,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import KilnError
+from ..json_text import parse_json
+from .checkpoint_list import STATE, checkpoint_path, find_checkpoints, is_whole
 from .optimizer_state import restore_state, state_to_save
 
-_PATTERN = "step-{:08d}"
-STATE, ADAPTER, OUTPUT, OPTIMIZER = (
-    "state.json",
-    "adapter.safetensors",
-    "output.safetensors",
-    "optimizer.safetensors",
-)
+ADAPTER, OUTPUT, OPTIMIZER = "adapter.safetensors", "output.safetensors", "optimizer.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +73,8 @@ def save_checkpoint(
     Raises:
         KilnError: writing failed; older checkpoints are untouched.
     """
-    final = run_folder / _PATTERN.format(state.step)
-    if _is_whole(final):
+    final = checkpoint_path(run_folder, state.step)
+    if is_whole(final):
         return final
     temporary = run_folder / f".{final.name}.tmp"
     try:
@@ -105,19 +101,6 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         raise KilnError(f"Cannot write the checkpoint {final} ({error}); free some disk space.") from error
     return final
-
-
-def find_checkpoints(run_folder: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
-    return sorted(p for p in run_folder.glob("step-*") if _is_whole(p))
-
-
-def best_checkpoint(run_folder: Path) -> Path | None:
-    """The checkpoint of the lowest validation loss, if it is there."""
-    newest = find_checkpoints(run_folder)[-1:]
-    best = read_state(newest[0]).best_step if newest else None
-    path = run_folder / _PATTERN.format(best or 0)
-    return path if best is not None and _is_whole(path) else None
 
 
 def read_state(checkpoint: Path) -> RunState:
@@ -173,7 +156,7 @@ def restore_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> Non
 
 def _read_values(checkpoint: Path) -> dict[str, Any]:
     try:
-        return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        return parse_json((checkpoint / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _unreadable(checkpoint, error) from error
 
@@ -193,18 +176,9 @@ def _unreadable(checkpoint: Path, error: Exception) -> KilnError:
     return KilnError(f"The checkpoint {checkpoint} cannot be read ({error}); resume from another one.")
 
 
-def _is_whole(checkpoint: Path) -> bool:
-    """Its state can be read and every file it names has its size: enough to list it; reading also checks the hash."""
-    try:
-        files = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["files"]
-        return all((checkpoint / name).stat().st_size == f["bytes"] for name, f in files.items())
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
 def _clean_up(run_folder: Path, keep: int, best_step: int | None) -> None:
     """Remove what is neither new nor best, and say in manifest.json what is left."""
-    best = _PATTERN.format(best_step or 0)
+    best = checkpoint_path(run_folder, best_step or 0).name
     for old in find_checkpoints(run_folder)[:-keep]:
         if old.name != best:
             shutil.rmtree(old, ignore_errors=True)

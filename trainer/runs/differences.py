@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 from ..config import AdapterConfig, TrainConfig
 from ..dataset.encoded import EncodedItem
 from ..errors import KilnError
-from . import checkpoint
+from ..json_text import parse_json
+from .checkpoint_list import read_summary
 
 ITEMS = "dataset.json"  # in a run's folder; see runfile.py
 
@@ -49,9 +49,12 @@ def differences(
         path: the checkpoint.
         dataset, base_model: fingerprints of what is connected.
         adapter: its shape must be the run's.
-        items: of the dataset that is connected, so that what differs in it can be named.
+        items: of the dataset that is connected, so that what differs in it can be named, for which the run's list of
+            its own is read.
     """
-    state = checkpoint.read_state(path)
+    state = read_summary(path)
+    if state is None:
+        return [Difference("its checkpoint cannot be read", False)]
     try:
         before = AdapterConfig(**state.config["adapter"])
     except (KeyError, TypeError, KilnError):
@@ -93,12 +96,8 @@ def _shown(value: Any) -> str:
 
 
 def _dataset_difference(run_folder: Path, items: Sequence[EncodedItem]) -> str:
-    try:
-        listed = json.loads((run_folder / ITEMS).read_text("utf-8"))["items"]
-        before = [EncodedItem.from_dict(item) for item in listed]
-    except (OSError, ValueError, KeyError, TypeError):
-        before = []
-    if not before or not items:
+    before = _listed_items(run_folder) if items else []
+    if not before:
         return "its dataset is another one"
     if len(before) != len(items):
         return f"its dataset has {len(before)} items and {len(items)} now"
@@ -110,6 +109,14 @@ def _dataset_difference(run_folder: Path, items: Sequence[EncodedItem]) -> str:
     if captions:
         return f"{captions} of its {len(pairs)} captions are others now"
     return "the repeats, roles or weights of its dataset are others now"
+
+
+def _listed_items(run_folder: Path) -> list[EncodedItem]:
+    try:
+        listed = parse_json((run_folder / ITEMS).read_text("utf-8"))["items"]
+        return [EncodedItem.from_dict(item) for item in listed]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

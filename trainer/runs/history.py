@@ -8,6 +8,7 @@ listener that fills it while a run goes on.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sqlite3
 import threading
@@ -21,6 +22,8 @@ from typing import Any
 from ..dataset.encoded import EncodedDataset
 from ..errors import KilnError
 from ..events import AdviceEvent, Event, SampleEvent, StepEvent, ValidationEvent
+
+log = logging.getLogger(__name__)
 
 # One script per version of the schema; a file of an older version gets those it lacks, in order, in one transaction.
 MIGRATIONS = (
@@ -94,15 +97,12 @@ class History:
             KilnError: it is damaged, or was written by a newer version.
         """
         self._lock = threading.RLock()
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._db = sqlite3.connect(path, timeout=10.0, check_same_thread=False, isolation_level=None)
-            self._db.row_factory = sqlite3.Row
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = NORMAL")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = _connect(path)
             self._db.execute("PRAGMA foreign_keys = ON")
             self._migrate(path)
-        except sqlite3.Error as error:
+        except (OSError, sqlite3.Error) as error:
             raise KilnError(
                 f"The history of runs {path} cannot be opened ({error}); move it away and a new one is made."
             ) from error
@@ -111,8 +111,11 @@ class History:
         self._db.close()
 
     def _migrate(self, path: Path) -> None:
+        """Write only where the file is of an older version: most of those who open it only read."""
+        if self._version() == len(MIGRATIONS):
+            return
         with self._transaction():
-            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            version = self._version()  # another process may have been faster
             if version > len(MIGRATIONS):
                 raise KilnError(
                     f"The history of runs {path} was written by a newer LoRA Kiln (version {version} of the file, "
@@ -122,6 +125,10 @@ class History:
                 for statement in filter(str.strip, script.split(";")):
                     self._db.execute(statement)
             self._db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+    def _version(self) -> int:
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        return int(version)
 
     @contextmanager
     def _transaction(self) -> Any:
@@ -250,7 +257,7 @@ class History:
 
     def record(self, run_id: str) -> Record | None:
         """The run of that id."""
-        return next((_record(row) for row in self._rows("WHERE id = ?", run_id)), None)
+        return next(iter(self._records_of([run_id])), None)
 
     def records(self, words: str = "", order: str = "newest", dataset: str | None = None) -> list[Record]:
         """Runs that hold all of the words (in id, name, status, settings, notes or advice), in order.
@@ -261,27 +268,84 @@ class History:
                 without last).
             dataset: only runs of the dataset with this fingerprint.
         """
-        found = [r for r in self._rows() if dataset is None or r["dataset"] == dataset]
-        records = [_record(r) for r in found if _holds(r, words)]
-        if order == "rating":
-            records.sort(key=lambda r: -r.rating)
-        if order == "validation":
-            records.sort(key=lambda r: math.inf if r.best_loss is None else r.best_loss)
-        if order == "loss":
-            records.sort(key=lambda r: math.inf if r.loss is None else r.loss)
-        return records
+        return self.page(words, order, dataset)[0]
 
-    def _rows(self, where: str = "", *values: str) -> list[sqlite3.Row]:
-        """Newest first, each with the figures of its curves."""
+    def page(
+        self,
+        words: str = "",
+        order: str = "newest",
+        dataset: str | None = None,
+        offset: int = 0,
+        limit: int | None = None,
+    ) -> tuple[list[Record], int]:
+        """Some of `records`, and how many there are. The figures of curves are computed for the runs of the page only,
+        or, where they are the order, for those that hold the words."""
         with self._lock:
-            return self._db.execute(
-                "SELECT runs.*, (SELECT avg(value) FROM (SELECT value FROM points WHERE run = id AND kind = 'loss' "
-                "ORDER BY step DESC LIMIT 50)) AS loss, (SELECT min(value) FROM points WHERE run = id AND "
-                "kind = 'validation' AND step > 0) AS best_loss, (SELECT step FROM points WHERE run = id AND "
-                "kind = 'validation' AND step > 0 AND value IS NOT NULL ORDER BY value, step LIMIT 1) AS best_step "
-                f"FROM runs {where} ORDER BY started DESC, id DESC",
-                values,
+            rows = self._db.execute(
+                f"SELECT {', '.join(_SEARCHED)}, dataset, rating FROM runs {_NEWEST}"
             ).fetchall()
+        found = [r for r in rows if (dataset is None or r["dataset"] == dataset) and _holds(r, words)]
+        if order == "rating":
+            found.sort(key=lambda r: -r["rating"])
+        ids = [r["id"] for r in found]
+        if order in ("validation", "loss"):
+            figures = {r.id: r.best_loss if order == "validation" else r.loss for r in self._records_of(ids)}
+            ids.sort(key=lambda run: math.inf if (value := figures.get(run)) is None else value)
+        return self._records_of(ids[offset : None if limit is None else offset + limit]), len(ids)
+
+    def _records_of(self, ids: Sequence[str]) -> list[Record]:
+        """The runs of these ids, in their order, each with the figures of its curves."""
+        found: dict[str, Record] = {}
+        for start in range(0, len(ids), _IDS_A_QUERY):
+            part = ids[start : start + _IDS_A_QUERY]
+            with self._lock:
+                rows = self._db.execute(
+                    _WITH_FIGURES + f" WHERE id IN ({', '.join('?' * len(part))})", part
+                ).fetchall()
+            found.update((row["id"], _record(row)) for row in rows)
+        return [found[run] for run in ids if run in found]  # one may be forgotten meanwhile
+
+
+_SEARCHED = ("id", "name", "status", "config", "notes", "advice")
+_NEWEST = "ORDER BY started DESC, id DESC"
+_IDS_A_QUERY = 500  # SQLite before 3.32 takes 999 values
+_WITH_FIGURES = """
+    SELECT runs.*,
+        (SELECT avg(value) FROM (SELECT value FROM points WHERE run = id AND kind = 'loss' ORDER BY step DESC LIMIT 50))
+            AS loss,
+        (SELECT min(value) FROM points WHERE run = id AND kind = 'validation' AND step > 0) AS best_loss,
+        (SELECT step FROM points WHERE run = id AND kind = 'validation' AND step > 0 AND value IS NOT NULL
+            ORDER BY value, step LIMIT 1) AS best_step
+    FROM runs"""
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """The file, made when missing; on a disk that cannot be written, for reading.
+
+    Raises:
+        sqlite3.Error: it cannot be opened.
+    """
+
+    def connect(name: str) -> sqlite3.Connection:
+        db = sqlite3.connect(name, timeout=10.0, check_same_thread=False, isolation_level=None, uri=True)
+        db.row_factory = sqlite3.Row
+        return db
+
+    db = connect(path.absolute().as_uri())
+    try:
+        if db.execute("PRAGMA journal_mode").fetchone()[0] != "wal":  # an empty file is made here
+            db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")
+        db.execute("SELECT count(*) FROM sqlite_master").fetchone()  # makes the files of the log
+        return db
+    except sqlite3.OperationalError as error:
+        db.close()
+        if not path.is_file():
+            raise
+        log.warning("The history of runs %s is opened for reading only: %s", path, error)
+        # Where there is no log, nor room for one, the file is read as it lies on the disk
+        has_log = path.with_name(path.name + "-wal").is_file()
+        return connect(path.absolute().as_uri() + f"?mode=ro{'' if has_log else '&immutable=1'}")
 
 
 def _record(row: sqlite3.Row) -> Record:
@@ -294,7 +358,7 @@ def _record(row: sqlite3.Row) -> Record:
 
 
 def _holds(row: sqlite3.Row, words: str) -> bool:
-    text = " ".join(str(row[n]) for n in ("id", "name", "status", "config", "notes", "advice")).lower()
+    text = " ".join(str(row[name]) for name in _SEARCHED).lower()
     return all(word in text for word in words.lower().split())
 
 

@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from ..config import AdapterConfig, TrainConfig
 from ..dataset.encoded import EncodedItem
-from ..errors import CannotResume, KilnError
+from ..errors import CannotResume, KilnError, shortened
+from ..json_text import parse_json
 from ..safefile import write_text
-from . import checkpoint
+from .checkpoint import read_state
+from .checkpoint_list import (
+    STATE,
+    best_checkpoint,
+    checkpoint_path,
+    newest_checkpoint,
+    read_summary,
+    runs_newest_first,
+    step_of,
+    whole_checkpoints,
+)
 from .differences import Difference, changed_settings, differences
 from .run import Run, load_run
 
 NEW_RUN, LATEST = "new run", "latest"
 ANYWAY = " anyway"  # behind a choice: go on although the dataset is another one
-LOOKED_AT = 10  # runs that `latest` compares with what is connected, to say why none fits
+LOOKED_AT = 200  # newest runs among which `latest` looks for one that fits, and among which a list is made
+COMPARED = 10  # of them, to say why none fits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,15 +52,14 @@ def resume_labels(runs: Path, limit: int = 30) -> list[str]:
         runs: folder that holds the runs' folders.
         limit: how many labels at most.
     """
-    labels: list[str] = []
-    for paths in _checkpoints_by_run(runs):
-        if len(labels) >= limit:
-            break
-        best = checkpoint.best_checkpoint(paths[0].parent)
-        for path in paths:
-            step = checkpoint.read_state(path).step
-            labels.append(f"{path.parent.name} step {step}" + (" best" if path == best else ""))
-    return labels[:limit]
+    return list(islice(_labels(runs), limit))
+
+
+def _labels(runs: Path) -> Iterator[str]:
+    for folder in islice(runs_newest_first(runs), LOOKED_AT):
+        best = best_checkpoint(folder)
+        for path in whole_checkpoints(folder):
+            yield f"{folder.name} step {step_of(path)}" + (" best" if path == best else "")
 
 
 def choose_checkpoint(
@@ -77,39 +89,37 @@ def choose_checkpoint(
     anyway = choice.endswith(ANYWAY)
     choice = choice.removesuffix(ANYWAY)
 
-    def hindrances(path: Path) -> list[Difference]:
+    def hindrances(path: Path, items: Sequence[EncodedItem] = ()) -> list[Difference]:
         found = differences(path, dataset, base_model, adapter, items)
         return [d for d in found if not (anyway and d.sound)]
 
-    paths_by_run = _checkpoints_by_run(runs)
-    compatible = [path for paths in paths_by_run for path in paths if not hindrances(path)]
+    newest = (newest_checkpoint(folder) for folder in islice(runs_newest_first(runs), LOOKED_AT))
+    compatible = (path for path in newest if path and not hindrances(path))
     if choice == LATEST:
-        return compatible[0] if compatible else None
+        return next(compatible, None)
     name, _, step_text = choice.partition(" step ")
-    step = int(step_text.split()[0]) if step_text and step_text.split()[0].isdigit() else None
-    for path in checkpoint.find_checkpoints(runs / Path(name).name)[::-1]:
-        if step is None or checkpoint.read_state(path).step == step:
-            if path in compatible:
-                return path
-            raise _refusal(path, hindrances(path), compatible)
-    raise KilnError(f"There is no checkpoint {choice!r} any more. {_compatible_runs(compatible)}")
+    step = int(step_text.split()[0]) if _is_number(step_text) else None
+    for path in whole_checkpoints(runs / Path(name).name):
+        if step is None or step_of(path) == step:
+            if found := hindrances(path, items):
+                raise _refusal(path, found, compatible)
+            return path
+    raise KilnError(f"There is no checkpoint {shortened(choice)!r} any more. {_compatible_runs(compatible)}")
 
 
-def _compatible_runs(compatible: list[Path]) -> str:
-    if not compatible:
+def _is_number(step_text: str) -> bool:
+    first = step_text.split()[:1]
+    return bool(first) and first[0].isascii() and first[0].isdigit() and len(first[0]) <= 12
+
+
+def _compatible_runs(compatible: Iterator[Path]) -> str:
+    names = [path.parent.name for path in islice(compatible, 5)]
+    if not names:
         return "No run fits these; set resume to 'new run'."
-    names = list(dict.fromkeys(p.parent.name for p in compatible))
-    return f"Runs that fit: {', '.join(names[:5])}."
+    return f"Runs that fit: {', '.join(names)}."
 
 
-def _checkpoints_by_run(runs: Path) -> list[list[Path]]:
-    """The checkpoints of each run, the newest step first, and the run whose newest was written last first. Its name
-    does not tell that: a run may be resumed, and names tell those that began within one second in no order."""
-    by_run = [checkpoint.find_checkpoints(folder)[::-1] for folder in runs.glob("*")]
-    return sorted(filter(None, by_run), key=lambda paths: paths[0].stat().st_mtime_ns, reverse=True)
-
-
-def _refusal(path: Path, found: list[Difference], compatible: list[Path]) -> CannotResume:
+def _refusal(path: Path, found: list[Difference], compatible: Iterator[Path]) -> CannotResume:
     offer = anyway_label(path) if all(d.sound for d in found) else ""
     why = "; ".join(d.text for d in found)
     cure = f"Set resume to '{offer}' to begin a new run from its checkpoint all the same. " if offer else ""
@@ -120,7 +130,7 @@ def _refusal(path: Path, found: list[Difference], compatible: list[Path]) -> Can
 
 def anyway_label(path: Path) -> str:
     """What `resume` may be set to where only the dataset of a checkpoint is another one."""
-    return f"{path.parent.name} step {checkpoint.read_state(path).step}{ANYWAY}"
+    return f"{path.parent.name} step {step_of(path)}{ANYWAY}"
 
 
 def why_anew(
@@ -128,15 +138,22 @@ def why_anew(
 ) -> tuple[str, str]:
     """Why LATEST found nothing to go on from: a sentence and what `resume` may be set to instead; empty where there is
     no run, or nothing sound to offer. Of the newest runs the one is named that differs least."""
-    newest = [paths[0] for paths in _checkpoints_by_run(runs)[:LOOKED_AT]]
-    found = [(path, differences(path, dataset, base_model, adapter, items)) for path in newest]
+    folders = list(islice(runs_newest_first(runs), LOOKED_AT + 1))
+    newest = filter(None, map(newest_checkpoint, folders[:LOOKED_AT]))
+    found = [
+        (path, differences(path, dataset, base_model, adapter, items)) for path in islice(newest, COMPARED)
+    ]
     if not found:
         return "", ""
     path, why = min(found, key=lambda pair: (not all(d.sound for d in pair[1]), len(pair[1])))
     sentence = (
-        f"A new run: the run {path.parent.name} ({checkpoint.read_state(path).step} steps) is not gone on with, "
+        f"A new run: the run {path.parent.name} ({step_of(path)} steps) is not gone on with, "
         f"because {'; '.join(d.text for d in why)}."
     )
+    if len(folders) > LOOKED_AT:
+        sentence += (
+            f" Only the newest {LOOKED_AT} runs were compared; an older one can be chosen by its name."
+        )
     return sentence, anyway_label(path) if all(d.sound for d in why) else ""
 
 
@@ -155,11 +172,11 @@ def continue_run(resumed: Path, fresh: Path, config: TrainConfig, dataset: str) 
     Raises:
         KilnError: nothing would be left to train.
     """
-    state, name = checkpoint.read_state(resumed), resumed.parent.name
+    state, name = read_state(resumed), resumed.parent.name
     changed = changed_settings(state.config, config)
     if state.dataset != dataset:
         changed.append("its dataset is another one")
-    newest = resumed == checkpoint.find_checkpoints(resumed.parent)[-1]
+    newest = resumed == newest_checkpoint(resumed.parent)
     if config.steps <= state.step:
         ended = (
             _as_it_ended(resumed.parent) if newest and config.steps == state.step and not changed else None
@@ -189,8 +206,8 @@ def _as_it_ended(run_folder: Path) -> Run | None:
 
 def _adopt(copied: Path, dataset: str) -> None:
     """Make a copied checkpoint one of a run on that dataset."""
-    file = copied / checkpoint.STATE
-    values = json.loads(file.read_text("utf-8"))
+    file = copied / STATE
+    values = parse_json(file.read_text("utf-8"))
     write_text(file, json.dumps({**values, "dataset": dataset}))
 
 
@@ -198,9 +215,10 @@ def run_folder_for(resumed: Path, fresh: Path, copy: bool = False) -> Path:
     """The folder in which a resumed run goes on: its own, or, from a step that is not its newest or on demand, a copy,
     so that what came after that step stays what it was."""
     run_folder = resumed.parent
-    if not copy and resumed == checkpoint.find_checkpoints(run_folder)[-1]:
+    if not copy and resumed == newest_checkpoint(run_folder):
         return run_folder
-    for path in {resumed, run_folder / f"step-{checkpoint.read_state(resumed).best_step or 0:08d}"}:
+    summary = read_summary(resumed)
+    for path in {resumed, checkpoint_path(run_folder, (summary and summary.best_step) or 0)}:
         if path.is_dir():
             shutil.copytree(path, fresh / path.name)
     return fresh

@@ -33,8 +33,8 @@ class UnknownRun(Exception):
 def page(words: str, order: str, offset: int, limit: int) -> tuple[list[dict[str, Any]], int]:
     """Some of the runs that hold all of the words, and how many there are."""
     with _history() as history:
-        records = history.records(words, order)
-        return [_shown(history, r) for r in records[offset : offset + limit]], len(records)
+        records, total = history.page(words, order, offset=offset, limit=limit)
+        return [_shown(history, r) for r in records], total
 
 
 def curve(run_id: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ....trainer.report.curve import Curve, smooth
-from ....trainer.runs.checkpoint import find_checkpoints, read_state
+from ....trainer.runs.checkpoint_list import newest_checkpoint, step_of
 from ....trainer.runs.history import History, Record
 from .. import paths
 
@@ -27,7 +27,7 @@ def load_run_history(run_id: str, until: int | None = None) -> RunHistory:
     """A run's curves and samples up to a step, all by default; empty when the history holds no such run."""
     history = History(paths.history_file())
     try:
-        record = next((r for r in history.records(run_id) if r.id == run_id), None)
+        record = history.record(run_id)
         if record is None:
             return RunHistory()
 
@@ -51,8 +51,8 @@ def load_run_history(run_id: str, until: int | None = None) -> RunHistory:
 def newest_step(run_id: str) -> int | None:
     """Of the checkpoint that a run can be resumed from; None where it has left none."""
     folder = paths.runs_folder() / run_id
-    found = find_checkpoints(folder) if run_id and folder.parent == paths.runs_folder() else []
-    return read_state(found[-1]).step if found else None
+    found = newest_checkpoint(folder) if run_id and folder.parent == paths.runs_folder() else None
+    return None if found is None else step_of(found)
 
 
 def _sample(step: int, prompt: str, path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from trainer.events import Controls, Event, StepEvent
 from trainer.loop.train import train
 from trainer.lora_files.export import export_adapter
 from trainer.memory.shared_clone import SharedClone
-from trainer.runs.checkpoint import find_checkpoints
+from trainer.runs.checkpoint_list import find_checkpoints
 
 from ..toy import ToyDenoiser, make_config, make_encoded
 from .test_lora import WanLike

@@ -15,7 +15,7 @@ from trainer.denoiser import Conditioning
 from trainer.errors import KilnError
 from trainer.loop.fused_update import FusedUpdate
 from trainer.loop.train import train
-from trainer.runs.checkpoint import find_checkpoints
+from trainer.runs.checkpoint_list import find_checkpoints
 
 from ..toy import ToyDenoiser, make_config, make_encoded
 from .test_train import assert_same, run

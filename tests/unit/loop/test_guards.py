@@ -24,7 +24,8 @@ from trainer.loop.progress import TrainResult
 from trainer.loop.train import train
 from trainer.memory.out_of_memory import is_out_of_memory
 from trainer.memory.recompute import checkpoint_blocks
-from trainer.runs.checkpoint import find_checkpoints, read_state
+from trainer.runs.checkpoint import read_state
+from trainer.runs.checkpoint_list import find_checkpoints
 
 from ..toy import ToyDenoiser, make_config, make_encoded
 

@@ -18,7 +18,8 @@ from trainer.loop.loss_scale import GROWTH_INTERVAL, LARGEST, loss_scale, overfl
 from trainer.loop.objective import loss_per_item
 from trainer.loop.progress import TrainResult
 from trainer.loop.train import train
-from trainer.runs.checkpoint import find_checkpoints, read_state
+from trainer.runs.checkpoint import read_state
+from trainer.runs.checkpoint_list import find_checkpoints
 
 
 class HalfDenoiser(ToyDenoiser):

@@ -19,7 +19,8 @@ from trainer.errors import KilnError
 from trainer.events import Controls, Event, MessageEvent, StepEvent
 from trainer.loop.progress import TrainResult
 from trainer.loop.train import train
-from trainer.runs.checkpoint import best_checkpoint, find_checkpoints, read_adapter, read_state
+from trainer.runs.checkpoint import read_adapter, read_state
+from trainer.runs.checkpoint_list import best_checkpoint, find_checkpoints
 
 from ..toy import ToyDenoiser, hold_out, make_config, make_encoded
 

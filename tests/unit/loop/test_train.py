@@ -17,7 +17,7 @@ from trainer.errors import KilnError
 from trainer.events import Controls, Event, MessageEvent, StepEvent
 from trainer.loop.progress import TrainResult
 from trainer.loop.train import train
-from trainer.runs.checkpoint import find_checkpoints
+from trainer.runs.checkpoint_list import find_checkpoints
 
 from ..toy import ToyDenoiser, make_config, make_encoded
 

@@ -23,7 +23,7 @@ from trainer.memory.ledger import size_of
 from trainer.memory.mapped import map_weights
 from trainer.memory.placement import Placement
 from trainer.memory.shared_clone import SharedClone
-from trainer.runs.checkpoint import find_checkpoints
+from trainer.runs.checkpoint_list import find_checkpoints
 from trainer.runs.job import Job
 
 from ..toy import CHANNELS, TEXT, ToyDenoiser, make_config, make_encoded

@@ -10,7 +10,8 @@ from torch import nn
 
 from trainer.config import TrainConfig
 from trainer.errors import KilnError
-from trainer.runs.checkpoint import RunState, find_checkpoints, read_state, restore_optimizer, save_checkpoint
+from trainer.runs.checkpoint import RunState, read_state, restore_optimizer, save_checkpoint
+from trainer.runs.checkpoint_list import find_checkpoints
 
 
 def make_state(step: int, dataset: str = "d") -> RunState:

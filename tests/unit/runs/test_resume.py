@@ -13,7 +13,8 @@ from torch import nn
 
 from trainer.config import AdapterConfig, MemoryConfig, OptimizerConfig, SampleConfig, TrainConfig
 from trainer.errors import CannotResume, KilnError
-from trainer.runs.checkpoint import RunState, find_checkpoints, read_state, save_checkpoint
+from trainer.runs.checkpoint import RunState, read_state, save_checkpoint
+from trainer.runs.checkpoint_list import find_checkpoints
 from trainer.runs.differences import Difference, differences
 from trainer.runs.resume import (
     Continuation,
