@@ -13,6 +13,7 @@ from ..trainer.lora_files.strengths import BlockWeights, parse_schedule
 from . import types
 from .host import paths
 from .host.canvas.progress import NodeProgress
+from .host.metadata import for_output
 from .host.models.lora import put_on, read_lora
 from .inputs import strength_input
 from .listing import listed
@@ -201,7 +202,8 @@ class KilnSaveLora(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora: LoraWeights, filename_prefix: str, format: str, dtype: str) -> io.NodeOutput:
-        path = save_lora(paths.new_output_path("loras", filename_prefix), lora, format=format, dtype=dtype)
+        target = paths.new_output_path("loras", filename_prefix)
+        path = save_lora(target, for_output(lora), format=format, dtype=dtype)
         files = [path] if path.is_file() else list(path.iterdir())
         text = f"{path.name}, {sum(f.stat().st_size for f in files) / 1e6:.2f} MB"
         NodeProgress(cls.hidden.unique_id).say(text)

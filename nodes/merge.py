@@ -13,6 +13,7 @@ from ..trainer.model_files.extract_lora import extract_lora
 from ..trainer.model_files.merge_into_file import BASE_DTYPES, LAYOUTS, WeightedLora, merge_into_file
 from . import types
 from .host.canvas.progress import NodeProgress, progress_callback
+from .host.metadata import metadata_is_written
 from .host.models import model_files
 from .host.models.lora import apply_lora, in_our_keys
 from .host.paths import new_output_path
@@ -222,7 +223,16 @@ class KilnSaveMergedModel(io.ComfyNode):
         ]
         base, tick = model_files.model_path(base_name), progress_callback(node)
         whole = model_files.pipeline_path(pipeline) if layout == "diffusers" else None
-        sentence = merge_into_file(base, path, loras, dtype=dtype, layout=layout, pipeline=whole, tick=tick)
+        sentence = merge_into_file(
+            base,
+            path,
+            loras,
+            dtype=dtype,
+            layout=layout,
+            pipeline=whole,
+            keep_metadata=metadata_is_written(),
+            tick=tick,
+        )
         text = f"{path.name}: {sentence}"
         NodeProgress(node).say(text)
         return io.NodeOutput(str(path), ui={"text": (text,), "path": (str(path),)})

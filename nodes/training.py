@@ -96,6 +96,7 @@ class KilnTrainLora(io.ComfyNode):
                     "prompt ends at once without them and further prompts run; while one needs the device, training "
                     "steps aside. Queue the same graph again when it is done: then the nodes behind get the LoRA.",
                 ),
+                widget("embed_metadata", _TRAIN["embed_metadata"], optional=True),
             ],
             outputs=[
                 types.LoraModel.Output(display_name="lora", tooltip="The trained LoRA: save it or apply it."),
@@ -138,6 +139,7 @@ class KilnTrainLora(io.ComfyNode):
         keep_checkpoints: int = config.TrainConfig.keep_checkpoints,
         tensorboard: bool = False,
         when_queued: str = WAIT,
+        embed_metadata: bool = config.TrainConfig.embed_metadata,
     ) -> io.NodeOutput:
         extra = settings or {}
         chosen = config.TrainConfig(
@@ -146,6 +148,7 @@ class KilnTrainLora(io.ComfyNode):
             seed=seed,
             checkpoint_every=checkpoint_every,
             keep_checkpoints=keep_checkpoints,
+            embed_metadata=embed_metadata,
             adapter=config.AdapterConfig(**{**extra.get("adapter", {}), "rank": rank, "alpha": alpha}),
             optimizer=config.OptimizerConfig(
                 **{**extra.get("optimizer", {}), "learning_rate": learning_rate}

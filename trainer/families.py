@@ -446,3 +446,45 @@ DIFFUSION = NoiseDefaults(sampling="uniform", shift=1.0)
 
 SIZE_CONDITIONED = frozenset({"SDXL", "SDXLRefiner", "HunyuanDiT"})
 """Families that are told sizes."""
+
+# What other programs call a model, by the host's class: modelspec.architecture without "/lora", ss_base_model_version.
+# sd-scripts' library/sai_model_spec.py and model_util.py, musubi-tuner's sai_model_spec.py and architectures.py
+MODEL_SPECS: dict[str, tuple[str, str]] = {
+    "SD15": ("stable-diffusion-v1", "sd_v1"),
+    "SD20": ("stable-diffusion-v2-512", "sd_v2"),
+    "SDXL": ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
+    "SDXLRefiner": ("stable-diffusion-xl-v1-refiner", "sdxl_refiner_v1-0"),
+    "SD3": ("stable-diffusion-3", "sd3"),
+    "Chroma": ("chroma", "chroma"),
+    "FluxSchnell": ("flux-1-schnell", "flux1"),
+    "Flux2": ("Flux.2", "flux_2"),
+    "Flux": ("flux-1-dev", "flux1"),
+    "QwenImage": ("Qwen-Image", "qwen_image"),
+    "ZImage": ("Z-Image", "z_image"),
+    "Lumina2": ("lumina-2", "lumina2"),
+    "HunyuanImage21": ("hunyuan-image-2.1", "hunyuan_image_2_1"),
+    "HunyuanVideo15": ("hunyuan-video-1.5", "hunyuan_video_1_5"),
+    "HunyuanVideo": ("hunyuan-video", "hunyuan_video"),
+    "Kandinsky5": ("Kandinsky-5", "kandinsky5"),
+    "WAN22": ("wan2.2", "wan"),
+    "WAN21": ("wan2.1", "wan"),
+    "LTXV": ("lightricks-ltx-video", "ltxv"),
+}
+
+
+def model_spec(family: Iterable[str], prediction: str) -> tuple[str, str]:
+    """modelspec.architecture of the base model, and ss_base_model_version. A model that the table lacks has the name of
+    the host's class.
+
+    Args:
+        family: the model's names, the most special first.
+        prediction: see denoiser.Denoiser; Stable Diffusion 2 is two architectures by it.
+    """
+    names = list(family)
+    found = next((MODEL_SPECS[name] for name in names if name in MODEL_SPECS), None)
+    if found is None:
+        own = names[0].lower() if names else "unknown"
+        return own, own
+    if found[1] == "sd_v2" and prediction == "v":
+        return "stable-diffusion-v2-768-v", "sd_v2_v"
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -13,6 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import KilnError
+
+HASH = "sha256 of the bytes of all tensors".ljust(64, ".")
+"""In metadata: write_safetensors puts the hash's 64 hexadecimal digits in its place."""
 
 
 @contextmanager
@@ -38,7 +42,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write, or replace, a safetensors file.
+    """Write, or replace, a safetensors file. Where the metadata holds HASH, the file holds the hash.
 
     Raises:
         KilnError: writing failed; nothing is left behind.
@@ -48,6 +52,20 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str
         mode = temporary.stat().st_mode
         save_file(tensors, temporary, {"format": "pt", **(metadata or {})})
         os.chmod(temporary, mode)  # safetensors makes files that only their owner can read
+        if any(HASH in text for text in (metadata or {}).values()):
+            _fill_in_hash(temporary)
+
+
+def _fill_in_hash(path: Path) -> None:
+    """The order of the tensors in the file is safetensors' own, so the file itself is hashed."""
+    with open(path, "rb+") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(length)
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        file.seek(8)
+        file.write(header.replace(HASH.encode(), digest.hexdigest().encode()))
 
 
 def write_text(path: Path, text: str) -> None:

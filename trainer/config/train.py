@@ -50,6 +50,11 @@ class TrainConfig:
     keep_checkpoints: int = setting(
         2, "Newest checkpoints of a run that stay on disk, beside its best.", minimum=1, maximum=1000
     )
+    embed_metadata: bool = setting(
+        True,
+        "Write the workflow, tag counts, trigger word and a thumbnail into the LoRA, and the workflow into samples. "
+        "Off: only figures such as rank, steps and hashes, as with ComfyUI's --disable-metadata.",
+    )
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)

@@ -93,7 +93,9 @@ def encode_dataset(
         _encoded(item, j, list(c), options.fps)
         for item, j, c in zip(dataset.items, jobs, captions, strict=True)
     )
-    return EncodedDataset(tuple(items), len(missing_latents) + len(missing_texts))
+    return EncodedDataset(
+        tuple(items), len(missing_latents) + len(missing_texts), trigger_word=dataset.trigger_word
+    )
 
 
 def _variants(item: Item) -> int:

@@ -126,6 +126,7 @@ class EncodedDataset:
 
     items: tuple[EncodedItem, ...]
     encoded_now: int = 0  # files that were not in the cache
+    trigger_word: str = ""  # of the caption template, for the LoRA's metadata
 
     @property
     def fingerprint(self) -> str:

@@ -38,6 +38,7 @@ from .formulas import (
 )
 from .keys import NO_MODEL, model_of
 from .lora_weights import LoraWeights
+from .metadata import merged_metadata
 from .svd import dense_svd, factors_from_svd, kernel_shape, low_rank_factors, product_svd
 
 log = logging.getLogger(__name__)
@@ -84,7 +85,8 @@ def merge_loras(
         log.warning("Not merged, for they belong to no layer: %s", listed(unknown))
     grouped = [group_by_layer(lora) for lora in loras]
     names = list(dict.fromkeys(name for layers in grouped for name in layers))
-    merged = LoraWeights({}, {"lora_kiln.merge": f"{method} of {len(loras)}, weights {list(weights)}"})
+    how = f"{method} of {len(loras)}, weights {list(weights)}"
+    merged = LoraWeights({}, merged_metadata(loras, how))
     kept_energy, total_energy, ranks = 0.0, 0.0, []
     for index, name in enumerate(names):
         tick(index, len(names))

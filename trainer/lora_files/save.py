@@ -18,6 +18,7 @@ from ..safefile import write_safetensors
 from .convert import convert_keys, family_of, peft_config_fields
 from .formulas import group_by_layer, kind_of
 from .keys import diffusers_prefix
+from .metadata import of_file
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PEFT_CONFIG, PEFT_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -25,7 +26,7 @@ _PEFT_TYPES = {"LoRA": "LORA", "DoRA": "LORA", "LoHa": "LOHA", "LoKr": "LOKR", "
 
 
 def save_lora(
-    path: Path, lora: Mapping[str, Tensor], *, format: str = "comfyui", dtype: str = "fp32"
+    path: Path, lora: Mapping[str, Tensor], *, format: str = "comfyui", dtype: str = "fp32", title: str = ""
 ) -> Path:
     """Write a LoRA to `path`, whole or not at all; an existing file is replaced.
 
@@ -34,6 +35,7 @@ def save_lora(
             ending.
         lora: our keys; the metadata of a LoraWeights is written too.
         format: one of keys.FORMATS.
+        title: shown by managers of LoRAs, where the metadata has none; the file's name without.
         dtype: one of DTYPES, or "keep" for each tensor's own; alpha stays fp32.
 
     Returns:
@@ -47,7 +49,8 @@ def save_lora(
         key: (t if key.endswith(".alpha") or dtype == "keep" else t.to(DTYPES[dtype])).contiguous().cpu()
         for key, t in lora.items()
     }
-    metadata = dict(getattr(lora, "metadata", {}))
+    stem = path.stem if path.suffix == ".safetensors" else path.name
+    metadata = of_file(getattr(lora, "metadata", {}), tensors, stem, format, title)
     converted = convert_keys(tensors, format)
     if format == "peft":
         return _write_peft(path.with_suffix(""), converted, metadata, _peft_config(tensors))

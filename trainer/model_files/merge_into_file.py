@@ -19,6 +19,7 @@ from ..errors import KilnError
 from ..lora_files.formulas import LayerTensors, group_by_layer, unknown_keys
 from ..lora_files.keys import PREFIX, model_of
 from ..lora_files.lora_weights import LoraWeights
+from ..lora_files.metadata import figures_only
 from ..lora_files.read import to_our_keys
 from .merged_tensor import MergedTensor, TensorChanges, is_plain_lora, requantised
 from .model_keys import find_prefix, find_scale, is_quantisation_detail, layer_names
@@ -67,7 +68,7 @@ def merge_into_file(
     dtype: str = "base",
     layout: str = "comfyui",
     pipeline: Path | None = None,
-    metadata: dict[str, str] | None = None,
+    keep_metadata: bool = True,
     device: torch.device | None = None,
     tick: Tick = lambda done, total: None,
 ) -> str:
@@ -81,7 +82,7 @@ def merge_into_file(
         layout: one of LAYOUTS.
         pipeline: for the layout diffusers, a pipeline folder from which all but the transformer is taken, see
             pipeline_folder.py.
-        metadata: to add to the base's own.
+        keep_metadata: whether what the base's file says of itself is written too; figures are in any case.
         device: where to compute; the CPU without.
         tick: told the bytes done and in all; may raise to abandon the merge.
 
@@ -108,7 +109,7 @@ def merge_into_file(
             for entry in source.entries.values()
             if new_dtype is None or not is_quantisation_detail(entry.name)
         ]
-        merged_metadata = _metadata(source, loras) | (metadata or {})
+        merged_metadata = _metadata(source, loras, keep_metadata)
         missing = ""
         if layout == "diffusers":
             missing = write_pipeline(source, prefix, target, plan, merged_metadata, tick, pipeline)
@@ -117,10 +118,13 @@ def merge_into_file(
         return _summary(source, changes) + missing
 
 
-def _metadata(source: SafetensorsFile, loras: Sequence[WeightedLora]) -> dict[str, str]:
+def _metadata(source: SafetensorsFile, loras: Sequence[WeightedLora], keep: bool) -> dict[str, str]:
     """The base's metadata, less the hash of its weights, and the names and strengths of the LoRAs."""
-    metadata = {k: v for k, v in source.metadata.items() if not k.startswith("modelspec.hash")}
-    return {**metadata, "lora_kiln.merged": json.dumps([[lora.name, lora.strength] for lora in loras])}
+    of_base = source.metadata if keep else figures_only(LoraWeights({}, source.metadata)).metadata
+    metadata = {k: v for k, v in of_base.items() if not k.startswith(("modelspec.hash", "sshs_"))}
+    if keep:
+        metadata["lora_kiln.merged"] = json.dumps([[lora.name, lora.strength] for lora in loras])
+    return metadata
 
 
 def _summary(source: SafetensorsFile, changes: _Changes) -> str:

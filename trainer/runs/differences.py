@@ -17,7 +17,7 @@ ITEMS = "dataset.json"  # in a run's folder; see runfile.py
 
 # Settings that change neither what is learned nor what was: a run goes on with new ones. `steps` must be
 # more than were done.
-FREE = frozenset({"steps", "checkpoint_every", "keep_checkpoints"})
+FREE = frozenset({"steps", "checkpoint_every", "keep_checkpoints", "embed_metadata"})
 FREE_THEMES = frozenset({"sample", "memory"})
 LEARNED_OF_MEMORY = "base_precision"  # the one memory setting that changes what is learned
 SHAPE = (

@@ -102,6 +102,7 @@ def load_run(folder: Path) -> Run:
         with safe_open(folder / LORA, "pt") as opened:
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a dict
             lora = LoraWeights(tensors, opened.metadata())
+        lora.metadata.pop("modelspec.title", None)  # the run's name: a file that is saved of it has its own
         values["losses"] = [math.nan if x is None else x for x in values["losses"]]
         values["validation"] = [ValidationPoint(**p) for p in values["validation"]]
         values["config"] = TrainConfig.from_dict(values["config"])

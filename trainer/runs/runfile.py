@@ -41,10 +41,12 @@ def write_run_file(folder: Path, run: RunFile, dataset: EncodedDataset) -> Path:
     Raises:
         KilnError: writing failed.
     """
-    items = [item.to_dict() for item in dataset.items]
-    write_text(
-        folder / run.dataset, json.dumps({"items": items, "fingerprint": dataset.fingerprint}, indent=1)
-    )
+    listed = {
+        "items": [item.to_dict() for item in dataset.items],
+        "fingerprint": dataset.fingerprint,
+        "trigger_word": dataset.trigger_word,
+    }
+    write_text(folder / run.dataset, json.dumps(listed, indent=1))
     values = run.config.to_dict()
     tables = {f"train.{name}": values.pop(name) for name in THEMES}
     top = {"dataset": run.dataset, "output": run.output, "resume": run.resume}
@@ -89,8 +91,9 @@ def read_dataset(path: Path) -> EncodedDataset:
         KilnError: the file or an item's file is not there, or the list is malformed.
     """
     try:
-        listed = json.loads(path.read_text("utf-8"))["items"]
-        items = tuple(EncodedItem.from_dict(item) for item in listed)
+        listed = json.loads(path.read_text("utf-8"))
+        items = tuple(EncodedItem.from_dict(item) for item in listed["items"])
+        trigger_word = str(listed.get("trigger_word", ""))  # files of earlier versions have none
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise KilnError(f"The dataset file {path} cannot be read ({error}); export the run again.") from error
     for file in (f for item in items for f in item.files):
@@ -98,7 +101,7 @@ def read_dataset(path: Path) -> EncodedDataset:
             raise KilnError(
                 f"The encoded file {file} of {path.name} is gone; run the Encode Dataset node again."
             )
-    return EncodedDataset(items)
+    return EncodedDataset(items, trigger_word=trigger_word)
 
 
 def _pairs(table: dict[str, Any]) -> list[str]:

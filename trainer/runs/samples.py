@@ -137,3 +137,13 @@ def thumbnail(path: Path, side: int = 160) -> bytes:
 def _write(path: Path, picture: Image.Image, **options: Any) -> None:
     with replacing(path) as temporary:
         picture.save(temporary, format=path.suffix[1:].upper(), **options)
+
+
+def latest_thumbnail(run_folder: Path, side: int = 256) -> bytes:
+    """A small JPEG of the first picture of the latest step; empty where none was drawn, or it cannot be read."""
+    pictures = sorted((run_folder / FOLDER).glob("*-00.png"))
+    try:
+        return thumbnail(pictures[-1], side) if pictures else b""
+    except OSError as error:  # Pillow's own error is one
+        log.warning("The LoRA's thumbnail cannot be made of %s (%s).", pictures[-1].name, error)
+        return b""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import folder_paths
@@ -25,6 +25,15 @@ def model_file(model: Any, source: dict[str, str]) -> Path | None:
         return None
     path = folder_paths.get_full_path(folder, source["file"])
     return Path(path) if path and path.endswith((".safetensors", ".sft")) else None
+
+
+def model_name(source: dict[str, str]) -> str:
+    """The model file's name without folders and ending, for other people; empty where the graph loads it another way.
+
+    Args:
+        source: see model_source.
+    """
+    return PureWindowsPath(source.get("file", "")).stem  # it takes both kinds of slashes
 
 
 def model_source(prompt: dict[str, Any], node_id: str) -> dict[str, str]:

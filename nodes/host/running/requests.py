@@ -20,6 +20,7 @@ from ....trainer.runs.run import Run, load_run
 from .. import paths
 from ..canvas.monitor import RunMonitor, send_offer
 from ..canvas.progress import NodeProgress
+from ..metadata import for_output
 from ..models.fingerprint import model_fingerprint
 from ..models.source import model_source
 from .background import raise_interrupted, run_detached, run_in_background
@@ -207,7 +208,7 @@ def _publish(run: Run) -> str:
     """Save the LoRA where the host lists it for loading; returns where, for the user."""
     try:
         path = paths.background_lora_path(run.run_id)
-        save_lora(path, run.lora)
+        save_lora(path, for_output(run.lora))
         return f"output/loras/{path.name}"
     except KilnError as error:
         return f"in the run's folder only ({error})"

@@ -17,13 +17,14 @@ import comfy.sample
 import comfy.samplers
 import numpy as np
 import torch
-from comfy.cli_args import args
 from torch import Tensor
 
 from ....trainer.config import SampleConfig, TrainConfig
 from ....trainer.errors import KilnError
 from ....trainer.events import Stopped
+from ....trainer.lora_files.metadata import without_local_paths
 from ....trainer.runs.samples import Sample, sample_path, write_sample
+from ..metadata import metadata_is_written
 from ..models.lora import apply_lora
 
 SAMPLERS: list[str] = list(comfy.samplers.KSampler.SAMPLERS)
@@ -69,7 +70,8 @@ class HostSampler:
     ) -> None:
         """model: the MODEL that is trained. folder: the run's. graph: for the pictures' metadata."""
         self._model, self._tools, self._config, self._folder = model, tools, config, folder
-        self._graph = {} if args.disable_metadata else graph
+        embedded = config.embed_metadata and metadata_is_written()
+        self._graph = without_local_paths(dict(graph)) if embedded else {}
 
     def draw(self, adapter: dict[str, Tensor] | None, step: int) -> Iterator[Sample]:
         """See trainer.runs.samples.Sampler."""

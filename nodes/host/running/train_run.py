@@ -16,14 +16,16 @@ from ....trainer.dataset.encoded import EncodedDataset
 from ....trainer.errors import KilnError
 from ....trainer.events import Controls, Listener, MemoryPlanEvent, StartEvent, emitter
 from ....trainer.loop.distributed import ProcessGroup
-from ....trainer.lora_files.lora_weights import LoraWeights, origin_metadata
+from ....trainer.lora_files.lora_weights import LoraWeights
+from ....trainer.lora_files.metadata import Origin, figures_only, origin_metadata
 from ....trainer.lora_files.save import save_lora
 from ....trainer.memory.estimate import PARTS, Estimate
 from ....trainer.report.tensorboard import missing_sentence
 from .. import paths
 from ..memory.plan import plan_memory
+from ..metadata import metadata_is_written
 from ..models.fingerprint import model_fingerprint
-from ..models.source import model_file
+from ..models.source import model_file, model_name
 from ..models.start_from import start_state
 from .record import run_record
 from .sampling import HostSampler, SampleTools
@@ -70,6 +72,7 @@ def train_run(
     # import: not at the host's start
     from ....trainer.loop.train import train
     from ....trainer.runs.checkpoint import read_state
+    from ....trainer.runs.samples import latest_thumbnail
     from ..memory.frozen_weights import host_weights
     from ..models.denoiser import HostDenoiser
 
@@ -127,7 +130,18 @@ def train_run(
             memory=plan.memory,
             model_file=file,
         )
-        run = _as_run(model, result, folder, encoded, base_model, graph)
+        origin = Origin(
+            config=result.config,
+            dataset=encoded,
+            base_model=base_model,
+            steps=result.adapter_step,
+            prediction=denoiser.prediction,
+            family=denoiser.family,
+            model_name=model_name(source),
+            graph=graph,
+            thumbnail=latest_thumbnail(folder),
+        )
+        run = _as_run(model, result, folder, origin)
         files = _save(run) if group.is_main else []
         if record:
             status = "stopped" if run.stopped else "done"
@@ -192,9 +206,7 @@ def _say_plan(plan: Estimate, listeners: Sequence[Listener]) -> None:
     log.log(logging.WARNING if plan.advice else logging.INFO, "%s", plan.sentence())
 
 
-def _as_run(
-    model: Any, result: Any, folder: Path, encoded: EncodedDataset, base_model: str, graph: dict[str, Any]
-) -> Any:
+def _as_run(model: Any, result: Any, folder: Path, origin: Origin) -> Any:
     """A TrainResult as the Run that nodes pass on."""
     from ....trainer.loop.advice import advise_on_size
     from ....trainer.lora_files.export import export_adapter, without_untouched
@@ -206,12 +218,14 @@ def _as_run(
     lora, untouched = without_untouched(export_adapter(result.adapter, config.adapter))
     if untouched:
         log.info("Not saved, for no gradient reached them: %s", ", ".join(untouched))
-    metadata = origin_metadata(config.to_dict(), encoded.fingerprint, base_model, result.adapter_step, graph)
+    weights = LoraWeights(lora, origin_metadata(origin))
+    if not (config.embed_metadata and metadata_is_written()):
+        weights = figures_only(weights)
     return Run(
         run_id=folder.name,
         folder=folder,
         config=config,
-        lora=LoraWeights(lora, metadata),
+        lora=weights,
         losses=result.losses,
         seconds=result.seconds,
         stopped=result.stopped,
@@ -231,7 +245,7 @@ def _save(run: Any) -> list[Path]:
     path: Path = run.folder / LORA
     try:
         if run.losses:
-            save_lora(path, run.lora)
+            save_lora(path, run.lora, title=run.run_id)
             save_result(run)
     except KilnError as error:
         log.warning("%s", error)

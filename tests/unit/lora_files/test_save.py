@@ -10,11 +10,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from trainer.config import AdapterConfig
+from trainer.config import AdapterConfig, TrainConfig
+from trainer.dataset.encoded import EncodedDataset
 from trainer.errors import KilnError
 from trainer.lora_files.convert import convert_keys
 from trainer.lora_files.export import export_adapter
-from trainer.lora_files.lora_weights import LoraWeights, origin_metadata
+from trainer.lora_files.lora_weights import LoraWeights
+from trainer.lora_files.metadata import Origin, origin_metadata
 from trainer.lora_files.save import save_lora
 from trainer.safefile import write_safetensors
 
@@ -38,13 +40,20 @@ def test_kohya_format() -> None:
 
 
 def test_saved_file_tells_its_origin(tmp_path: Path) -> None:
-    metadata = origin_metadata({"steps": 5}, "data", "base", 5, {"workflow": {"nodes": []}, "prompt": None})
+    origin = Origin(
+        config=TrainConfig(steps=5),
+        dataset=EncodedDataset(()),
+        base_model="base",
+        steps=5,
+        graph={"workflow": {"nodes": []}, "prompt": None},
+    )
+    metadata = origin_metadata(origin)
     lora = LoraWeights(export_adapter(STATE, AdapterConfig(rank=4, alpha=2.0)), metadata)
     save_lora(tmp_path / "sub" / "a.safetensors", lora, dtype="bf16")
     with safe_open(tmp_path / "sub" / "a.safetensors", "pt") as opened:
         found = opened.metadata()
     assert json.loads(found["workflow"]) == {"nodes": []} and "prompt" not in found
-    assert json.loads(found["lora_kiln.config"]) == {"steps": 5}
+    assert json.loads(found["lora_kiln.config"]) == TrainConfig(steps=5).to_dict()
     tensors = load_file(tmp_path / "sub" / "a.safetensors")
     (tmp_path / "ordinary").touch()
     assert (tmp_path / "sub" / "a.safetensors").stat().st_mode == (tmp_path / "ordinary").stat().st_mode

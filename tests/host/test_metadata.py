@@ -1,0 +1,132 @@
+"""What files of ours hold on a live server: with --disable-metadata and with embed_metadata off, only figures."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from scripts.host import RunningHost, start_host
+from scripts.host_client import HostClient, failure_of
+from scripts.host_files import workspace
+
+from .graphs import dataset, loaders, node, sampling, saved, training
+from .test_samples import sample_settings
+
+MARK = "a mark that only the graph holds"
+PROMPT = "a red circle nobody else writes"
+TRIGGER = "zorbword"
+
+
+def graph(**options: Any) -> dict[str, Any]:
+    """A run with samples, its LoRA as a file, a picture of its loss and a grid."""
+    found = {
+        **loaders(),
+        **dataset(),
+        "captions": node(
+            "KilnCaptionTemplate",
+            dataset=["dataset", 0],
+            template="",
+            values="",
+            trigger_word=TRIGGER,
+            missing="drop clause",
+            seed=0,
+        ),
+        **training(steps=4, seed=931, **options),
+        **saved(filename_prefix="metadata/lora"),
+        **sample_settings(prompts=PROMPT, length=5),
+        "plot": node("KilnLossPlot", run=["train", 3]),
+        **sampling("drawn", ["train", 1], batch=1, text=PROMPT),
+        "grid": node("KilnComparisonGrid", images=["drawn decode", 0], labels="one", columns=0),
+    }
+    found["encoded"]["inputs"]["dataset"] = ["captions", 0]
+    found["train"]["inputs"]["settings"] = ["samples", 0]
+    return found
+
+
+def queue(client: HostClient, prompt: dict[str, Any], **marks: str) -> dict[str, Any]:
+    workflow = {"nodes": [], "extra": {"mark": MARK, **marks}}
+    entry = client.wait(client.queue_prompt(prompt, {"extra_pnginfo": {"workflow": workflow}}))
+    assert failure_of(entry) is None
+    outputs: dict[str, Any] = entry["outputs"]
+    return outputs
+
+
+def metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as opened:
+        return opened.metadata() or {}
+
+
+def run_folder(base: Path, outputs: dict[str, Any]) -> Path:
+    return base / "user" / "__lora_kiln" / "runs" / outputs["train"]["summary"][0]["run"]
+
+
+def given_away(base: Path, run: Path) -> list[Path]:
+    """LoRA, samples, merged models, pictures: what a person may hand on."""
+    places = (base / "output", base / "temp", run / "samples")
+    found = [path for place in places for path in place.rglob("*") if path.is_file()]
+    assert {path.suffix for path in found} >= {".png", ".webp", ".safetensors"}
+    return [*found, run / "lora.safetensors"]
+
+
+def test_disable_metadata_holds_for_every_file() -> None:
+    base = workspace("metadata", fresh=True)
+    models = base / "models" / "diffusion_models"
+    whole = load_file(models / "tiny_wan.safetensors")
+    save_file(whole, models / "with_graph.safetensors", {"workflow": MARK, "prompt": PROMPT})
+    prompt = graph() | {
+        "merged": node(
+            "KilnSaveMergedModel",
+            base_name="with_graph.safetensors",
+            lora_1=["train", 0],
+            weight_1=1.0,
+            filename_prefix="metadata/merged",
+            dtype="base",
+            layout="comfyui",
+        )
+    }
+    with start_host(
+        base, python=Path(sys.executable), cpu=True, extra_args=["--disable-metadata"]
+    ) as running:
+        outputs = queue(HostClient(running.url), prompt)
+    run = run_folder(base, outputs)
+    for path in given_away(base, run):
+        content = path.read_bytes()
+        for secret in (MARK, PROMPT, TRIGGER, "tiny_concept", str(base), "class_type"):
+            assert secret.encode() not in content, (path, secret)
+    found = metadata(Path(outputs["save"]["path"][0]))
+    assert found["ss_network_dim"] == "4" and found["modelspec.architecture"] == "wan2.1/lora"
+    assert metadata(Path(outputs["merged"]["path"][0])).keys() <= {"format"}
+
+
+def test_a_run_with_metadata_and_one_without(host: RunningHost, client: HostClient) -> None:
+    outside = str(host.base / "input")
+    told = queue(client, graph(), folder=outside)
+    run = run_folder(host.base, told)
+    found = metadata(Path(told["save"]["path"][0]))
+    assert json.loads(found["workflow"])["extra"] == {"mark": MARK, "folder": "input"}
+    assert json.loads(metadata(run / "lora.safetensors")["workflow"])["extra"]["folder"] == outside
+    assert found["modelspec.title"] == "lora" and found["ss_sd_model_name"] == "tiny_wan"
+    assert found["modelspec.trigger_phrase"] == TRIGGER
+    assert json.loads(found["ss_tag_frequency"])["dataset"][TRIGGER] == 20
+    assert found["modelspec.resolution"] == "64x64" and found["modelspec.prediction_type"] == "flow"
+    assert found["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")
+    assert metadata(run / "lora.safetensors")["modelspec.title"] == run.name
+    assert str(host.base) not in json.dumps(found)
+
+    silent = queue(client, graph(embed_metadata=False))
+    run = run_folder(host.base, silent)
+    files = [Path(silent["save"]["path"][0]), run / "lora.safetensors", *(run / "samples").iterdir()]
+    for path in files:
+        content = path.read_bytes()
+        for secret in (MARK, PROMPT, TRIGGER, "tiny_wan", "class_type", "jpeg;base64"):
+            assert secret.encode() not in content, (path, secret)
+    assert metadata(files[0])["ss_steps"] == "4"
+    assert "workflow" not in Image.open(next((run / "samples").glob("*.png"))).info
+    first, second = (load_file(outputs["save"]["path"][0]) for outputs in (told, silent))
+    assert all(first[k].equal(second[k]) for k in first), "the LoRA is the same"
