@@ -47,16 +47,16 @@ class KilnLoadDataset(io.ComfyNode):
                     "on_bad_file",
                     options=["stop", "skip"],
                     default="stop",
-                    tooltip="A file that cannot be read or a caption that is not UTF-8: stop with its name, or leave "
-                    "it out and say so.",
+                    tooltip="A file that cannot be read or a caption that is not text: stop with its name, or leave it "
+                    "out and say so.",
                 ),
                 io.Combo.Input(
                     "masks",
                     options=list(MASKS),
                     default=MASKS[0],
                     optional=True,
-                    tooltip="Where the loss counts: opaque parts of transparent images, or white parts of files of the "
-                    "same name in a folder named masks. off: everywhere.",
+                    tooltip="Where the loss counts: white parts of files of the same name in a folder named masks or "
+                    "mask or with -masklabel behind the name, else opaque parts of transparent images. off: everywhere.",
                 ),
                 io.Float.Input(
                     "validation_share",

@@ -17,6 +17,7 @@ from scripts.host_files import REPO
 CATALOGUE = REPO / "web" / "server_texts.mjs"
 SAYS = {"KilnError", "warn", "MessageEvent", "StartEvent"}
 SPOKEN = (
+    "trainer/dataset/remarks.py",
     "trainer/loop/advice.py",
     "trainer/memory/estimate.py",
     "trainer/runs/resume.py",

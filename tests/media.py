@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -59,6 +60,26 @@ def clip(
         for number in range(frames):
             pixels = np.full((size[1], size[0], 3), min(255, number * 10), np.uint8)
             for packet in stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+
+
+def uneven_clip(
+    path: Path, times: Sequence[float], size: tuple[int, int] = (64, 48), per_second: int = 25
+) -> None:
+    """A clip of frames at these times in seconds, whose brightness is that of their time, 25 a second."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=Fraction(30))
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        stream.bit_rate, stream.codec_context.time_base = 4_000_000, Fraction(1, 1000)
+        for time in times:
+            pixels = np.full((size[1], size[0], 3), min(255, int(time * per_second)), np.uint8)
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = int(time * 1000), Fraction(1, 1000)
+            for packet in stream.encode(frame):
                 container.mux(packet)
         for packet in stream.encode():
             container.mux(packet)

@@ -60,8 +60,14 @@ def combine(parts: Sequence[Part], regularisation_loss_weight: float = 1.0) -> D
     if all(i.role == "validation" for i in items):
         raise KilnError("Every item of the mix is for validation; give one set the role subject.")
     trigger = next((p.dataset.trigger_word for p in parts if p.dataset.trigger_word), "")
-    skipped = tuple(reason for p in parts for reason in p.dataset.skipped)
-    return Dataset(tuple(items), skipped, trigger)
+    sets = [p.dataset for p in parts]
+    return Dataset(
+        tuple(items),
+        skipped=tuple(dict.fromkeys(reason for s in sets for reason in s.skipped)),
+        unread=tuple(dict.fromkeys(path for s in sets for path in s.unread)),
+        remarks=tuple(dict.fromkeys(remark for s in sets for remark in s.remarks)),
+        trigger_word=trigger,
+    )
 
 
 def whole_repeats(weights: Sequence[float]) -> list[int]:

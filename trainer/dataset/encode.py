@@ -33,6 +33,7 @@ from .encoded import (
 )
 from .items import Dataset, Item
 from .loading import Pixels, crop_offset, load_pixels
+from .video import MIDDLE, stride_of
 
 BATCH_ITEMS = 8
 BATCH_PIXELS = 4 << 20  # of all frames of a batch: four stills of 1024 x 1024
@@ -106,12 +107,19 @@ def _job(item: Item, options: BucketOptions, variant: int, encoder: Encoder, cac
     bucket = bucket_of(item, options)
     parts = [item.facts.sha256, repr(tuple(bucket)), encoder.image_fingerprint]
     if bucket.frames > 1 or item.facts.frames > 1:
-        parts.append(f"fps {options.fps}")
+        parts += [f"fps {options.fps}", *_own_times(item, bucket, options.fps)]
     if item.masked:
         parts.append(f"mask {item.mask_sha256 or 'alpha'}")
     if item.augmentation is not None:
         parts += [_drawn_from(item), f"variant {variant}"]
     return _Job(item, bucket, variant, cache_path(cache / "latents", address_of(FORMAT, parts)))
+
+
+def _own_times(item: Item, bucket: Bucket, fps: float) -> list[str]:
+    """What is not as it once was for every clip: a piece of the middle, frames that are never repeated, by number."""
+    slow = bucket.frames > 1 and stride_of(item.facts.fps, fps) < 1
+    own = "own times" if fps and (slow or not item.facts.even) else ""
+    return [part for part in (own, "" if item.place == MIDDLE else f"place {item.place}") if part]
 
 
 def _drawn_from(item: Item) -> str:
@@ -190,8 +198,8 @@ def _pixel_size(job: _Job) -> PixelSize:
 
 
 def _frame_rate(job: _Job, fps: float) -> float:
-    """Of the frames that are trained on: the file's own where it is slower, or where every frame is taken."""
+    """Of the frames that are trained on: the file's own where every frame is taken."""
     if job.bucket.frames == 1:
         return 0.0
     own = job.item.facts.fps
-    return min(own, fps) if own and fps else own or fps
+    return own if own and stride_of(own, fps) == 1 else fps

@@ -25,8 +25,10 @@ class Facts:
     height: int
     sha256: str = ""  # of the file's bytes
     frames: int = 1  # of the source; a still has one
-    fps: float = 0.0  # of the source; 0 for stills
+    fps: float = 0.0  # of the source, from its first frame to its last; 0 for stills
+    even: bool = True  # its frames all stand equally long
     has_alpha: bool = False  # some of it is transparent
+    kept: float = 1.0  # share 0-1 of it that is opaque
     phash: int = 0  # 64-bit perceptual hash
     colours: str = ""  # 4x4 RGB means as hex, to tell alike shapes of other colours apart
     detail: float = (

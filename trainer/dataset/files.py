@@ -1,57 +1,103 @@
-"""Which files of a folder belong to a dataset, and what folder names say of them."""
+"""Which files of a folder belong to a dataset, and what folder names say of them.
+
+Every folder is listed once. Names are compared without regard to case and Unicode form (`name_key`): folders come from
+cameras, from Windows and from macOS, which writes an accent as a letter of its own.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
+import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-STILL_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".avif", ".tif", ".tiff")
-VIDEO_ENDINGS = (".mp4", ".mov", ".webm", ".mkv")
+HEIF_ENDINGS = (".heic", ".heif", ".hif")  # the package pillow-heif reads them
+JXL_ENDINGS = (".jxl",)  # the package pillow-jxl-plugin
+STILL_ENDINGS = (
+    *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".avif", ".tif", ".tiff"),
+    *(".jfif", ".jpe", ".jif", ".jfi", ".jp2", ".j2k", ".jpf", ".jpx", ".apng", ".dib"),
+    *(".tga", ".ppm", ".pgm", ".pbm", ".pnm", ".psd", ".pcx", ".dds", ".qoi"),
+    *HEIF_ENDINGS,
+    *JXL_ENDINGS,
+)
+VIDEO_ENDINGS = (
+    *(".mp4", ".mov", ".webm", ".mkv", ".avi", ".m4v", ".mpg", ".mpeg", ".m2v", ".mts", ".m2ts", ".ts"),
+    *(".wmv", ".flv", ".3gp", ".ogv"),
+)
 ENDINGS = STILL_ENDINGS + VIDEO_ENDINGS
 CAPTION_ENDINGS = (".txt", ".caption", ".json")
-TABLES = ("metadata.jsonl", "metadata.csv")  # the Hugging Face imagefolder convention
-MASKS = "masks"  # a folder of this name beside the images holds their masks
+TABLES = ("metadata.jsonl", "metadata.csv", "metadata.tsv")  # the Hugging Face imagefolder convention
+MASK_FOLDERS = ("masks", "mask")  # a folder of such a name beside the images holds their masks
+MASK_LABEL, CONDITION_LABEL = "-masklabel", "-condlabel"  # OneTrainer: photo-masklabel.png beside photo.png
+SET_ASIDE = "set_aside"  # a sub-folder for items that are kept and not used
 
+# Of the systems and NAS devices that a folder has lain on: thumbnails, bins, indexes
+SYSTEM_FOLDERS = frozenset(
+    ("@eadir", "__macosx", "#recycle", "@recycle", "$recycle.bin", "system volume information", "lost+found")
+)
+_SYSTEM_FILES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "picasa.ini", "icon\r"))
 _REPEATS = re.compile(r"(\d{1,4})_(.*)")
+_YEARS = range(1900, 2100)  # 2024_summer is no number of repeats
 
 
-@dataclass(frozen=True)
-class MediaFiles:
-    """Media files in natural order, and folders that were not entered."""
-
-    media: list[Path]
-    links: list[Path]
+def name_key(name: str) -> str:
+    """Equal for names that people take for the same: case and Unicode form do not count."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
-def find_media(folder: Path, recursive: bool, also: str = "") -> MediaFiles:
-    """Every media file of a folder. Hidden files and mask folders are left out, links to folders are not followed.
+def ending(name: str) -> str:
+    """The last part of a file's name from the dot on, in lower case."""
+    return os.path.splitext(name)[1].lower()
+
+
+@dataclass
+class Found:
+    """What lies in a dataset's folders, in natural order."""
+
+    root: Path
+    media: list[Path] = field(default_factory=list)
+    links: list[Path] = field(default_factory=list)  # to folders, not followed
+    sidecars: list[Path] = field(default_factory=list)  # captions and fields, tables apart
+    tables: dict[Path, Path] = field(default_factory=dict)  # folder -> its table
+    labels: list[Path] = field(default_factory=list)  # OneTrainer's files of masks and conditions
+    mask_folders: dict[Path, list[Path]] = field(default_factory=dict)  # folder -> those in it
+    unread: list[Path] = field(default_factory=list)  # of kinds that are not read
+    system: list[Path] = field(default_factory=list)  # folders of systems and devices, not entered
+    set_aside: list[Path] = field(default_factory=list)  # not entered
+    unentered: list[Path] = field(default_factory=list)  # other sub-folders, as recursive is off
+
+
+def find_files(folder: Path, recursive: bool, also: str = "") -> Found:
+    """Every file of a folder by what it is for. Hidden ones are left out, links to folders are not followed.
 
     Args:
         folder: must exist.
         recursive: enter sub-folders.
         also: a sub-folder that is entered in any case; "" for none.
     """
-    media: list[Path] = []
-    links: list[Path] = []
+    found = Found(folder)
     for directory, folders, names in os.walk(folder):
         here = Path(directory)
-        entered = [n for n in folders if not n.startswith(".") and n != MASKS]
-        if not recursive and here == folder:
-            entered = [n for n in entered if n == also]
-        links += [here / n for n in entered if (here / n).is_symlink()]
-        folders[:] = [n for n in entered if not (here / n).is_symlink()]
-        media += [here / n for n in names if not n.startswith(".") and Path(n).suffix.lower() in ENDINGS]
-    return MediaFiles(sorted(media, key=natural_key), sorted(links))
+        entered = []
+        for name in sorted(folders):
+            if _enters(found, here / name, recursive or here != folder or name == also):
+                entered.append(name)
+        folders[:] = entered
+        for name in names:
+            if not name.startswith("."):
+                _sort_in(found, here, name)
+    for each in (found.media, found.sidecars, found.labels, found.unread):
+        each.sort(key=natural_key)
+    return found
 
 
 def folder_state(folder: Path, recursive: bool, also: str = "") -> str:
     """Changes whenever a file that matters does: names, sizes and times, no contents."""
     digest = hashlib.sha256()
-    for path in _files_that_matter(folder, recursive, also):
+    for path in _files_that_matter(find_files(folder, recursive, also)):
         try:
             status = path.stat()
         except OSError:
@@ -68,37 +114,70 @@ def natural_key(path: Path) -> list[tuple[int, int, str]]:
 
 def repeats_of(path: Path, root: Path) -> int:
     """How often the nearest folder named like 10_name asks for its files; 1 without one."""
-    match = _REPEATS.fullmatch(_numbered_folder(path, root).name)
-    return max(1, int(match[1])) if match else 1
+    for folder in path.parents:
+        if (match := _numbered(folder.name)) is not None:
+            return max(1, int(match[1]))
+        if folder == root:
+            break
+    return 1
 
 
 def folder_name(path: Path) -> str:
     """The name of a file's folder, without a leading number of repeats."""
-    match = _REPEATS.fullmatch(path.parent.name)
+    match = _numbered(path.parent.name)
     return match[2] if match else path.parent.name
 
 
-def mask_of(path: Path) -> Path | None:
-    """The mask file of an image or clip: same name, in a folder `masks` beside it."""
-    candidates = (path.parent / MASKS / (path.stem + ending) for ending in STILL_ENDINGS)
-    return next((c for c in candidates if c.is_file()), None)
+def is_year_folder(name: str) -> bool:
+    """Whether a folder is named like 2024_summer, which could be mistaken for repeats."""
+    match = _REPEATS.fullmatch(name)
+    return match is not None and int(match[1]) in _YEARS
 
 
-def _numbered_folder(path: Path, root: Path) -> Path:
-    for folder in path.parents:
-        if folder == root or _REPEATS.fullmatch(folder.name):
-            return folder
-    return root
+def _numbered(name: str) -> re.Match[str] | None:
+    return None if is_year_folder(name) else _REPEATS.fullmatch(name)
 
 
-def _files_that_matter(folder: Path, recursive: bool, also: str) -> Iterator[Path]:
-    directories = set()
-    for path in find_media(folder, recursive, also).media:
-        yield path
-        yield from (path.with_suffix(ending) for ending in CAPTION_ENDINGS)
-        directories.add(path.parent)
-    for directory in sorted({folder, *directories}):
-        yield from (directory / name for name in TABLES)
-        masks = directory / MASKS
-        if masks.is_dir():
-            yield from sorted(masks.iterdir())
+def _enters(found: Found, path: Path, wanted: bool) -> bool:
+    """Whether to walk into a folder; notes what it is where not."""
+    name = name_key(path.name)
+    if name.startswith("."):
+        return False
+    if name in SYSTEM_FOLDERS:
+        found.system.append(path)
+    elif name in MASK_FOLDERS:
+        found.mask_folders.setdefault(path.parent, []).append(path)
+    elif name == SET_ASIDE:
+        found.set_aside.append(path)
+    elif not wanted:
+        found.unentered.append(path)
+    elif path.is_symlink():
+        found.links.append(path)
+    else:
+        return True
+    return False
+
+
+def _sort_in(found: Found, folder: Path, name: str) -> None:
+    path, kind, key = folder / name, ending(name), name_key(name)
+    if key in TABLES:
+        known = found.tables.get(folder)
+        if known is None or TABLES.index(key) < TABLES.index(name_key(known.name)):
+            path, found.tables[folder] = known or path, path
+        if path != found.tables[folder]:
+            found.unread.append(path)
+    elif kind in ENDINGS:
+        is_label = path.stem.lower().endswith((MASK_LABEL, CONDITION_LABEL))
+        (found.labels if is_label else found.media).append(path)
+    elif kind in CAPTION_ENDINGS:
+        found.sidecars.append(path)
+    elif key not in _SYSTEM_FILES:
+        found.unread.append(path)
+
+
+def _files_that_matter(found: Found) -> Iterator[Path]:
+    yield from (*found.media, *found.sidecars, *found.labels, *found.unread)
+    yield from sorted(found.tables.values())
+    for folders in found.mask_folders.values():
+        for folder in folders:
+            yield from sorted(folder.iterdir())

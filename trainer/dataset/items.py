@@ -15,6 +15,8 @@ from typing import Literal
 from .augment import Augmentation
 from .caption_variants import CaptionVariation
 from .facts import Facts
+from .remarks import unread_sentences
+from .video import MIDDLE
 
 Role = Literal["subject", "regularisation", "validation"]
 """What an item is for: learned, kept as it was (prior preservation), or only looked at for the validation loss."""
@@ -34,9 +36,16 @@ class Item:
     folder: str = ""  # name of its folder, without a leading number of repeats
     mask: Path | None = None  # a still whose white parts count for the loss
     mask_sha256: str = ""
+    mask_kept: float = 1.0  # share 0-1 of the mask file that counts
     use_alpha: bool = False  # the image's own opaque parts are the mask
     augmentation: Augmentation | None = None
     caption_variation: CaptionVariation | None = None
+    place: float = MIDDLE  # of a clip: where the piece lies that is trained on, 0 its start, 1 its end
+
+    @property
+    def kept(self) -> float:
+        """Share 0-1 of it that counts for the loss."""
+        return self.mask_kept if self.mask is not None else self.facts.kept if self.use_alpha else 1.0
 
     @property
     def masked(self) -> bool:
@@ -45,10 +54,12 @@ class Item:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Items in their natural order, and the bad files that were left out (path and reason)."""
+    """Items in their natural order, and a sentence for everything beside them that is not used."""
 
     items: tuple[Item, ...]
-    skipped: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()  # bad files: path and reason
+    unread: tuple[Path, ...] = ()  # files of kinds that are not read
+    remarks: tuple[str, ...] = ()  # what may not be as it was meant
     trigger_word: str = ""  # set by the caption template
 
     def describe(self) -> str:
@@ -67,7 +78,8 @@ class Dataset:
         roles = Counter(i.role for i in self.items)
         if set(roles) != {"subject"}:
             lines.append(", ".join(f"{count} {role}" for role, count in roles.items()))
-        return "\n".join(lines + [f"skipped: {reason}" for reason in self.skipped])
+        notes = [f"note: {remark}" for remark in (*unread_sentences(self.unread), *self.remarks)]
+        return "\n".join(lines + [f"skipped: {reason}" for reason in self.skipped] + notes)
 
     def proportions(self) -> str:
         """How the samples of an epoch are divided among the roles, in words."""

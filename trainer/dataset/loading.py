@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from PIL import Image, ImageOps
 
 from .augment import augment, crop_of
 from .buckets import Bucket
+from .files import VIDEO_ENDINGS, ending
 from .items import Item
 from .pixels import flatten, open_still, read_mask, read_pixels
-from .video import pick_frames, read_frames
+from .video import pick_frames, pick_times, read_frames, read_times
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def read_thumbnail(path: Path, frames: int, side: int) -> Image.Image:
     Raises:
         KilnError: the file cannot be read.
     """
-    if frames > 1:
+    if frames > 1 or ending(path.name) in VIDEO_ENDINGS:
         image = read_frames(path, [frames // 2], lambda picture: picture)[0]
     else:
         image = read_pixels(path, at_least=side)
@@ -96,17 +98,28 @@ def _read(item: Item, size: Bucket, frames: int, fps: float) -> tuple[np.ndarray
     box = (size.width, size.height)
     facts = item.facts
     if facts.frames > 1:
-        numbers = pick_frames(facts.frames, facts.fps, frames, fps)
-        cut = read_frames(item.path, numbers, lambda picture: np.asarray(crop_to(picture, box)))
+        cut = _read_clip(item, frames, fps, lambda picture: np.asarray(crop_to(picture, box)))
         mask = read_mask(item.mask).resize((facts.width, facts.height)) if item.mask else None
         return np.stack(cut), _as_mask(mask, box)
-    image = open_still(item.path)[0]
+    if ending(item.path.name) in VIDEO_ENDINGS:  # a clip of one frame is a still
+        image = read_frames(item.path, [0], lambda picture: picture)[0]
+    else:
+        image = open_still(item.path)[0]
     mask = read_mask(item.mask) if item.mask else None
     if mask is None and item.use_alpha and image.mode == "RGBA":
         mask = image.getchannel("A")
     if mask is not None and mask.size != image.size:
         mask = mask.resize(image.size)
     return np.asarray(crop_to(flatten(image), box))[None].copy(), _as_mask(mask, box)
+
+
+def _read_clip(
+    item: Item, frames: int, fps: float, change: Callable[[Image.Image], np.ndarray]
+) -> list[np.ndarray]:
+    facts = item.facts
+    if facts.even or not fps:
+        return read_frames(item.path, pick_frames(facts.frames, facts.fps, frames, fps, item.place), change)
+    return read_times(item.path, pick_times(facts.frames, facts.fps, frames, fps, item.place), change)
 
 
 def _as_mask(mask: Image.Image | None, box: tuple[int, int]) -> np.ndarray | None:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from io import BytesIO
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import KilnError
+from .files import HEIF_ENDINGS, JXL_ENDINGS, ending
+
+T = TypeVar("T")
 
 MAX_PIXELS = 89_478_485
 """Larger stills are refused by their header, before anything is decoded (pillow's own limit, where it warns)."""
@@ -24,6 +32,18 @@ _UNREADABLE = (
     OverflowError,
     MemoryError,
 )
+
+
+MAX_PNG_BYTES = 1 << 30
+"""Of a png whose notes pillow refuses and which is therefore read without them."""
+
+# What is needed of a png to show it: no text, no colour profile
+_PNG_CHUNKS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf", b"acTL", b"fcTL", b"fdAT"))
+_SEVERAL = (
+    "MPO",
+    "HEIF",
+    "PSD",
+)  # a photo with a preview, more shots or layers behind it: the first is the picture
 
 
 def shown(path: Path) -> str:
@@ -44,17 +64,21 @@ def open_still(path: Path, at_least: int = 0) -> tuple[Image.Image, tuple[int, i
     Raises:
         KilnError: the file cannot be decoded, moves, or is too large or too small.
     """
+
+    def read(opened: Image.Image) -> tuple[Image.Image, tuple[int, int]]:
+        _check_header(opened, path)
+        full = opened.size
+        if at_least and opened.format == "JPEG":
+            shrink = max(1, min(full) // at_least)
+            opened.draft(None, (full[0] // shrink, full[1] // shrink))
+        image = ImageOps.exif_transpose(opened)
+        if (image.width > image.height) != (opened.width > opened.height):
+            full = (full[1], full[0])
+        return _to_rgb(image), full
+
+    _learn(ending(path.name), path)
     try:
-        with Image.open(path) as opened:
-            _check_header(opened, path)
-            full = opened.size
-            if at_least and opened.format == "JPEG":
-                shrink = max(1, min(full) // at_least)
-                opened.draft(None, (full[0] // shrink, full[1] // shrink))
-            image = ImageOps.exif_transpose(opened)
-            if (image.width > image.height) != (opened.width > opened.height):
-                full = (full[1], full[0])
-            return _to_rgb(image), full
+        return _with_opened(path, read)
     except Image.DecompressionBombError as error:  # pillow refuses before we see the size
         found = re.search(r"\d+ pixels", str(error))
         raise KilnError(_too_large(path, found[0] if found else "too many pixels")) from error
@@ -99,6 +123,67 @@ def read_mask(path: Path) -> Image.Image:
     return image.getchannel("A") if image.mode == "RGBA" else image.convert("L")
 
 
+def _with_opened(path: Path, read: Callable[[Image.Image], T]) -> T:
+    """Read from an opened image file. A png whose text or profile is too large for pillow is read without them, as the
+    host's Load Image does: large workflows and printers' profiles are no reason to lose a picture."""
+    try:
+        with Image.open(path) as opened:
+            return read(opened)
+    except ValueError as error:
+        if not re.search("MAX_TEXT|text chunks|iCCP", str(error)):
+            raise
+    with Image.open(BytesIO(_bare_png(path))) as opened:
+        return read(opened)
+
+
+def _bare_png(path: Path) -> bytes:
+    """A png without its notes; what these would unpack to is never unpacked."""
+    if path.stat().st_size > MAX_PNG_BYTES:
+        raise KilnError(f"The image {shown(path)} is larger than 1 GiB; save it again without its notes.")
+    data = path.read_bytes()
+    parts, place = [data[:8]], 8
+    while place + 12 <= len(data):
+        end = place + 12 + int.from_bytes(data[place : place + 4], "big")
+        if data[place + 4 : place + 8] in _PNG_CHUNKS:
+            parts.append(data[place:end])
+        place = end
+    return b"".join(parts)
+
+
+def _learn(kind: str, path: Path) -> None:
+    """Teach pillow a kind of file that an optional package reads.
+
+    Raises:
+        KilnError: the package is not there.
+    """
+    if kind in HEIF_ENDINGS and not _has_package("pillow_heif", ".heic"):
+        raise KilnError(
+            f"The image {shown(path)} needs the package pillow-heif; install it, or save the image as jpg or png."
+        )
+    if kind in JXL_ENDINGS and not _has_package("pillow_jxl", ".jxl"):
+        raise KilnError(
+            f"The image {shown(path)} needs the package pillow-jxl-plugin; install it, or save the image as jpg or png."
+        )
+
+
+@cache
+def _has_package(name: str, kind: str) -> bool:
+    """Whether pillow can read a kind of file, with the help of a package where it needs one."""
+    Image.init()
+    if Image.EXTENSION.get(kind) in Image.OPEN:
+        return True
+    try:
+        package = import_module(name)
+    except Exception:  # not installed, or not for this system or version of pillow
+        return False
+    register = getattr(
+        package, "register_heif_opener", None
+    )  # pillow_jxl registers itself when it is imported
+    if register is not None:
+        register()
+    return True
+
+
 def _check_header(opened: Image.Image, path: Path) -> None:
     width, height = opened.size
     if width * height > MAX_PIXELS:
@@ -109,7 +194,7 @@ def _check_header(opened: Image.Image, path: Path) -> None:
             "Remove it or replace it by a larger one."
         )
     frames = getattr(opened, "n_frames", 1)
-    if frames > 1 and opened.format not in ("MPO",):  # MPO: a photo with a preview or second view behind it
+    if frames > 1 and opened.format not in _SEVERAL:
         raise KilnError(
             f"The image {shown(path)} holds {frames} pictures; save an animation as mp4 or gif, and pages as single "
             "images."

@@ -18,6 +18,7 @@ from .quality import (
     fused_words,
     tag_counts,
 )
+from .remarks import unread_sentences
 
 MUCH_LOST = 0.25  # share of an item's pixels
 MOST_LINES = 40  # of a list; the rest is counted
@@ -45,8 +46,11 @@ class DatasetReport:
             "## Buckets\n\n" + self._buckets(),
             "## Roles\n\n" + self._roles(),
         ]
-        if self.dataset.skipped:
-            sections.append("## Left out\n\n" + _bullets([_plain(s) for s in self.dataset.skipped]))
+        left_out = [*self.dataset.skipped, *unread_sentences(self.dataset.unread)]
+        if left_out:
+            sections.append("## Left out\n\n" + _bullets([_plain(s) for s in left_out]))
+        if self.dataset.remarks:
+            sections.append("## Remarks\n\n" + _bullets([_plain(s) for s in self.dataset.remarks]))
         return "\n\n".join(sections) + "\n"
 
     def advice(self) -> list[tuple[bool, str]]:
@@ -130,7 +134,7 @@ class DatasetReport:
             ),
             ("with a caption", _share(bool(i.caption) for i in self.trained), "all"),
             ("with a mask", _share(i.masked for i in self.trained), ""),
-            ("files left out", str(len(self.dataset.skipped)), "0"),
+            ("files left out", str(len(self.dataset.skipped) + len(self.dataset.unread)), "0"),
         ]
         if clips:
             seconds = [i.facts.seconds for i in clips]

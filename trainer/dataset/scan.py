@@ -6,29 +6,38 @@ measured is cached by name, size and time, so that an unchanged folder is scanne
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import numpy as np
 from PIL import Image
 
 from ..errors import KilnError
 from .combine import hold_out
 from .facts import SIDE, Facts, measure
-from .files import ENDINGS, VIDEO_ENDINGS, MediaFiles, find_media, folder_name, mask_of, repeats_of
+from .facts_cache import FactsCache, MaskFacts
+from .files import VIDEO_ENDINGS, Found, ending, find_files, folder_name, repeats_of
 from .items import Dataset, Item
+from .masks import Masks
 from .pixels import flatten, open_still, read_mask, shown
-from .sidecars import Tables, read_sidecars
+from .remarks import (
+    all_reasons,
+    caption_remarks,
+    folder_remarks,
+    links_not_entered,
+    mask_remarks,
+    names_of,
+)
+from .sidecars import Sidecars
+from .tables import Tables
 from .video import probe_clip
 
 OnBadFile = Literal["stop", "skip"]
-FORMAT = 1  # of the cached facts: raise it when a measure changes
 THREADS = min(4, os.cpu_count() or 1)
 
 
@@ -41,9 +50,9 @@ class ScanOptions:
     recursive: bool = False
     """Also read sub-folders."""
     on_bad_file: OnBadFile = "stop"
-    """Raise at the first bad file, or list it in Dataset.skipped."""
+    """Raise when there is a bad file, or list it in Dataset.skipped."""
     masks: bool = True
-    """Use transparency and files in a folder masks as loss masks."""
+    """Use transparency and files of masks as loss masks."""
     validation_share: float = 0.0
     """Share 0-0.5 of the items that is held out."""
     validation_folder: str = ""
@@ -66,42 +75,41 @@ def scan_folder(
         on_progress: called after each file with (done, total); may raise to stop.
 
     Raises:
-        KilnError: the folder is missing or holds nothing to train on, or a file is bad and on_bad_file is "stop".
+        KilnError: the folder is missing or holds nothing to train on, a file is bad and on_bad_file is "stop", or the
+            masks keep nothing of all items.
     """
     options = options or ScanOptions()
     if not folder.is_dir():
         raise KilnError(
             f"The folder {shown(folder)} does not exist; put your images in a folder under ComfyUI/input."
         )
-    files = find_media(folder, options.recursive, options.validation_folder)
-    cache = _FactsCache(facts_cache, folder)
-    tables = Tables(folder)
-    tables.rows(folder)
-    if tables.errors and options.on_bad_file == "stop":
-        raise KilnError(tables.errors[0])
+    found = find_files(folder, options.recursive, options.validation_folder)
+    beside = _Beside(found, FactsCache(facts_cache, folder), options)
     items: list[Item] = []
-    skipped: list[str] = []
+    bad: list[tuple[Path, KilnError]] = []
     with ThreadPoolExecutor(THREADS) as pool:
-        looks = [pool.submit(cache.facts, path) for path in files.media]
+        looks = [pool.submit(beside.cache.facts, path, measure_file) for path in found.media]
         try:
-            for done, (path, look) in enumerate(zip(files.media, looks, strict=True), 1):
+            for done, (path, look) in enumerate(zip(found.media, looks, strict=True), 1):
                 try:
-                    items.append(_make_item(path, look.result(), folder, tables, options))
+                    items.append(beside.item(path, look.result()))
                 except KilnError as error:
-                    if options.on_bad_file == "stop":
-                        raise
-                    skipped.append(str(error))
-                on_progress(done, len(files.media))
+                    bad.append((path, error))
+                on_progress(done, len(found.media))
         finally:
             pool.shutdown(cancel_futures=True)
-            cache.save()
-    for reason in _unused_files(folder, files, tables):
-        if options.on_bad_file == "stop":
-            raise KilnError(reason)
-        skipped.append(reason)
+            beside.cache.save()
+    reasons = [*(str(error) for _, error in bad), *beside.unused()]
+    if reasons and options.on_bad_file == "stop":
+        raise KilnError(all_reasons(reasons, [path for path, _ in bad]))
     if not items:
-        raise KilnError(_nothing_found(folder, len(files.media), options))
-    dataset = Dataset(tuple(items), tuple(dict.fromkeys(skipped)))
+        raise KilnError(_nothing_found(found, options))
+    dataset = Dataset(
+        tuple(items),
+        skipped=tuple(dict.fromkeys(reasons)),
+        unread=tuple(found.unread),
+        remarks=tuple(beside.remarks(items)),
+    )
     return hold_out(dataset, options.validation_share, options.validation_folder, folder)
 
 
@@ -113,22 +121,29 @@ def measure_file(path: Path) -> Facts:
     """
     if not path.exists():
         raise KilnError(f"The file {shown(path)} is a link that leads nowhere; replace or remove it.")
-    if path.suffix.lower() in VIDEO_ENDINGS or _moves(path):
+    if ending(path.name) in VIDEO_ENDINGS or _moves(path):
         clip = probe_clip(path)
-        size, frames, fps, picture = clip.first.size, clip.frames, clip.fps, clip.first
+        picture, size = clip.first, clip.first.size
+        facts = Facts(width=size[0], height=size[1], frames=clip.frames, fps=clip.fps, even=clip.even)
+        if clip.frames == 1:
+            facts = replace(facts, fps=0.0)
     else:
         picture, size = open_still(path, at_least=SIDE)
-        frames, fps = 1, 0.0
-    transparent = picture.mode == "RGBA"
-    return Facts(
-        width=size[0],
-        height=size[1],
-        sha256=hash_file(path),
-        frames=frames,
-        fps=fps,
-        has_alpha=transparent,
-        **measure(flatten(picture), picture.width / size[0]),  # type: ignore[arg-type]
-    )
+        facts = Facts(width=size[0], height=size[1])
+    if picture.mode == "RGBA":
+        kept = float(np.asarray(picture.getchannel("A")).mean()) / 255
+        facts = replace(facts, has_alpha=True, kept=kept)
+    figures = measure(flatten(picture), picture.width / size[0])
+    return replace(facts, sha256=hash_file(path), **figures)  # type: ignore[arg-type]
+
+
+def measure_mask(path: Path) -> MaskFacts:
+    """Hash of a mask file and the share 0-1 of it that counts.
+
+    Raises:
+        KilnError: it cannot be decoded.
+    """
+    return hash_file(path), float(np.asarray(read_mask(path)).mean()) / 255
 
 
 def hash_file(path: Path) -> str:
@@ -147,72 +162,65 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-class _FactsCache:
-    """One JSON file per dataset folder: name -> size, time, facts."""
+class _Beside:
+    """What lies beside the images of a folder, and what of it has been used."""
 
-    def __init__(self, cache_folder: Path | None, folder: Path) -> None:
-        self._folder = folder
-        name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]
-        self._path = None if cache_folder is None else cache_folder / f"{name}.json"
-        self._old = self._read()
-        self._new: dict[str, list[Any]] = {}
+    def __init__(self, found: Found, cache: FactsCache, options: ScanOptions) -> None:
+        self.cache = cache
+        self._found, self._options = found, options
+        self._tables, self._sidecars, self._masks = Tables(found), Sidecars(found), Masks(found)
 
-    def facts(self, path: Path) -> Facts:
-        """Of a file: from the cache while its size and time are the same, else measured."""
-        key = shown(path.relative_to(self._folder))
-        try:
-            status = path.stat()
-        except OSError:
-            return measure_file(path)
-        stamp = [status.st_size, status.st_mtime_ns]
-        entry = self._old.get(key)
-        if entry is not None and entry[:2] == stamp:
-            facts = Facts(**entry[2])
-        else:
-            facts = measure_file(path)
-        self._new[key] = [*stamp, dataclasses.asdict(facts)]
-        return facts
+    def item(self, path: Path, facts: Facts) -> Item:
+        """One item with all that belongs to it.
 
-    def save(self) -> None:
-        """Best effort: a full disk costs time at the next scan, nothing else."""
-        if self._path is None or self._new == self._old:
-            return
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._path.with_suffix(".tmp")
-            temporary.write_text(json.dumps({"format": FORMAT, "files": {**self._old, **self._new}}), "utf-8")
-            os.replace(temporary, self._path)
-        except OSError:
-            return
+        Raises:
+            KilnError: a sidecar or the mask cannot be used.
+        """
+        options = self._options
+        said = self._sidecars.read(path, self._tables.row(path))
+        mask = self._masks.of(path)
+        digest, kept = "", 1.0
+        if mask is not None and options.masks:
+            digest, kept = self.cache.mask(mask, measure_mask)  # a broken one is found now
+        return Item(
+            path=path,
+            facts=facts,
+            caption=said.caption,
+            repeats=options.repeats * repeats_of(path, self._found.root),
+            fields=tuple(said.fields.items()),
+            folder=folder_name(path),
+            mask=mask if options.masks else None,
+            mask_sha256=digest,
+            mask_kept=kept,
+            use_alpha=options.masks and facts.has_alpha and mask is None,
+        )
 
-    def _read(self) -> dict[str, list[Any]]:
-        try:
-            data = json.loads(self._path.read_text("utf-8")) if self._path else {}
-            return data["files"] if data.get("format") == FORMAT else {}
-        except (OSError, ValueError, KeyError, AttributeError):
-            return {}
+    def unused(self) -> Iterator[str]:
+        """What is no bad file and must still be mended: links, tables, rows without a file."""
+        yield from links_not_entered(self._found)
+        yield from self._tables.errors
 
+    def remarks(self, items: list[Item]) -> Iterator[str]:
+        """What may not be as it was meant.
 
-def _make_item(path: Path, facts: Facts, root: Path, tables: Tables, options: ScanOptions) -> Item:
-    sidecars = read_sidecars(path, tables.row(path))
-    mask = mask_of(path) if options.masks else None
-    if mask is not None:
-        read_mask(mask)  # a broken one is found now
-    return Item(
-        path=path,
-        facts=facts,
-        caption=sidecars.caption,
-        repeats=options.repeats * repeats_of(path, root),
-        fields=tuple(sidecars.fields.items()),
-        folder=folder_name(path),
-        mask=mask,
-        mask_sha256=hash_file(mask) if mask is not None else "",
-        use_alpha=options.masks and facts.has_alpha and mask is None,
-    )
+        Raises:
+            KilnError: the masks keep nothing of any item.
+        """
+        nothing = [i.path for i in items if i.masked and i.kept == 0]
+        if len(nothing) == len(items):
+            raise KilnError(
+                f"The masks keep nothing of all {len(items)} items ({names_of(nothing)}), so nothing would be learned; "
+                "mend them or switch masks off."
+            )
+        sidecars, masks = self._sidecars, self._masks
+        yield from folder_remarks(self._found)
+        yield from self._tables.remarks
+        yield from caption_remarks(sidecars.orphans(), sidecars.unused, sidecars.empty)
+        yield from mask_remarks(masks.orphans(), masks.conditions, nothing)
 
 
 def _moves(path: Path) -> bool:
-    if path.suffix.lower() != ".gif":
+    if ending(path.name) != ".gif":
         return False
     try:
         with Image.open(path) as opened:
@@ -221,24 +229,12 @@ def _moves(path: Path) -> bool:
         return False
 
 
-def _unused_files(folder: Path, files: MediaFiles, tables: Tables) -> Iterator[str]:
-    """A sentence for everything that is no bad file and still not used: links, rows of tables without a file."""
-    for link in files.links:
-        yield f"The folder {shown(link)} is a link and was not entered; move the images into {shown(folder)}."
-    yield from tables.errors
-    unread = [name for name in tables.rows(folder) if not (folder / name).exists()]
-    if unread:
-        yield (
-            f"The table in {shown(folder)} names {len(unread)} files that are not there ({unread[0]}, ...); remove "
-            "the rows or add the files."
-        )
-
-
-def _nothing_found(folder: Path, files: int, options: ScanOptions) -> str:
-    if files:
-        reason = f"none of its {files} images can be read"
+def _nothing_found(found: Found, options: ScanOptions) -> str:
+    if found.media:
+        reason = f"none of its {len(found.media)} images can be read"
     else:
         reason = "it holds no image"
-        if not options.recursive and any(p.is_dir() for p in folder.iterdir()):
+        if not options.recursive and found.unentered:
             reason += " itself; to read its sub-folders switch recursive on"
-    return f"The folder {shown(folder)} cannot be used: {reason} ({', '.join(ENDINGS)})."
+    known = "png, jpg, webp, mp4, mov and more kinds are read"
+    return f"The folder {shown(found.root)} cannot be used: {reason} ({known})."

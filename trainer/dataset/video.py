@@ -1,13 +1,15 @@
 """Reading clips through PyAV, one frame in memory at a time until it has its training size.
 
-PyAV comes with the host; without it stills still work.
+A clip plays at its own speed: frames are chosen by their time stamps. One that is slower than training shows each
+frame for as long as it stands. PyAV comes with the host; without it stills still work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +20,11 @@ from .pixels import MIN_SIDE, shown
 
 T = TypeVar("T")
 
+SAME_SPEED = 0.05
+"""A clip slower than training by less than this share plays every frame: a repeated frame would show more."""
+MIDDLE = 0.5
+"""Of the room that a clip leaves around the piece that is trained on: 0 its start, 1 its end."""
+
 
 @dataclass(frozen=True)
 class ClipInfo:
@@ -25,11 +32,12 @@ class ClipInfo:
 
     first: Image.Image  # upright RGB
     frames: int
-    fps: float
+    fps: float  # on average, from the first frame to the last
+    even: bool  # all frames stand equally long
 
 
 def probe_clip(path: Path) -> ClipInfo:
-    """Count the frames without decoding them, and decode the first.
+    """Count the frames and read their times without decoding them, and decode the first.
 
     Raises:
         KilnError: no video stream, no frame, or not decodable.
@@ -38,44 +46,78 @@ def probe_clip(path: Path) -> ClipInfo:
         first = next(_pictures(container, stream), None)
         if first is None:
             raise KilnError(f"The video {shown(path)} has no frames; replace or remove it.")
-        fps = float(stream.average_rate or stream.guessed_rate or 0)
-        frames = stream.frames
-    if not frames:  # webm, mkv and gif do not say: count packets
-        with _opened(path) as (container, stream):
-            frames = sum(1 for packet in container.demux(stream) if packet.size)
+        rate = float(stream.average_rate or stream.guessed_rate or 0)
+    with _opened(path) as (container, stream):
+        packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
+        times = [None if p.pts is None else p.pts * (p.time_base or Fraction(1)) for p in packets]
     if min(first.size) < MIN_SIDE:
         raise KilnError(
             f"The video {shown(path)} has {first.width}x{first.height} pixels; at least {MIN_SIDE}x{MIN_SIDE} are "
             "needed. Remove it."
         )
-    return ClipInfo(first, max(frames, 1), fps)
+    return ClipInfo(
+        first, max(len(times), 1), *_pace([float(t) for t in times if t is not None], len(times), rate)
+    )
 
 
-def pick_frames(available: int, fps: float, wanted: int, wanted_fps: float) -> list[int]:
-    """Which of a clip's frames are trained on: a piece of its middle, at the training's frame rate.
+def _pace(times: list[float], frames: int, rate: float) -> tuple[float, bool]:
+    """Frames per second on average, and whether they are evenly spaced.
+
+    Args:
+        times: of the frames in seconds, in any order; where some are not known, `rate` is taken.
+        frames: how many there are.
+        rate: that the container states, or 0.
+    """
+    times = sorted(times)
+    if frames < 2 or len(times) < frames or times[-1] <= times[0]:
+        return rate, True
+    fps = (frames - 1) / (times[-1] - times[0])
+    even = all(abs(time - times[0] - n / fps) <= 0.6 / fps for n, time in enumerate(times))
+    # Containers round time stamps; a stated rate that fits is the exact one
+    return (rate if rate and abs(rate / fps - 1) < 0.01 else fps), even
+
+
+def stride_of(fps: float, wanted_fps: float) -> float:
+    """Frames of the file from one trained frame to the next; 1 where either rate is unknown or every one is taken."""
+    if not fps or not wanted_fps or wanted_fps * (1 - SAME_SPEED) <= fps <= wanted_fps:
+        return 1.0
+    return fps / wanted_fps
+
+
+def pick_frames(
+    available: int, fps: float, wanted: int, wanted_fps: float, place: float = MIDDLE
+) -> list[int]:
+    """Which of an evenly spaced clip's frames are trained on, at the training's frame rate; a slow clip's repeatedly.
 
     Args:
         available: frames in the file.
         fps: of the file; 0 when unknown.
         wanted: frames to take.
         wanted_fps: frame rate of training; 0 takes every frame.
+        place: where the piece lies, from 0 (the start) to 1 (the end).
     """
-    stride = fps / wanted_fps if fps and wanted_fps and fps > wanted_fps else 1.0
-    span = (wanted - 1) * stride
-    start = max(0.0, (available - 1 - span) / 2)
+    stride = stride_of(fps, wanted_fps)
+    start = _start(available - 1, (wanted - 1) * stride, place)
     return [min(available - 1, int(start + i * stride + 0.5)) for i in range(wanted)]
+
+
+def pick_times(
+    available: int, fps: float, wanted: int, wanted_fps: float, place: float = MIDDLE
+) -> list[float]:
+    """The same for a clip of uneven frames: times in seconds from its first frame on."""
+    start = _start((available - 1) / fps, (wanted - 1) / wanted_fps, place)
+    return [start + i / wanted_fps for i in range(wanted)]
 
 
 def usable_frames(available: int, fps: float, wanted_fps: float) -> int:
     """How many frames a clip has at the training's frame rate."""
-    stride = fps / wanted_fps if fps and wanted_fps and fps > wanted_fps else 1.0
-    return int((available - 1) / stride + 1e-6) + 1
+    return int((available - 1) / stride_of(fps, wanted_fps) + 1e-6) + 1
 
 
-def read_frames(path: Path, numbers: list[int], change: Callable[[Image.Image], T]) -> list[T]:
+def read_frames(path: Path, numbers: Sequence[int], change: Callable[[Image.Image], T]) -> list[T]:
     """The frames of these rising numbers, each passed through `change` as it is decoded (to make it small).
 
-    A clip that ends early (a wrong count in its header) gives its last frame for the rest.
+    A clip that ends early (damaged, or a wrong count) gives its last frame for the rest.
 
     Raises:
         KilnError: the clip cannot be decoded.
@@ -91,6 +133,49 @@ def read_frames(path: Path, numbers: list[int], change: Callable[[Image.Image], 
         raise KilnError(f"The video {shown(path)} ends before the frames that are needed; replace it.")
     last = found[max(found)]
     return [found.get(n, last) for n in numbers]
+
+
+def read_times(path: Path, times: Sequence[float], change: Callable[[Image.Image], T]) -> list[T]:
+    """What stands at these rising times (seconds from the first frame on), each passed through `change`.
+
+    Raises:
+        KilnError: the clip cannot be decoded.
+    """
+    found: list[T] = []
+    with _opened(path) as (container, stream):
+        begin, standing = None, None
+        for frame in container.decode(stream):
+            begin = frame.time if begin is None else begin
+            while (
+                standing is not None
+                and len(found) < len(times)
+                and times[len(found)] < frame.time - begin - 1e-6
+            ):
+                found.append(standing.result())
+            if len(found) == len(times):
+                break
+            standing = _Once(frame, change)
+        while standing is not None and len(found) < len(times):
+            found.append(standing.result())
+    if not found:
+        raise KilnError(f"The video {shown(path)} ends before the frames that are needed; replace it.")
+    return found
+
+
+class _Once:
+    """A frame that is converted when it is asked for, and once."""
+
+    def __init__(self, frame: Any, change: Callable[[Image.Image], T]) -> None:
+        self._frame, self._change = frame, change
+
+    def result(self) -> Any:
+        if self._frame is not None:
+            self._value, self._frame = self._change(_upright(self._frame)), None
+        return self._value
+
+
+def _start(span: float, piece: float, place: float) -> float:
+    return max(0.0, (span - piece) * place)
 
 
 @contextmanager
@@ -114,6 +199,10 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
 
 def _pictures(container: Any, stream: Any) -> Iterator[Image.Image]:
     for frame in container.decode(stream):
-        picture = frame.to_image()
-        turn = round(getattr(frame, "rotation", 0)) % 360  # phones store how they were held
-        yield picture.rotate(turn, expand=True) if turn else picture
+        yield _upright(frame)
+
+
+def _upright(frame: Any) -> Image.Image:
+    picture = frame.to_image()
+    turn = round(getattr(frame, "rotation", 0)) % 360  # phones store how they were held
+    return picture.rotate(turn, expand=True) if turn else picture

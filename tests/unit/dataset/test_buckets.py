@@ -62,13 +62,20 @@ def test_sizes_keep_their_promises(width: int, height: int, resolution: int, ups
         assert (w >= h) == (width >= height) or abs(w - h) <= 128
 
 
-@given(st.integers(1, 4000), st.floats(0, 120), st.integers(1, 241), st.sampled_from([0.0, 8.0, 16.0, 24.0]))
+@given(
+    st.integers(1, 4000),
+    st.just(0.0) | st.floats(0.01, 120),
+    st.integers(1, 241),
+    st.sampled_from([0.0, 8.0, 16.0, 24.0]),
+)
 def test_frames_keep_their_promises(available: int, fps: float, most: int, wanted: float) -> None:
     usable = usable_frames(available, fps, wanted)
     count = fit_frames(usable, most)
     assert count % 4 == 1 and 1 <= count <= min(usable, most)
     numbers = pick_frames(available, fps, count, wanted)
-    assert len(numbers) == len(set(numbers)) == count and numbers == sorted(numbers)
+    repeated = 0 < fps < wanted * 0.95  # a slow clip shows a frame for as long as it stands
+    assert len(numbers) == count and numbers == sorted(numbers) and numbers[-1] < available
+    assert repeated or len(set(numbers)) == count
     assert numbers[0] >= 0 and numbers[-1] < available
 
 

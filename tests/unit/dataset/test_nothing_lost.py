@@ -1,0 +1,327 @@
+"""Folders as people have them: every caption, mask and file is used or named."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageCms, PngImagePlugin
+
+from tests.media import clip, picture, scene
+from trainer.dataset import pixels
+from trainer.dataset.buckets import BucketOptions, plan
+from trainer.dataset.files import folder_state
+from trainer.dataset.items import Dataset
+from trainer.dataset.pixels import open_still
+from trainer.dataset.report import DatasetReport
+from trainer.dataset.scan import ScanOptions, scan_folder
+from trainer.errors import KilnError
+
+
+def captions(folder: Path, **options: object) -> dict[str, str]:
+    return {i.path.name: i.caption for i in scan_folder(folder, ScanOptions(**options)).items}  # type: ignore[arg-type]
+
+
+def remark(dataset: Dataset, beginning: str) -> str:
+    """The one remark that holds a text, which the node shows too."""
+    (found,) = [r for r in dataset.remarks if beginning in r]
+    assert found in dataset.describe() and found.replace("`", "'") in report(dataset)
+    return found
+
+
+def report(dataset: Dataset) -> str:
+    return DatasetReport(dataset, BucketOptions()).markdown()
+
+
+@pytest.mark.parametrize(
+    ("image", "sidecar"),
+    [
+        ("IMG_6003.JPG", "IMG_6003.TXT"),
+        ("IMG_6003.JPG", "img_6003.txt"),
+        ("photo.png", "photo.png.txt"),
+        ("photo.png", "photo.txt.txt"),
+        ("photo.PNG", "Photo.png.Caption"),
+        (unicodedata.normalize("NFC", "caf\u00e9.png"), unicodedata.normalize("NFD", "caf\u00e9.txt")),
+        (unicodedata.normalize("NFD", "caf\u00e9.png"), unicodedata.normalize("NFC", "caf\u00e9.txt")),
+        ("stra\u00dfe.png", "STRASSE.txt"),
+    ],
+)
+def test_a_caption_is_found_however_its_name_is_written(tmp_path: Path, image: str, sidecar: str) -> None:
+    scene(1, (64, 64)).save(tmp_path / image)
+    (tmp_path / sidecar).write_text("a red zorb")
+    assert captions(tmp_path) == {image: "a red zorb"}
+    before = folder_state(tmp_path, False)
+    (tmp_path / sidecar).write_text("another caption")
+    assert folder_state(tmp_path, False) != before, "an edit is noticed"
+
+
+def test_json_and_fields_in_other_cases(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "A.PNG.JSON").write_text(json.dumps({"Caption": "a zorb", "light": "soft"}))
+    (item,) = scan_folder(tmp_path).items
+    assert item.caption == "a zorb" and dict(item.fields) == {"light": "soft"}
+
+
+def test_names_that_differ_in_case_only_keep_their_own(tmp_path: Path) -> None:
+    for name in ("a", "A"):
+        picture(tmp_path / f"{name}.png", caption=f"of {name}")
+    assert captions(tmp_path) == {"a.png": "of a", "A.png": "of A"}
+
+
+def test_a_caption_of_no_image_is_named(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", caption="one")
+    (tmp_path / "b.txt").write_text("of an image that was deleted")
+    assert "1 caption files belong to no item: b.txt" in remark(scan_folder(tmp_path), "caption files")
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "a.png",
+        "./a.png",
+        "A.PNG",
+        "sub\\a.png",
+        "C:\\pictures\\set\\sub\\a.png",
+        "/home/me/set/sub/a.png",
+        "sub/a",
+    ],
+)
+def test_a_row_finds_its_file_however_the_path_is_written(tmp_path: Path, written: str) -> None:
+    folder = tmp_path / "sub" if "sub" not in written else tmp_path
+    picture(tmp_path / "sub" / "a.png")
+    picture(tmp_path / "sub" / "b.png", caption="other")
+    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": written, "text": "found"}))
+    assert captions(tmp_path, recursive=True)["a.png"] == "found"
+
+
+def test_a_row_that_could_mean_two_files_means_neither(tmp_path: Path) -> None:
+    for place in ("one", "two"):
+        picture(tmp_path / place / "a.png")
+    (tmp_path / "metadata.csv").write_text("file_name,text\nold/a.png,which\n")
+    with pytest.raises(KilnError, match=r"names 1 files that are not there \(old/a.png"):
+        captions(tmp_path, recursive=True)
+    (tmp_path / "metadata.csv").write_text("file_name,text\ntrain/a.png,x\ntest/a.png,y\n")
+    for file in (tmp_path / "two").iterdir():
+        file.unlink()
+    with pytest.raises(KilnError, match="names 2 files that are not there"):
+        captions(tmp_path, recursive=True)
+
+
+def test_rows_without_effect_are_named(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "deep" / "b.png")
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.png,one\na.png,two\ndeep/b.png,three\n")
+    dataset = scan_folder(tmp_path)
+    assert dataset.items[0].caption == "two"
+    remark(dataset, "1 rows for files that another row names too (a.png")
+    remark(dataset, "1 rows of files that are not read (deep/b.png")
+    remark(dataset, "Sub-folders were not read, as recursive is off: deep")
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "file_name;text\na.png;one, two\n",
+        "sep=;\nfile_name;text\na.png;one, two\n",
+        "File_Name\tText\na.png\tone, two\n",
+        'a.png,"one, two"\n',
+        "a.png;one, two\n",
+        'filename,caption\na.png,"one, two"\n,\n',
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le"])
+def test_tables_as_spreadsheets_write_them(tmp_path: Path, table: str, encoding: str) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_text(table, encoding)
+    assert captions(tmp_path) == {"a.png": "one, two"}
+
+
+def test_a_table_that_cannot_be_understood_is_named(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_text("picture;words\nother.png;one\n")
+    with pytest.raises(
+        KilnError, match=r"metadata.csv has no column file_name between commas, semicolons or tabs"
+    ):
+        captions(tmp_path)
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.png," + "x" * 200_000 + "\n")
+    with pytest.raises(KilnError, match=r"metadata.csv cannot be read \(field larger"):
+        captions(tmp_path)
+
+
+def test_a_second_table_is_named(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.png,of the csv\n")
+    (tmp_path / "Metadata.JSONL").write_text('{"file_name": "a.png", "text": "of the jsonl"}')
+    dataset = scan_folder(tmp_path)
+    assert dataset.items[0].caption == "of the jsonl" and dataset.unread == (tmp_path / "metadata.csv",)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_captions_of_other_editors(tmp_path: Path, encoding: str) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a red zorb, caf\u00e9 \u4e2d\u6587", encoding)
+    assert captions(tmp_path) == {"a.png": "a red zorb, caf\u00e9 \u4e2d\u6587"}
+
+
+def test_a_caption_of_nul_bytes_is_named(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    for data in (bytes(40), b"a red zorb" + bytes(6), b"zorb\0"):
+        (tmp_path / "a.txt").write_bytes(data)
+        with pytest.raises(KilnError, match=r"a.txt holds NUL bytes, so it is damaged"):
+            captions(tmp_path)
+
+
+def test_an_empty_caption_file_hides_no_other(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        picture(tmp_path / f"{name}.png", caption=" \n")
+    (tmp_path / "a.caption").write_text("of a")
+    (tmp_path / "b.json").write_text('"of b"')
+    dataset = scan_folder(tmp_path)
+    assert [i.caption for i in dataset.items] == ["of a", "of b", ""]
+    assert "2 caption files are empty" in (said := remark(dataset, "are empty")) and "a.txt, b.txt." in said
+
+
+def test_two_captions_that_differ_are_named(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", caption="counts")
+    (tmp_path / "a.png.txt").write_text("does not")
+    (tmp_path / "a.caption").write_text("counts")
+    dataset = scan_folder(tmp_path)
+    assert dataset.items[0].caption == "counts"
+    assert "1 caption files are not used" in (said := remark(dataset, "not used")) and ": a.png.txt." in said
+
+
+@pytest.mark.parametrize("ending", ["jfif", "jpe", "jif", "JPG", "jp2", "tga", "ppm", "qoi", "dib", "apng"])
+def test_more_kinds_of_stills(tmp_path: Path, ending: str) -> None:
+    kind = {"jfif": "jpeg", "jpe": "jpeg", "jif": "jpeg", "jpg": "jpeg", "apng": "png"}.get(ending.lower())
+    scene(1, (96, 64)).save(tmp_path / f"a.{ending}", kind)
+    (tmp_path / "a.txt").write_text("one")
+    (item,) = scan_folder(tmp_path).items
+    assert (item.facts.width, item.facts.height, item.caption) == (96, 64, "one")
+
+
+@pytest.mark.parametrize("ending", ["avi", "m4v", "mpg", "ts", "flv"])
+def test_more_kinds_of_clips(tmp_path: Path, ending: str) -> None:
+    made = tmp_path / ("made.mp4" if ending == "m4v" else f"made.{ending}")
+    codec, fps = {"mpg": ("mpeg2video", 25), "ts": ("mpeg2video", 25), "flv": ("flv1", 16)}.get(
+        ending, ("mpeg4", 16)
+    )
+    clip(made, frames=20, codec=codec, fps=fps)
+    made.rename(tmp_path / f"a.{ending}")
+    (item,) = scan_folder(tmp_path).items
+    # The muxer of mpg leaves one time stamp out
+    assert item.facts.frames == 20 and item.facts.fps == pytest.approx(
+        fps, rel=0.06 if ending == "mpg" else 0.01
+    )
+
+
+@pytest.mark.parametrize(("ending", "package"), [("heic", "pillow-heif"), ("jxl", "pillow-jxl-plugin")])
+def test_what_needs_a_package_names_it(
+    tmp_path: Path, ending: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(pixels, "import_module", absent)
+    monkeypatch.delitem(Image.EXTENSION, f".{ending}", raising=False)
+    pixels._has_package.cache_clear()
+    picture(tmp_path / "a.png", caption="one")
+    (tmp_path / f"b.{ending}").write_bytes(bytes(200))
+    with pytest.raises(KilnError, match=rf"b.{ending} needs the package {package}; install it"):
+        scan_folder(tmp_path)
+    dataset = scan_folder(tmp_path, ScanOptions(on_bad_file="skip"))
+    assert len(dataset.items) == 1 and "| files left out | 1 | 0 |" in report(dataset)
+    pixels._has_package.cache_clear()
+
+
+def test_a_package_teaches_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What pillow-heif does, by a stand-in that reads a png of that name."""
+
+    class Package:
+        @staticmethod
+        def register_heif_opener() -> None:
+            taught.append("heif")
+
+    taught: list[str] = []
+    monkeypatch.setattr(pixels, "import_module", lambda name: Package)
+    monkeypatch.delitem(Image.EXTENSION, ".heic", raising=False)
+    pixels._has_package.cache_clear()
+    scene(1, (64, 64)).save(tmp_path / "a.heic", "png")
+    assert open_still(tmp_path / "a.heic")[1] == (64, 64) and taught == ["heif"]
+    pixels._has_package.cache_clear()
+
+
+def test_other_files_are_counted_by_kind(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", caption="one")
+    for name in ("b.docx", "c.docx", "d.zip", "no_ending", "Thumbs.db", "desktop.ini", ".hidden"):
+        (tmp_path / name).write_bytes(b"x")
+    dataset = scan_folder(tmp_path)
+    assert [p.name for p in dataset.unread] == ["b.docx", "c.docx", "d.zip", "no_ending"]
+    text = report(dataset)
+    assert "2 files of a kind that is not read (.docx) were left out: b.docx, c.docx." in text
+    assert (
+        "| files left out | 4 | 0 |" in text and "(no ending) were left out: no_ending." in dataset.describe()
+    )
+
+
+def test_every_bad_file_is_named_at_once(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.png").write_text("broken")
+    with pytest.raises(
+        KilnError, match=r"a.png cannot be read .* 2 more files cannot be used: b.png, c.png\."
+    ):
+        scan_folder(tmp_path)
+
+
+def test_folders_of_devices_are_not_entered(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", caption="one")
+    for place in ("@eaDir/a.png", "__MACOSX", "#recycle", "deeper/@Recycle"):
+        picture(tmp_path / place / "thumb.png")
+    dataset = scan_folder(tmp_path, ScanOptions(recursive=True))
+    assert [i.path.name for i in dataset.items] == ["a.png"]
+    assert "#recycle, @eaDir, __MACOSX" in remark(dataset, "thumbnails")
+
+
+def test_a_year_is_no_number_of_repeats(tmp_path: Path) -> None:
+    picture(tmp_path / "2024_summer" / "a.png", caption="one")
+    picture(tmp_path / "20_summer" / "a.png", caption="two")
+    dataset = scan_folder(tmp_path / "2024_summer")
+    assert dataset.items[0].repeats == 1 and dataset.items[0].folder == "2024_summer"
+    assert plan(dataset, BucketOptions()).steps().startswith("steps per epoch: 1 at batch size 1")
+    assert "2024_summer" in remark(dataset, "named by a year")
+    assert scan_folder(tmp_path / "20_summer").items[0].repeats == 20
+
+
+def test_what_is_set_aside_stays_aside(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", caption="one")
+    picture(tmp_path / "set_aside" / "b.png", caption="two")
+    dataset = scan_folder(tmp_path, ScanOptions(recursive=True))
+    assert len(dataset.items) == 1 and remark(dataset, "set_aside")
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_png_with_large_notes_is_read(tmp_path: Path, after: bool) -> None:
+    """As the host's Load Image reads it; its notes are never unpacked."""
+    image, notes = scene(1, (64, 64)), PngImagePlugin.PngInfo()
+    notes.add_text("workflow", "x" * 3_000_000, zip=True)
+    image.save(tmp_path / "text.png", pnginfo=notes)
+    if after:  # behind the pixels
+        data = (tmp_path / "text.png").read_bytes()
+        start = data.index(b"zTXt") - 4
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        tail = data.rindex(b"IEND") - 4
+        (tmp_path / "text.png").write_bytes(data[:start] + data[end:tail] + data[start:end] + data[tail:])
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes() + bytes(3_000_000)
+    image.save(tmp_path / "profile.png", icc_profile=profile)
+    assert len(scan_folder(tmp_path).items) == 2
+    for name in ("text.png", "profile.png"):
+        assert open_still(tmp_path / name)[0].tobytes() == image.tobytes()
+
+
+def test_a_bomb_behind_large_notes_is_still_refused(tmp_path: Path) -> None:
+    notes = PngImagePlugin.PngInfo()
+    notes.add_text("workflow", "x" * 3_000_000, zip=True)
+    Image.new("1", (12_000, 12_000)).save(tmp_path / "a.png", pnginfo=notes)
+    with pytest.raises(KilnError, match="12000x12000 pixels; at most 89 million"):
+        scan_folder(tmp_path)
