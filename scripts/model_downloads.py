@@ -49,6 +49,11 @@ FLUX_VAE = _file("vae", "Comfy-Org/Lumina_Image_2.0_Repackaged/resolve/main/spli
 QWEN_IMAGE = _file("diffusion_models", f"{_QWEN}/diffusion_models/qwen_image_fp8_e4m3fn.safetensors")
 QWEN_TEXT = _file("text_encoders", f"{_QWEN}/text_encoders/qwen_2.5_vl_7b_fp8_scaled.safetensors")
 QWEN_VAE = _file("vae", f"{_QWEN}/vae/qwen_image_vae.safetensors")
+# image_qwen_image_edit_2509
+QWEN_EDIT = _file(
+    "diffusion_models",
+    "Comfy-Org/Qwen-Image-Edit_ComfyUI/resolve/main/split_files/diffusion_models/qwen_image_edit_2509_fp8_e4m3fn.safetensors",
+)
 # image_z_image: the base model, not the distilled turbo
 Z_IMAGE = _file(
     "diffusion_models",

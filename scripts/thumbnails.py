@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from playwright.sync_api import Page, sync_playwright
 
 from scripts import model_downloads
-from scripts.edit_template import TITLE as EDIT
+from scripts.edit_template import EDITS
 from scripts.host import start_host
 from scripts.host_client import HostClient
 from scripts.host_files import fetch_frontend, workspace
@@ -28,7 +28,6 @@ from scripts.workflows import TEMPLATES, WAN_LORA
 SIDE, BAND = 512, 240  # pixels: the picture, its text
 SMALL = ImageFont.load_default(19)
 OTHERS = {
-    EDIT: "in: your pairs of pictures\nout: a LoRA file, the loss, your picture edited without and with it",
     "Compare strengths": "in: your LoRA\nout: one picture, your LoRA at six strengths side by side",
     "Look at a dataset": "in: your pictures\nout: a report on them, what to mend, a contact sheet",
 }
@@ -49,6 +48,10 @@ def what_comes_out() -> dict[str, str]:
         shown = "clips" if story.clips > 1 else "pictures"
         more = "" if story.starter else f", samples while it trains, {shown} without and with it"
         texts[story.title] = f"in: your {shown}\nout: a LoRA file, the loss{more}"
+    for edit in EDITS:
+        texts[edit.title] = (
+            "in: your pairs of pictures\nout: a LoRA file, the loss, your picture edited without and with it"
+        )
     return {**texts, **OTHERS}
 
 

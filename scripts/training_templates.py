@@ -149,6 +149,7 @@ def _checkpoint(graph: Graph, model: files.ModelFile) -> None:
 _WAN_SAMPLING = {"steps": 30, "cfg": 6.0, "sampler_name": "uni_pc", "scheduler": "simple"}
 _EXPECT = "Use the LoRA at 0.5-0.9."
 _STYLE = "The preset *style* learns a way of drawing and leaves the subjects alone: 20-100 pictures of many subjects."
+_FAMILY = "The preset is the one for this model family; fewer pictures want fewer steps."
 _STANDARD = "The preset *standard* is for 50-100 pictures; with 15-20 choose *quick trial* (500 steps)."
 
 STORIES = (
@@ -214,7 +215,8 @@ STORIES = (
     Story(
         title="SDXL - pictures",
         heading="An SDXL LoRA",
-        more=f"Trained at 1024 pixels, the size that SDXL knows. {_STANDARD} {_EXPECT}",
+        more=f"Trained at 1024 pixels, the size that SDXL knows. {_FAMILY} {_EXPECT}",
+        preset="SDXL",
         loaders=sdxl,
         prefix="kiln/sdxl_lora",
         resolution=1024,
@@ -225,8 +227,9 @@ STORIES = (
     Story(
         title="Flux dev - pictures",
         heading="A Flux dev LoRA",
-        more=f"The model has 12 billion parameters: 24 GB in bf16, half with *base_precision* fp8. {_STANDARD} "
+        more=f"The model has 12 billion parameters: 24 GB in bf16, half with *base_precision* fp8. {_FAMILY} "
         f"{_EXPECT} Its licence rules what you may do with the LoRA.",
+        preset="Flux",
         loaders=flux(),
         prefix="kiln/flux_lora",
         memory={"level": "auto", "base_precision": "fp8"},
@@ -239,7 +242,8 @@ STORIES = (
         title="Qwen-Image - pictures",
         heading="A Qwen-Image LoRA",
         more="The model has 20 billion parameters; its file is in fp8, 20 GB. *auto* streams its blocks from CPU"
-        f" memory where the card is smaller. {_STANDARD} {_EXPECT}",
+        f" memory where the card is smaller. {_FAMILY} {_EXPECT}",
+        preset="Qwen-Image",
         loaders=separate(files.QWEN_IMAGE, files.QWEN_TEXT, "qwen_image", files.QWEN_VAE),
         prefix="kiln/qwen_image_lora",
         memory={"level": "auto"},
@@ -252,7 +256,8 @@ STORIES = (
         title="Z-Image - pictures",
         heading="A Z-Image LoRA",
         more="Trained on the base model and not on the distilled *turbo*, which would unlearn to draw in few "
-        f"steps. {_STANDARD} {_EXPECT}",
+        f"steps. {_FAMILY} {_EXPECT}",
+        preset="Z-Image",
         loaders=separate(files.Z_IMAGE, files.Z_IMAGE_TEXT, "lumina2", files.Z_IMAGE_VAE),
         prefix="kiln/z_image_lora",
         memory={"level": "auto"},
@@ -266,6 +271,7 @@ STORIES = (
         heading="An LTX-Video LoRA",
         more="Put 10-30 clips of 1-4 s in; each gives up to 25 frames at 25 a second. LTX-Video wants long "
         f"captions that tell what happens in order. {_EXPECT}",
+        preset="LTX-Video",
         loaders=ltx,
         prefix="kiln/ltx_video_lora",
         resolution=512,

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts import model_downloads as files
-from scripts.edit_template import TITLE as EDIT
-from scripts.edit_template import edit_template
+from scripts.edit_template import EDITS, edit_template
 from scripts.host_client import HostClient
 from scripts.host_files import REPO
 from scripts.training_templates import NEGATIVE, PROMPT, STORIES, show, training_template, wan
@@ -173,7 +172,7 @@ def all_graphs(info: Info) -> dict[Path, Graph]:
     return {
         TINY: tiny(info),
         **{TEMPLATES / f"{story.title}.json": training_template(info, story) for story in STORIES},
-        TEMPLATES / f"{EDIT}.json": edit_template(info),
+        **{TEMPLATES / f"{edit.title}.json": edit_template(info, edit) for edit in EDITS},
         TEMPLATES / "Compare strengths.json": compare(info),
         TEMPLATES / "Look at a dataset.json": workshop(info),
     }

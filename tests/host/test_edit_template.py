@@ -1,4 +1,4 @@
-"""The template that trains an edit, from a folder of pairs to a run; with the tiny Wan, which looks at no reference."""
+"""The templates that train an edit, from a folder of pairs to a run; with the tiny Wan, which looks at no reference."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import json
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from scripts.edit_template import SIDE, TITLE
+from scripts.edit_template import EDITS, SIDE, Edit
 from scripts.host import RunningHost
 from scripts.host_client import HostClient
 from scripts.host_files import REPO
@@ -19,20 +20,21 @@ from scripts.workflow_graph import to_prompt
 from .conftest import RunGraph
 from .graphs import loaders
 
-TINY = {"UNETLoader": "model", "DualCLIPLoader": "clip", "VAELoader": "vae"}
+TINY = {"UNETLoader": "model", "DualCLIPLoader": "clip", "CLIPLoader": "clip", "VAELoader": "vae"}
 
 
+@pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.title)
 def test_pairs_become_references_and_targets(
-    client: HostClient, run_graph: RunGraph, host: RunningHost
+    client: HostClient, run_graph: RunGraph, host: RunningHost, edit: Edit
 ) -> None:
     folder = host.base / "input" / "my_pairs"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     for number in range(3):  # left black, right of one colour
         pixels = np.zeros((SIDE, 2 * SIDE, 3), np.uint8)
         pixels[:, SIDE:] = 60 * (number + 1)
         Image.fromarray(pixels).save(folder / f"pair_{number}.png")
         (folder / f"pair_{number}.txt").write_text("a red circle", "utf-8")
-    workflow = json.loads((REPO / "workflows" / f"{TITLE}.json").read_text("utf-8"))
+    workflow = json.loads((REPO / "workflows" / f"{edit.title}.json").read_text("utf-8"))
     prompt = to_prompt(workflow, client.object_info())
     titles = {node["_meta"]["title"]: key for key, node in prompt.items()}
     kinds = {node["class_type"]: key for key, node in prompt.items()}

@@ -140,5 +140,5 @@ def test_presets_of_the_canvas_are_those_of_the_trainer() -> None:
     script = (ROOT / "web" / "presets.mjs").read_text(encoding="utf-8")
     match = re.search(r"export const PRESETS = (\{.*?\n\});", script, re.DOTALL)
     assert match, "web/presets.mjs has no table PRESETS"
-    quoted = re.sub(r'([{,]\s*)"?([a-z_]+(?: [a-z_]+)*)"?:', r'\1"\2":', match[1])
+    quoted = re.sub(r'([{,]\s*)"?([A-Za-z_-]+(?: [A-Za-z_-]+)*)"?:', r'\1"\2":', match[1])
     assert json.loads(re.sub(r",(\s*\})", r"\1", quoted)) == PRESETS

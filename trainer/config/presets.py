@@ -6,11 +6,15 @@ from pathlib import Path
 
 import yaml
 
+# By aim, from the guide for Wan 2.1; then by model family, each file with its source.
+_FILES = ("quick_trial", "standard", "character", "style", "edit")
+_FILES += ("sdxl", "flux", "qwen_image", "z_image", "ltx_video")
+
 
 def _read_presets() -> dict[str, dict[str, float]]:
     """The recipes by name: what each puts on the visible widgets of the training node."""
     found = {}
-    for name in ("quick_trial", "standard", "character", "style"):
+    for name in _FILES:
         file = Path(__file__).parents[1] / "presets" / f"{name}.yaml"
         values = yaml.safe_load(file.read_text("utf-8"))
         found[values.pop("name")] = values
