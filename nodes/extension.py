@@ -18,10 +18,12 @@ from . import (
     settings,
     training,
 )
+from .dataset_routes import add_dataset_routes
 from .history_routes import add_history_routes
 from .host.canvas.whole_prompt import refuse_whole_prompts
 from .host.running.background import save_on_exit
 from .routes import add_routes
+from .upload_routes import add_upload_routes
 
 
 class LoraKilnExtension(ComfyExtension):
@@ -31,6 +33,8 @@ class LoraKilnExtension(ComfyExtension):
         save_on_exit()
         add_routes()  # here and not in on_load, which host 0.3.75 never calls
         add_history_routes()
+        add_dataset_routes()
+        add_upload_routes()
         refuse_whole_prompts()
         return [
             dataset.KilnLoadDataset,

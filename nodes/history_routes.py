@@ -7,56 +7,30 @@ that the server answers others meanwhile.
 from __future__ import annotations
 
 import asyncio
-import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
 
-from ..trainer.errors import KilnError
+from .guards import Refused, answering, json_body, number
 from .host.canvas import past_runs
 from .host.canvas.monitor import route_table
 
 MAX_PAGE = 200
 MAX_NOTES, MAX_NAME = 2000, 100  # characters
 
-Handler = Callable[[web.Request], Awaitable[web.Response]]
-
-
-class Refused(Exception):
-    """The request cannot be served: status and one sentence."""
-
-    def __init__(self, status: int, sentence: str) -> None:
-        super().__init__(sentence)
-        self.status = status
-
 
 def add_history_routes() -> None:
     """Called once, when the host loads the pack."""
     routes = route_table()
     base = "/lora_kiln/history"
-    routes.get(base)(_answering(listing))
-    routes.get(base + "/{run}/curve")(_answering(curve))
-    routes.get(base + "/{run}/graph")(_answering(graph))
-    routes.get(base + "/{run}/leavings")(_answering(find_artifacts))
-    routes.get(base + "/{run}/sample/{place}")(_answering(sample))
-    routes.post(base + "/{run}/rate")(_answering(rate))
-    routes.post(base + "/{run}/delete")(_answering(delete))
-
-
-def _answering(handler: Handler) -> Handler:
-    """Errors that are meant for a person become answers."""
-
-    @functools.wraps(handler)
-    async def answer(request: web.Request) -> web.Response:
-        try:
-            return await handler(request)
-        except Refused as refused:
-            return web.json_response({"error": str(refused)}, status=refused.status)
-        except KilnError as error:
-            return web.json_response({"error": str(error)}, status=409)
-
-    return answer
+    routes.get(base)(answering(listing))
+    routes.get(base + "/{run}/curve")(answering(curve))
+    routes.get(base + "/{run}/graph")(answering(graph))
+    routes.get(base + "/{run}/leavings")(answering(find_artifacts))
+    routes.get(base + "/{run}/sample/{place}")(answering(sample))
+    routes.post(base + "/{run}/rate")(answering(rate))
+    routes.post(base + "/{run}/delete")(answering(delete))
 
 
 async def listing(request: web.Request) -> web.Response:
@@ -65,7 +39,7 @@ async def listing(request: web.Request) -> web.Response:
     order = query.get("order", past_runs.ORDERS[0])
     if order not in past_runs.ORDERS:
         raise Refused(400, f"order is {order[:40]!r}; it is one of {', '.join(past_runs.ORDERS)}.")
-    offset, limit = _number(query.get("offset", "0"), "offset"), _number(query.get("limit", "50"), "limit")
+    offset, limit = number(query.get("offset", "0"), "offset"), number(query.get("limit", "50"), "limit")
     if not 1 <= limit <= MAX_PAGE:
         raise Refused(400, f"limit is {limit}; it lies between 1 and {MAX_PAGE}.")
     words = query.get("words", "")[:200]
@@ -93,7 +67,7 @@ async def find_artifacts(request: web.Request) -> web.Response:
 
 async def sample(request: web.Request) -> web.Response:
     """A small JPEG of the run's n-th sample."""
-    place = _number(request.match_info["place"], "the number of a sample")
+    place = number(request.match_info["place"], "the number of a sample")
     picture = await _about(request, past_runs.thumbnail, place)
     if picture is None:
         raise Refused(404, f"This run has no sample {place}.")
@@ -102,7 +76,7 @@ async def sample(request: web.Request) -> web.Response:
 
 async def rate(request: web.Request) -> web.Response:
     """Body with at least one of {"rating": 0-5, "notes": text, "name": text}."""
-    body = await _body(request)
+    body = await json_body(request)
     rating, notes, name = body.get("rating"), body.get("notes"), body.get("name")
     if rating is None and notes is None and name is None:
         raise Refused(400, "Send rating, notes or both, or a name.")
@@ -117,7 +91,7 @@ async def rate(request: web.Request) -> web.Response:
 
 async def delete(request: web.Request) -> web.Response:
     """Removes the run's own files and its entry; the answer says what went."""
-    await _body(request)
+    await json_body(request)
     return web.json_response(await _about(request, past_runs.delete))
 
 
@@ -126,19 +100,3 @@ async def _about(request: web.Request, ask: Callable[..., Any], *rest: Any) -> A
         return await asyncio.to_thread(ask, request.match_info["run"], *rest)
     except past_runs.UnknownRun as error:
         raise Refused(404, "The history holds no such run; reload the list.") from error
-
-
-async def _body(request: web.Request) -> dict[str, Any]:
-    try:
-        body = await request.json()
-    except ValueError:
-        body = None
-    if not isinstance(body, dict):
-        raise Refused(400, "The body is a JSON object.")
-    return body
-
-
-def _number(text: str, name: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise Refused(400, f"{name} is {text[:40]!r}; it is a whole number, 0 or more.")
-    return int(text)

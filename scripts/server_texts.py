@@ -15,9 +15,14 @@ from collections.abc import Iterator
 from scripts.host_files import REPO
 
 CATALOGUE = REPO / "web" / "server_texts.mjs"
-SAYS = {"KilnError", "warn", "MessageEvent", "StartEvent"}
+SAYS = {"KilnError", "warn", "MessageEvent", "StartEvent", "__init__"}
+REFUSALS = {"Refused", "_refuse"}
+"""Their second argument is what is said, behind the status."""
+
 SPOKEN = (
+    "nodes/upload_routes.py",
     "trainer/dataset/remarks.py",
+    "trainer/dataset/upload.py",
     "trainer/loop/advice.py",
     "trainer/memory/estimate.py",
     "trainer/runs/resume.py",
@@ -48,6 +53,8 @@ def said() -> Iterator[str]:
                     yield from _sentences(
                         [*node.args[:1], *(k.value for k in node.keywords if k.arg == "text")]
                     )
+                elif isinstance(node, ast.Call) and _name(node.func) in REFUSALS:
+                    yield from _sentences(node.args[1:2])
             if file.relative_to(REPO).as_posix() in SPOKEN:
                 yield from _sentences([n for n in ast.walk(tree) if isinstance(n, ast.JoinedStr)])
 

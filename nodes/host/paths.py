@@ -13,6 +13,7 @@ from pathlib import Path
 
 import folder_paths
 
+from ...trainer.dataset.names import check_new_name, inside, shown_name
 from ...trainer.errors import KilnError
 from ...trainer.runs.samples import sample_path
 
@@ -41,6 +42,34 @@ def dataset_folder(name: str) -> Path:
     return asked
 
 
+def input_folder() -> Path:
+    """The host's input folder, below which datasets lie."""
+    return Path(folder_paths.get_input_directory()).resolve()
+
+
+def dataset_name(folder: Path) -> str:
+    """A dataset's folder as the Load Dataset node names it."""
+    base = input_folder()
+    return folder.relative_to(base).as_posix() if base in folder.parents else str(folder)
+
+
+def may_change(folder: Path) -> bool:
+    """Whether the page may write there: below ComfyUI/input. Other opened folders are read only."""
+    return input_folder() in folder.parents
+
+
+def new_dataset_folder(name: str) -> Path:
+    """The folder below ComfyUI/input for files that are uploaded; it need not exist.
+
+    Raises:
+        KilnError: the name is refused, leads elsewhere, or is a file.
+    """
+    folder = inside(input_folder(), check_new_name(name, "folder name"))
+    if folder.exists() and not folder.is_dir():
+        raise KilnError(f"{shown_name(name)} is a file; choose another name for the folder.")
+    return folder.resolve()
+
+
 def kiln_directory() -> Path:
     """Our own place under ComfyUI/user: encoded datasets, runs. The leading __ keeps it out of reach of the host's
     HTTP routes for user files."""
@@ -65,6 +94,16 @@ def image_store() -> Path:
 def facts_cache() -> Path:
     """Where what was measured of dataset folders is kept."""
     return kiln_directory() / "scans"
+
+
+def edit_journals() -> Path:
+    """Where the changes that a user made in datasets are kept, so that they can be undone."""
+    return kiln_directory() / "edits"
+
+
+def upload_store() -> Path:
+    """Where archives wait until it is decided what becomes of them."""
+    return kiln_directory() / "uploads"
 
 
 def runs_folder() -> Path:

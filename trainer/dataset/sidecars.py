@@ -61,7 +61,7 @@ class Sidecars:
             KilnError: a sidecar is not text or not JSON.
         """
         said = _from_row(row)
-        files = self._of(media)
+        files = self.of(media)
         for path in files:
             if ending(path.name) == ".json":
                 more = _from_row(_parse_json(path))
@@ -83,7 +83,7 @@ class Sidecars:
         """Files that belong to nothing that was asked for."""
         return [p for p in self._found.sidecars if p not in self._owned]
 
-    def _of(self, media: Path) -> list[Path]:
+    def of(self, media: Path) -> list[Path]:
         """Those of one file, the one that counts first: those of just its name, else those of a like one."""
         names = dict.fromkeys((media.stem, media.name))
         found = [each for name in names for each in self._by_owner.get((media.parent, name_key(name)), ())]

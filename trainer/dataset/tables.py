@@ -57,7 +57,7 @@ class Tables:
         return {}
 
     def _read(self, path: Path, media: list[Path]) -> dict[Path, Row]:
-        folder, names = path.parent, _Names(path.parent, media)
+        folder, names = path.parent, FileNames(path.parent, media)
         found: dict[Path, Row] = {}
         loose: dict[Path, list[tuple[str, Row]]] = defaultdict(list)  # found by a part of the name only
         twice: list[str] = []
@@ -82,7 +82,7 @@ class Tables:
         return found
 
 
-class _Names:
+class FileNames:
     """The files that a table's rows may mean, by whole name, by its last parts and without its ending."""
 
     def __init__(self, folder: Path, media: list[Path]) -> None:
@@ -112,7 +112,7 @@ def _ends_with(path: str, tail: str) -> bool:
     return path == tail or path.endswith("/" + tail)
 
 
-def _named_rows(path: Path, names: _Names) -> Iterator[tuple[str, Row]]:
+def _named_rows(path: Path, names: FileNames) -> Iterator[tuple[str, Row]]:
     text = read_text(path)
     jsonl = ending(path.name) == ".jsonl"
     rows = list(_json_lines(path, text)) if jsonl else _csv_rows(path, text, names)
@@ -122,7 +122,7 @@ def _named_rows(path: Path, names: _Names) -> Iterator[tuple[str, Row]]:
         name = value_of(row, NAME_KEYS)
         if not name:
             raise KilnError(f"Row {number} of {shown(path)} names no file; it needs a column file_name.")
-        yield _plain_path(str(name)), row
+        yield plain_path(str(name)), row
 
 
 def value_of(row: Row, keys: tuple[str, ...]) -> Any:
@@ -131,7 +131,8 @@ def value_of(row: Row, keys: tuple[str, ...]) -> Any:
     return next((row[lower[k]] for k in keys if k in lower and row[lower[k]]), None)
 
 
-def _plain_path(name: str) -> str:
+def plain_path(name: str) -> str:
+    """A file's name as a table gives it, with forward slashes."""
     name = name.strip().replace("\\", "/")
     while name.startswith("./"):
         name = name[2:]
@@ -145,7 +146,7 @@ def _exists(folder: Path, name: str) -> bool:
         return False
 
 
-def _csv_rows(path: Path, text: str, names: _Names) -> list[Row]:
+def _csv_rows(path: Path, text: str, names: FileNames) -> list[Row]:
     """Rows by column. What separates them is what makes a header or a file's name of the first line."""
     lines = text.splitlines(keepends=True)
     separators = SEPARATORS
@@ -157,7 +158,7 @@ def _csv_rows(path: Path, text: str, names: _Names) -> list[Row]:
             columns = [c.strip() for c in rows[0]] if rows else []
             if {c.lower() for c in columns} & set(NAME_KEYS):
                 return [_by_column(columns, row) for row in rows[1:]]
-            if len(columns) > 1 and any(names.find(_plain_path(columns[0]))):  # no header at all
+            if len(columns) > 1 and any(names.find(plain_path(columns[0]))):  # no header at all
                 columns = ["file_name", "text", *(f"column_{n}" for n in range(3, len(columns) + 1))]
                 return [_by_column(columns, row) for row in rows]
     except csv.Error as error:

@@ -1,0 +1,95 @@
+"""What every route of ours asks of a request before it looks at it: our own page, JSON, fields of the right kind.
+
+The host's middleware compares Origin and Host, on loopback addresses only. Here a browser's own word counts on every
+address: a page of another site is refused, for reading too. A body has a type that no form of another page can send
+without asking first (https://fetch.spec.whatwg.org/#cors-safelisted-request-header).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import urllib.parse
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+
+from ..trainer.errors import KilnError, shortened
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Refused(Exception):
+    """The request cannot be served: status, one sentence and what else the page needs to know."""
+
+    def __init__(self, status: int, sentence: str, **more: Any) -> None:
+        super().__init__(sentence)
+        self.status = status
+        self.more = more
+
+
+def answering(handler: Handler) -> Handler:
+    """Guards a handler; errors that are meant for a person become answers."""
+
+    @functools.wraps(handler)
+    async def answer(request: web.Request) -> web.StreamResponse:
+        try:
+            _check_origin(request)
+            return await handler(request)
+        except Refused as refused:
+            return web.json_response({"error": str(refused), **refused.more}, status=refused.status)
+        except KilnError as error:
+            return web.json_response({"error": str(error)}, status=409)
+
+    return answer
+
+
+def _check_origin(request: web.Request) -> None:
+    site = request.headers.get("Sec-Fetch-Site")
+    if site is not None:
+        foreign = site not in ("same-origin", "none")
+    else:  # browsers leave it out on plain http addresses other than localhost
+        origin = request.headers.get("Origin")
+        foreign = origin is not None and urllib.parse.urlsplit(origin).netloc.lower() != request.host.lower()
+    if foreign:
+        raise Refused(403, "This comes from a page of another site; use ComfyUI's own page.")
+
+
+async def json_body(request: web.Request) -> dict[str, Any]:
+    """The request's JSON object. Raises Refused."""
+    if request.content_type != "application/json":
+        raise Refused(415, "The body is JSON; send Content-Type: application/json.")
+    try:
+        body = await request.json()
+    except (ValueError, RecursionError):
+        body = None
+    except web.HTTPRequestEntityTooLarge as error:
+        raise Refused(413, "The request is larger than ComfyUI takes; choose fewer items at once.") from error
+    if not isinstance(body, dict):
+        raise Refused(400, "The body is a JSON object.")
+    return body
+
+
+def number(text: str, name: str, least: int = 0, most: int = 999_999_999) -> int:
+    """A whole number of the address. Raises Refused."""
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and least <= int(text) <= most):
+        limits = f"from {least} to {most}" if (least, most) != (0, 999_999_999) else "0 or more"
+        raise Refused(400, f"{name} is {text[:40]!r}; it is a whole number, {limits}.")
+    return int(text)
+
+
+def text_field(body: dict[str, Any], name: str, most: int = 1000) -> str:
+    """A text of the body. Raises Refused."""
+    value = body.get(name)
+    if not isinstance(value, str) or len(value) > most or "\0" in value:
+        shown = shortened(json.dumps(value, default=str), 60)
+        raise Refused(400, f"{name} is {shown}; it is a text of at most {most} characters.")
+    return value
+
+
+def choice(value: Any, name: str, options: tuple[str, ...]) -> str:
+    """One of several words. Raises Refused."""
+    if value not in options:
+        raise Refused(400, f"{name} is {str(value)[:40]!r}; it is one of {', '.join(options)}.")
+    return str(value)

@@ -1,0 +1,300 @@
+"""Changes to a dataset's sidecars and files: whole, versioned, and taken back."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.media import picture
+from trainer.dataset.browse import Contents, Listed, Part, dataset_folders
+from trainer.dataset.edit import Change, DatasetEditor, Outdated, Seen
+from trainer.dataset.journal import Journal
+from trainer.dataset.scan import ScanOptions, scan_folder
+from trainer.errors import KilnError
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    for number in range(3):
+        picture(folder / f"{number}.png", caption=f"caption {number}")
+    return folder
+
+
+@pytest.fixture
+def editor(root: Path, tmp_path: Path) -> DatasetEditor:
+    return DatasetEditor(root, Part(), tmp_path / "journals")
+
+
+def items(root: Path) -> dict[str, Listed]:
+    return {item.name: item for item in Contents(root, Part()).items()}
+
+
+def seen(root: Path, *names: str) -> list[Seen]:
+    found = items(root)
+    return [Seen(name, found[name].version) for name in names]
+
+
+def files(root: Path) -> dict[str, bytes]:
+    """Everything in the folder, hidden files too."""
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def write(editor: DatasetEditor, caption: str | None, *names: str, **fields: str) -> None:
+    editor.write([Change(each, caption, fields) for each in seen(editor.root, *names)], "caption")
+
+
+def test_captions_and_fields_become_sidecars(root: Path, editor: DatasetEditor) -> None:
+    (root / "2.json").write_text('{"lighting": "neon", "workflow": {"nodes": [1]}}', "utf-8")
+    write(editor, "a red zorb", "0.png")
+    write(editor, None, "2.png", lighting="dusk", subject="zorb")
+    assert (root / "0.txt").read_text("utf-8") == "a red zorb"
+    assert json.loads((root / "2.json").read_text("utf-8")) == {
+        "lighting": "dusk",
+        "workflow": {"nodes": [1]},
+        "subject": "zorb",
+    }
+    found = {item.path.name: item for item in scan_folder(root).items}
+    assert found["0.png"].caption == "a red zorb" and found["1.png"].caption == "caption 1"
+    assert dict(found["2.png"].fields) == {"lighting": "dusk", "subject": "zorb"}
+    write(editor, None, "2.png", lighting="")
+    assert "lighting" not in json.loads((root / "2.json").read_text("utf-8"))
+
+
+def test_the_file_that_holds_the_caption_is_the_one_that_is_written(
+    root: Path, editor: DatasetEditor
+) -> None:
+    os.rename(root / "0.txt", root / "0.caption")
+    write(editor, "new", "0.png")
+    assert (root / "0.caption").read_text("utf-8") == "new" and not (root / "0.txt").exists()
+
+
+def test_a_caption_can_be_emptied_wherever_it_stands(root: Path, editor: DatasetEditor) -> None:
+    (root / "0.json").write_text('{"Text": "from json", "lighting": "neon"}', "utf-8")
+    write(editor, "", "0.png")
+    assert items(root)["0.png"].caption == "" and items(root)["0.png"].fields == {"lighting": "neon"}
+    for name in ("1.txt", "2.txt"):
+        (root / name).unlink()
+    (root / "metadata.csv").write_text("file_name;text\nset/1.PNG;from a table\n", "utf-8")
+    assert items(root)["1.png"].caption == "from a table"
+    with pytest.raises(KilnError, match="stands in the folder's table"):
+        write(editor, "", "1.png")
+    write(editor, "mine", "1.png")
+    assert items(root)["1.png"].caption == "mine"
+    editor.set_aside(seen(root, "1.png"))
+    assert (root / "metadata.csv").read_text("utf-8") == "file_name;text\n"
+
+
+def test_nothing_is_written_when_an_item_has_changed_meanwhile(root: Path, editor: DatasetEditor) -> None:
+    looked = seen(root, "0.png", "1.png", "2.png")
+    (root / "1.txt").write_text("from another tab", "utf-8")
+    before = files(root)
+    with pytest.raises(Outdated, match=r"'1.png' changed meanwhile") as refused:
+        editor.write([Change(each, "mine") for each in looked], "caption")
+    assert refused.value.names == ["1.png"] and files(root) == before
+
+
+def test_nothing_is_written_when_one_file_cannot_be(
+    root: Path, editor: DatasetEditor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, replace = files(root), os.replace
+
+    def failing(source: Path, target: Path) -> None:
+        if Path(target).name == "2.txt":
+            raise PermissionError("locked by another program")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(KilnError, match="Nothing was changed: locked by another program"):
+        write(editor, "mine", "0.png", "1.png", "2.png")
+    assert files(root) == before
+
+
+def test_undo_goes_back_step_by_step(root: Path, editor: DatasetEditor) -> None:
+    states = [files(root)]
+    write(editor, "one", "0.png")
+    states.append(files(root))
+    write(editor, "two", "0.png", "1.png", lighting="neon")
+    for state in reversed(states):
+        newest = editor.newest()
+        assert newest is not None
+        editor.undo(newest.id)
+        assert files(root) == state
+    assert editor.newest() is None
+
+
+def test_undo_leaves_alone_what_has_changed_since(root: Path, editor: DatasetEditor) -> None:
+    write(editor, "one", "0.png")
+    write(editor, "two", "1.png")
+    (root / "1.txt").write_text("by hand", "utf-8")
+    newest = editor.newest()
+    assert newest is not None
+    with pytest.raises(KilnError, match=r"'1.txt' has changed since and is left as it is"):
+        editor.undo(newest.id)
+    assert (root / "1.txt").read_text("utf-8") == "by hand"
+    before = editor.newest()
+    assert before is not None and before.id != newest.id
+    with pytest.raises(KilnError, match="not the newest change"):
+        editor.undo(newest.id)
+    editor.undo(before.id)
+    assert (root / "0.txt").read_text("utf-8") == "caption 0"
+
+
+def test_a_change_that_a_dying_process_left_half_done_is_put_back(
+    root: Path, editor: DatasetEditor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, rename, replaced = files(root), os.replace, []
+
+    def dying(source: Path, target: Path) -> None:
+        if Path(target).suffix == ".txt":
+            if replaced:
+                raise SystemExit  # no handler of ours runs after it, but for temporary files
+            replaced.append(target)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", dying)
+    with pytest.raises(SystemExit):
+        write(editor, "mine", "0.png", "1.png")
+    monkeypatch.undo()
+    assert files(root) != before
+    assert editor.newest() is None
+    assert files(root) == before
+
+
+def test_set_aside_takes_everything_along_and_comes_back(root: Path, editor: DatasetEditor) -> None:
+    picture(root / "masks" / "1.png")
+    before = files(root)
+    editor.set_aside(seen(root, "1.png"))
+    assert [i.path.name for i in scan_folder(root, ScanOptions(recursive=True)).items] == ["0.png", "2.png"]
+    assert {"set_aside/1.png", "set_aside/1.txt", "set_aside/masks/1.png"} <= files(root).keys()
+    aside = items(root)["set_aside/1.png"]
+    assert aside.aside and aside.caption == "caption 1" and aside.mask
+    editor.bring_back(seen(root, "set_aside/1.png"))
+    assert files(root) == before and not (root / "set_aside").exists()
+
+
+def test_a_table_loses_the_rows_of_what_is_set_aside_and_gets_them_back(
+    root: Path, editor: DatasetEditor
+) -> None:
+    for number in range(3):
+        (root / f"{number}.txt").unlink()
+    table = (
+        'file_name,text,lighting\r\n0.png,zero,neon\r\n1.png,"one,\nsecond line",dusk\r\n2.png,two,dawn\r\n'
+    )
+    (root / "metadata.csv").write_bytes(table.encode())
+    before = files(root)
+    entry = editor.set_aside(seen(root, "1.png"))
+    assert (
+        root / "metadata.csv"
+    ).read_bytes() == b"file_name,text,lighting\r\n0.png,zero,neon\r\n2.png,two,dawn\r\n"
+    assert scan_folder(root).skipped == ()
+    aside = items(root)["set_aside/1.png"]
+    assert aside.caption.split() == ["one,", "second", "line"] and aside.fields == {"lighting": "dusk"}
+    editor.undo(entry.id)
+    assert files(root) == before
+
+
+def test_json_lines_lose_only_their_row(root: Path, editor: DatasetEditor) -> None:
+    lines = ['{"file_name": "0.png", "text": "zero"}\n', "\n", '{"file_name":"./1.png",  "text": "one"}\n']
+    (root / "metadata.jsonl").write_text("".join(lines), "utf-8")
+    editor.delete(seen(root, "1.png"))
+    assert (root / "metadata.jsonl").read_text("utf-8") == "".join(lines[:2])
+
+
+def test_delete_is_for_good_and_leaves_the_others(root: Path, editor: DatasetEditor) -> None:
+    write(editor, "kept", "0.png")
+    assert editor.delete(seen(root, "1.png")) == 2
+    assert sorted(files(root)) == ["0.png", "0.txt", "2.png", "2.txt"]
+    newest = editor.newest()
+    assert newest is not None and newest.what == "caption", "a deletion cannot be undone"
+
+
+def test_a_caption_that_two_pictures_share_stays(root: Path, editor: DatasetEditor) -> None:
+    picture(root / "0.jpg")
+    editor.set_aside(seen(root, "0.jpg"))
+    assert sorted(n for n in files(root) if "0" in n) == ["0.png", "0.txt", "set_aside/0.jpg"]
+
+
+def test_a_name_that_is_taken_stops_the_way_back(root: Path, editor: DatasetEditor) -> None:
+    editor.set_aside(seen(root, "1.png"))
+    picture(root / "1.png")
+    before = files(root)
+    with pytest.raises(KilnError, match=r"'1.png' is there already"):
+        editor.bring_back(seen(root, "set_aside/1.png"))
+    assert files(root) == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../outside.png", "/etc/passwd", "a/../../outside.png", "", "\0.png", "linked/secret.png", "x" * 999],
+)
+def test_names_that_lead_out_of_the_folder_are_refused(root: Path, editor: DatasetEditor, name: str) -> None:
+    outside = root.parent / "outside"
+    picture(outside / "secret.png", caption="secret")
+    picture(root.parent / "outside.png")
+    (root / "linked").symlink_to(outside, target_is_directory=True)
+    everything = files(root.parent)
+    with pytest.raises(KilnError):
+        editor.write([Change(Seen(name, "x"), "mine")], "caption")
+    with pytest.raises(KilnError):
+        editor.delete([Seen(name, "x")])
+    assert files(root.parent) == everything
+
+
+def test_a_linked_sidecar_is_not_written_through(root: Path, editor: DatasetEditor) -> None:
+    outside = root.parent / "outside.txt"
+    outside.write_text("theirs", "utf-8")
+    (root / "0.txt").unlink()
+    (root / "0.txt").symlink_to(outside)
+    with pytest.raises(KilnError, match=r"'0.txt' is a link"):
+        write(editor, "mine", "0.png")
+    assert outside.read_text("utf-8") == "theirs"
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [({"caption": "x"}, "cannot be called 'caption'"), ({"": "x"}, "cannot be called ''")],
+)
+def test_fields_that_mean_something_else_are_refused(
+    editor: DatasetEditor, fields: dict[str, str], sentence: str
+) -> None:
+    with pytest.raises(KilnError, match=sentence):
+        editor.write([Change(each, None, fields) for each in seen(editor.root, "0.png")], "fields")
+
+
+def test_a_caption_that_is_no_text_file_yet_can_be_mended(root: Path, editor: DatasetEditor) -> None:
+    (root / "0.txt").write_bytes(b"\xff\xfe broken")
+    assert items(root)["0.png"].error
+    write(editor, "mended", "0.png")
+    assert items(root)["0.png"].caption == "mended"
+    newest = editor.newest()
+    assert newest is not None
+    editor.undo(newest.id)
+    assert (root / "0.txt").read_bytes() == b"\xff\xfe broken"
+
+
+def test_old_entries_go(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.dataset.journal.MOST_ENTRIES", 3)
+    journal = Journal(tmp_path / "journals", root)
+    made = [journal.apply("caption", ["0.png"], {"0.txt": str(n).encode()}) for n in range(6)]
+    for entry in made[:-4:-1]:
+        journal.undo(entry.id)
+    assert journal.newest() is None and (root / "0.txt").read_bytes() == b"2"
+
+
+def test_folders_with_pictures_are_found(tmp_path: Path) -> None:
+    for name in (
+        "a/1.png",
+        "a/2.png",
+        "b/10_c/1.png",
+        "b/set_aside/1.png",
+        "a/masks/1.png",
+        ".hidden/1.png",
+        "0.png",
+    ):
+        picture(tmp_path / name)
+    (tmp_path / "empty").mkdir()
+    assert dataset_folders(tmp_path) == [("a", 2), ("b/10_c", 1)]

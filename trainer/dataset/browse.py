@@ -1,0 +1,186 @@
+"""What a dataset folder holds, as a page shows it: every item with its caption and fields, without decoding a picture.
+
+Each item carries a version, a hash of all that is said of it. Who changes it says which version they saw (edit.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import KilnError
+from .files import (
+    ENDINGS,
+    MASK_FOLDERS,
+    SET_ASIDE,
+    SYSTEM_FOLDERS,
+    VIDEO_ENDINGS,
+    Found,
+    ending,
+    find_files,
+    name_key,
+)
+from .masks import Masks
+from .sidecars import Sidecars
+from .tables import Row, Tables
+
+DEEPEST = 4  # levels below the input folder at which datasets are looked for
+MOST_FOLDERS = 500
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One item of a folder."""
+
+    name: str  # relative to the folder, with forward slashes
+    caption: str
+    fields: dict[str, str]
+    version: str  # of its sidecars
+    bytes: int  # of the picture or clip
+    stamp: int  # milliseconds since 1970: when the picture was changed
+    clip: bool
+    mask: bool  # a mask file belongs to it
+    aside: bool  # set aside: it is not read
+    error: str  # why its sidecars cannot be read; "" when they can
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which of a folder's items are meant, as on Load Dataset."""
+
+    recursive: bool = False
+    also: str = ""  # a sub-folder that is entered in any case, for validation
+
+
+class Contents:
+    """A folder's items with all that belongs to them, as they are now."""
+
+    def __init__(self, root: Path, part: Part) -> None:
+        """
+        Args:
+            root: the dataset's folder; must exist.
+            part: which of its items.
+        """
+        self.root = root
+        self._read = _Beside(find_files(root, part.recursive, part.also))
+        aside = root / SET_ASIDE
+        there = aside.is_dir() and not aside.is_symlink()
+        self._aside = _Beside(find_files(aside, True) if there else Found(aside))
+
+    def items(self) -> list[Listed]:
+        """Every picture and clip in natural order, and behind them those that are set aside."""
+        media = (*self._read.found.media, *self._aside.found.media)
+        return [item for path in media if (item := self.item(path)) is not None]
+
+    def item(self, path: Path) -> Listed | None:
+        """One of them; None when it is gone."""
+        try:
+            status = path.stat()
+        except OSError:
+            return None
+        beside, row = self._beside(path), self.row(path)
+        caption, fields, error = "", {}, ""
+        try:
+            said = beside.sidecars.read(path, row)
+            caption, fields = said.caption, dict(said.fields)
+        except KilnError as wrong:
+            error = str(wrong)
+        return Listed(
+            name=path.relative_to(self.root).as_posix(),
+            caption=caption,
+            fields=fields,
+            version=_version(beside.sidecars.of(path), row),
+            bytes=status.st_size,
+            stamp=status.st_mtime_ns // 1_000_000,
+            clip=ending(path.name) in VIDEO_ENDINGS,
+            mask=beside.masks.of(path) is not None,
+            aside=beside is self._aside,
+            error=error,
+        )
+
+    def row(self, path: Path) -> Row:
+        """What the folder's table says of an item."""
+        return self._beside(path).tables.row(path)
+
+    def sidecars(self, path: Path) -> list[Path]:
+        """The caption and field files of an item, the one that counts first."""
+        return self._beside(path).sidecars.of(path)
+
+    def belongings(self, path: Path) -> list[Path]:
+        """An item and what belongs to it alone: photo.txt stays where photo.png and photo.jpg share it."""
+        beside = self._beside(path)
+        mask = beside.masks.of(path)
+        files = [*beside.sidecars.of(path), *([mask] if mask is not None else [])]
+        if len(beside.alike[path.parent, name_key(path.stem)]) > 1:
+            files = [f for f in files if name_key(f.name).startswith(name_key(path.name))]
+        return list(dict.fromkeys([path, *files]))
+
+    def tables(self) -> list[Path]:
+        """The tables that are read."""
+        return sorted(self._read.found.tables.values())
+
+    def media_below(self, folder: Path) -> list[Path]:
+        """Pictures and clips, those set aside not among them."""
+        return [path for path in self._read.found.media if folder in path.parents]
+
+    def _beside(self, path: Path) -> _Beside:
+        return self._aside if self._aside.found.root in path.parents else self._read
+
+
+@dataclass
+class _Beside:
+    found: Found
+    alike: dict[tuple[Path, str], list[Path]] = field(default_factory=dict)  # pictures of one stem
+
+    def __post_init__(self) -> None:
+        self.tables, self.sidecars, self.masks = Tables(self.found), Sidecars(self.found), Masks(self.found)
+        for path in self.found.media:
+            self.alike.setdefault((path.parent, name_key(path.stem)), []).append(path)
+
+
+def dataset_folders(base: Path) -> list[tuple[str, int]]:
+    """Folders below the input folder that hold pictures or clips, and how many lie in each, sub-folders left out."""
+    found: list[tuple[str, int]] = []
+    pending = [(base, 0)]
+    while pending and len(found) < MOST_FOLDERS:
+        folder, depth = pending.pop(0)
+        count = 0
+        for entry in _scan(folder):
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                if depth < DEEPEST and name_key(entry.name) not in (
+                    *MASK_FOLDERS,
+                    SET_ASIDE,
+                    *SYSTEM_FOLDERS,
+                ):
+                    pending.append((Path(entry.path), depth + 1))
+            elif ending(entry.name) in ENDINGS:
+                count += 1
+        if count and folder != base:
+            found.append((folder.relative_to(base).as_posix(), count))
+    return sorted(found)
+
+
+def _version(sidecars: list[Path], row: Row) -> str:
+    """Changes with every byte of an item's sidecars and with its row in the folder's table."""
+    digest = hashlib.sha256()
+    for path in sidecars:
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            data = type(error).__name__.encode()
+        digest.update(os.fsencode(path.name) + b"\0%d\0" % len(data) + data)
+    digest.update(json.dumps(dict(row), sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:20]
+
+
+def _scan(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError:
+        return []
