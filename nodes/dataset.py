@@ -56,7 +56,8 @@ class KilnLoadDataset(io.ComfyNode):
                     default=MASKS[0],
                     optional=True,
                     tooltip="Where the loss counts: white parts of files of the same name in a folder named masks or "
-                    "mask or with -masklabel behind the name, else opaque parts of transparent images. off: everywhere.",
+                    "mask or with -masklabel behind the name, else opaque parts of transparent images. off: "
+                    "everywhere.",
                 ),
                 io.Float.Input(
                     "validation_share",
