@@ -212,4 +212,4 @@ def test_a_dataset_counts_what_it_keeps(tmp_path: Path) -> None:
     assert isinstance(encoded, EncodedDataset)
     store = ItemStore(encoded.items, limit_bytes=1500)
     store.load([SampleDraw(0, 0, 0)])
-    assert len(store._kept) == 2 and store._size == 64 + 24 + 3 * 400
+    assert len(store.reader.kept) == 2 and store.reader.kept_bytes == 64 + 24 + 3 * 400

@@ -7,18 +7,19 @@ when it is reached, so a resumed run starts in the middle of one without replayi
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..conditioning import ItemConditioning, tensors_in
+from ..conditioning import ItemConditioning
 from ..rng import generator
-from .encoded import EncodedItem, PixelSize, load_latent, load_text
+from .encoded import EncodedItem, PixelSize, unpack_text
+from .read_ahead import FileReader
 
 
 class SampleDraw(NamedTuple):
@@ -82,21 +83,21 @@ class Batch:
     mask: Tensor | None = None  # (B, 1, [F,] h, w) in 0..1: where the loss counts; None: everywhere
 
 
-@dataclass
 class ItemStore:
-    """Reads encoded items and keeps them in memory up to a limit; beyond it they are read again each time.
+    """Reads encoded items and keeps them in memory up to a limit, captions without their padding; beyond it they are
+    read again each time.
 
     Which augmented variant and which form of the caption a draw gets depends on the run's seed and the draw alone.
     Validation items always have their first variant and their whole caption.
     """
 
-    items: Sequence[EncodedItem]
-    seed: int = 0
-    limit_bytes: int = 1 << 30
+    def __init__(self, items: Sequence[EncodedItem], seed: int = 0, limit_bytes: int = 1 << 30) -> None:
+        self.items, self.seed = items, seed
+        self.reader = FileReader(limit_bytes)
 
-    def __post_init__(self) -> None:
-        self._kept: dict[Path, dict[str, Any]] = {}
-        self._size = 0
+    def read_ahead(self, draws: Sequence[SampleDraw]) -> None:
+        """Begin to read what these draws need, on another thread."""
+        self.reader.read_ahead(path for draw in draws for path in self.choose(draw))
 
     def load(self, draws: Sequence[SampleDraw]) -> Batch:
         """The tensors of one batch.
@@ -109,10 +110,11 @@ class ItemStore:
         for draw in draws:
             item = self.items[draw.item]
             latent, text = self.choose(draw)
-            loaded.append(self._read(latent, load_latent))
+            loaded.append(self.reader.get(latent).tensors)
             size = item.sizes[item.latents.index(latent)] if item.sizes else None
             noise_mask = loaded[-1].get("mask") if item.noise_mask else None
-            items.append(LoadedItem(self._read(text, load_text), size, item.frame_rate, noise_mask))
+            conditioning = unpack_text(text, self.reader.get(text))
+            items.append(LoadedItem(conditioning, size, item.frame_rate, noise_mask))
         return Batch(
             latents=torch.stack([each["latent"] for each in loaded]),
             items=tuple(items),
@@ -130,16 +132,6 @@ class ItemStore:
         text = item.texts[int(torch.randint(len(item.texts), (1,), generator=draws))]
         dropped = float(torch.rand(1, generator=draws)) < item.caption_dropout
         return latent, item.empty_text if dropped and item.empty_text else text
-
-    def _read(self, path: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-        if path in self._kept:
-            return self._kept[path]
-        loaded = read(path)
-        size = sum(t.nbytes for t in tensors_in(loaded))
-        if self._size + size <= self.limit_bytes:
-            self._kept[path] = loaded
-            self._size += size
-        return loaded
 
 
 def stack_masks(loaded: list[dict[str, Tensor]]) -> Tensor | None:

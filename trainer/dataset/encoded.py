@@ -14,14 +14,16 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from safetensors import safe_open
+from safetensors.torch import load
 from torch import Tensor
 
 from ..conditioning import HEADER, ItemConditioning, equal, pack, unpack, unpack_tensors_only
 from ..errors import KilnError
+from ..json_text import parse_json
 from ..safefile import write_safetensors
 from .items import Role
 
@@ -45,6 +47,13 @@ class Encoder(Protocol):
     def encode_text(self, caption: str) -> ItemConditioning:
         """Conditioning of one caption, whole: "cross_attn" (1, L, D) and whatever else the text encoder gives."""
         ...
+
+
+class EncodedFile(NamedTuple):
+    """What a file of the cache holds: a conditioning is packed as it lies there, without the padding of its rows."""
+
+    tensors: dict[str, Tensor]
+    header: str | None  # the JSON of a conditioning; None for a latent, and of files of earlier versions
 
 
 @dataclass(frozen=True)
@@ -162,7 +171,7 @@ def load_latent(path: Path) -> dict[str, Tensor]:
     Raises:
         KilnError: the file is gone or damaged.
     """
-    return _read(path)
+    return read_encoded(path).tensors
 
 
 def load_text(path: Path) -> ItemConditioning:
@@ -171,12 +180,16 @@ def load_text(path: Path) -> ItemConditioning:
     Raises:
         KilnError: the file is gone or damaged.
     """
-    tensors, header = _read_with_header(path)
-    if header is None:
-        return unpack_tensors_only(tensors)
+    return unpack_text(path, read_encoded(path))
+
+
+def unpack_text(path: Path, file: EncodedFile) -> ItemConditioning:
+    """The same of a file that has been read; `path` is its name in messages."""
+    if file.header is None:
+        return unpack_tensors_only(file.tensors)
     try:
-        return unpack(tensors, header)
-    except (ValueError, KeyError, TypeError) as error:
+        return unpack(file.tensors, file.header)
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration, RecursionError) as error:
         raise KilnError(_damaged(path, error)) from error
 
 
@@ -226,7 +239,7 @@ def is_whole(path: Path) -> bool:
 
 def is_kept_whole(path: Path) -> bool:
     """Whether a conditioning is there with everything that belongs to it; earlier versions kept some tensors only."""
-    return is_whole(path) and _read_with_header(path)[1] is not None
+    return is_whole(path) and read_encoded(path).header is not None
 
 
 def holds(path: Path, entry: ItemConditioning) -> bool:
@@ -240,17 +253,19 @@ def latent_shape(path: Path) -> tuple[int, ...]:
         return tuple(opened.get_slice("latent").get_shape())
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    return _read_with_header(path)[0]
+def read_encoded(path: Path) -> EncodedFile:
+    """A file of the cache in memory of its own: a mapped one would be read when it is used, and could not be replaced
+    on Windows.
 
-
-def _read_with_header(path: Path) -> tuple[dict[str, Tensor], str | None]:
-    """Every tensor, and the JSON of a conditioning where the file has one."""
+    Raises:
+        KilnError: it is gone or damaged.
+    """
     try:
-        with safe_open(path, "pt") as opened:
-            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a dict
-            return tensors, (opened.metadata() or {}).get(HEADER)
-    except Exception as error:
+        content = path.read_bytes()
+        header_bytes = int.from_bytes(content[:8], "little")
+        metadata = parse_json(content[8 : 8 + header_bytes]).get("__metadata__") or {}
+        return EncodedFile(dict(sorted(load(content).items())), metadata.get(HEADER))
+    except Exception as error:  # safetensors has its own error type
         raise KilnError(_damaged(path, error)) from error
 
 

@@ -13,11 +13,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..errors import KilnError
 from ..events import Stopped
 
 T = TypeVar("T")
-
-TEXT_BYTES = 8192
 
 
 class ProcessGroup:
@@ -48,7 +47,7 @@ class ProcessGroup:
         """Wait until all processes are here."""
 
     def broadcast_from_main(self, make: Callable[[], str]) -> str:
-        """What `make` returns in the main process, in all of them; at most TEXT_BYTES bytes."""
+        """What `make` returns in the main process, in all of them; a KilnError it raises there is raised in all."""
         return make()
 
 
@@ -73,11 +72,22 @@ class AccelerateGroup(ProcessGroup):
         self._accelerator.wait_for_everyone()
 
     def broadcast_from_main(self, make: Callable[[], str]) -> str:
-        letters = torch.zeros(TEXT_BYTES, dtype=torch.long)
+        from accelerate.utils import broadcast_object_list
+
+        failure: KilnError | None = None
+        told = [
+            "",
+            "",
+        ]  # the text, or the sentence of what went wrong: those who wait for it must not wait for ever
         if self.is_main:
-            text = make().encode()
-            letters[: len(text)] = torch.tensor(list(text))
-        return bytes(self.all_reduce(letters).tolist()).rstrip(b"\0").decode()
+            try:
+                told[0] = make()
+            except KilnError as error:
+                failure, told[1] = error, str(error)
+        text, sentence = broadcast_object_list(told, from_process=0)
+        if failure or sentence:
+            raise failure or KilnError(sentence)
+        return str(text)
 
 
 def all_reduce_gradients(group: ProcessGroup, buffers: Sequence[nn.Parameter], loss: Tensor) -> Tensor:

@@ -54,8 +54,10 @@ class Prefetcher:
         return [self._order.batch(step * count + micro) for micro in range(count)]
 
     def prefetch(self, step: int, parts: int) -> None:
-        """Make a step's micro-batches before they are asked for; each batch is cut into `parts`."""
+        """Make a step's micro-batches before they are asked for, and begin to read the files of the step after it;
+        each batch is cut into `parts`."""
         self._ready = ((step, parts), self._make(step, parts))
+        self._store.read_ahead([draw for b in self.batches(step + 1) for draw in self._group.shard(b)])
 
     def get(self, step: int, parts: int) -> list[MicroBatch]:
         """A step's micro-batches of this process: the prefetched ones where there are any."""

@@ -48,8 +48,10 @@ def measure(
     """
     group = group or ProcessGroup()
     sums = torch.zeros(config.validation.levels, dtype=torch.float64)
-    for index in group.shard(range(len(store.items))):
-        batch = store.load([SampleDraw(index, 0, index)])
+    mine = [SampleDraw(index, 0, index) for index in group.shard(range(len(store.items)))]
+    for number, draw in enumerate(mine):
+        index, batch = draw.item, store.load([draw])
+        store.read_ahead(mine[number + 1 : number + 2])
         latents = denoiser.prepare_latents(batch.latents.to(denoiser.device, torch.float32))
         [(_, conditioning)] = conditioning_batches(denoiser, batch, latents, config.objective)
         for place, level in enumerate(fixed_levels(config, denoiser, latents.shape[1:])):

@@ -18,10 +18,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
 from .blocks import find_blocks
 from .copy_on_write import RECOMPUTES, CopyOnWrite, SavedTensor, watching
+
+_ON_CPU = save_on_cpu(pin_memory=True)
+"""A real copy on a CPU too, where nothing can be pinned: networks write into their inputs."""
 
 
 def checkpoint_blocks(module: nn.Module, offload_inputs: bool = False) -> list[RecomputedForward]:
@@ -71,8 +75,7 @@ class RecomputedForward:
         def forward(*given: Tensor) -> Any:
             return self._compute(*(first.pop() if first else _with_tensors(saved, given)))
 
-        hooks = torch.autograd.graph.saved_tensors_hooks(_to_cpu, _OffloadedTensor.reload)
-        with hooks if self._offload else nullcontext():
+        with _ON_CPU if self._offload else nullcontext():
             return checkpoint(forward, *tensors, use_reentrant=False, preserve_rng_state=False)
 
     def _compute(self, args: Any, kwargs: Any) -> Any:
@@ -101,7 +104,9 @@ class _Recomputation:
         return output
 
     def _save(self, tensor: Tensor) -> SavedTensor | _OffloadedTensor:
-        return _to_cpu(tensor) if self._offload and tensor.requires_grad else self._watched.save(tensor)
+        if self._offload and tensor.requires_grad:
+            return _OffloadedTensor(_ON_CPU.pack_hook(tensor))
+        return self._watched.save(tensor)
 
     def _save_nothing(self, tensor: Tensor) -> _RecomputedTensor:
         place = _RecomputedTensor(self)
@@ -126,7 +131,7 @@ class _Recomputation:
 
         with torch.enable_grad():
             inputs = [
-                _not_a_leaf(t.reload() if isinstance(t, _OffloadedTensor) else t.tensor, needs_gradient)
+                _not_a_leaf(t.tensor, needs_gradient)
                 for t, needs_gradient in zip(self._inputs, self._need_gradient, strict=True)
             ]
         hooks = torch.autograd.graph.saved_tensors_hooks(save, _refuse)
@@ -212,40 +217,14 @@ def _with_tensors(value: Any, tensors: Sequence[Tensor]) -> Any:
     return value
 
 
+@dataclass(frozen=True)
 class _OffloadedTensor:
-    """A copy in CPU memory, pinned where the device is a CUDA device."""
+    """What _ON_CPU has made of a tensor."""
 
-    def __init__(self, tensor: Tensor) -> None:
-        self._device = tensor.device
-        on_cuda = tensor.is_cuda
-        self._copy = torch.empty_like(tensor, device="cpu", pin_memory=on_cuda)
-        self._copied: torch.cuda.Event | None = None
-        if not on_cuda:
-            self._copy.copy_(tensor)
-            return
-        # On a stream of its own, so that the block does not wait for this copy
-        stream = _offload_stream(tensor.device)
-        stream.wait_stream(torch.cuda.current_stream(tensor.device))
-        with torch.cuda.stream(stream):
-            self._copy.copy_(tensor, non_blocking=True)
-            self._copied = stream.record_event()
-        tensor.record_stream(stream)  # the allocator reuses its memory only after the copy
+    packed: Any
 
-    def reload(self) -> Tensor:
-        """On its device again, usable by the current stream."""
-        if self._copied is not None:
-            torch.cuda.current_stream(self._device).wait_event(self._copied)
-        return self._copy.to(self._device, non_blocking=True, copy=True)
-
-
-def _to_cpu(tensor: Tensor) -> _OffloadedTensor:
-    return _OffloadedTensor(tensor)
-
-
-_streams: dict[torch.device, torch.cuda.Stream] = {}
-
-
-def _offload_stream(device: torch.device) -> torch.cuda.Stream:
-    if device not in _streams:
-        _streams[device] = torch.cuda.Stream(device)
-    return _streams[device]
+    @property
+    def tensor(self) -> Tensor:
+        """On its device again."""
+        value: Tensor = _ON_CPU.unpack_hook(self.packed)
+        return value

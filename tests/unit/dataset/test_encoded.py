@@ -259,7 +259,7 @@ def test_store_reads_beyond_its_limit(tmp_path: Path) -> None:
     for indices in ([0, 1], [1, 0]):
         showings = [SampleDraw(i, 0, i) for i in indices]
         assert torch.equal(keeping.load(showings).latents, reading.load(showings).latents)
-    assert keeping._kept and not reading._kept
+    assert keeping.reader.kept and not reading.reader.kept
 
 
 def test_an_item_survives_json(tmp_path: Path) -> None:
