@@ -10,6 +10,8 @@ from ..trainer.dataset.buckets import BucketOptions, plan
 from ..trainer.dataset.encode import encode_dataset
 from ..trainer.dataset.from_graph import encoded_from_latents
 from ..trainer.dataset.items import Dataset
+from ..trainer.dataset.pieces import CLIP_PARTS, ClipPart, cut_clips, describe_use
+from ..trainer.dataset.quality import require_captions
 from . import types
 from .host import paths
 from .host.canvas.progress import NodeProgress
@@ -57,6 +59,36 @@ class KilnEncodeDataset(io.ComfyNode):
                     tooltip="How far a small image may be enlarged to fill its bucket, 1-4; 1 never enlarges and gives "
                     "it a smaller bucket.",
                 ),
+                io.Combo.Input(
+                    "clip_part",
+                    options=list(CLIP_PARTS),
+                    default=CLIP_PARTS[0],
+                    optional=True,
+                    tooltip="Which part of a clip longer than max_frames is trained on. several pieces and whole in "
+                    "pieces make an item of each piece; the node's text says how much is not seen.",
+                ),
+                io.Int.Input(
+                    "pieces",
+                    default=4,
+                    min=2,
+                    max=64,
+                    optional=True,
+                    tooltip="Most pieces of a clip where clip_part is several pieces, 2-64; they do not overlap.",
+                ),
+                io.Boolean.Input(
+                    "prompt_syntax",
+                    default=False,
+                    optional=True,
+                    tooltip="Read (word:1.2) in captions as a weight and embedding:name as an embedding, as prompts "
+                    "are. Off: captions are taken word for word, brackets too.",
+                ),
+                io.Boolean.Input(
+                    "without_captions",
+                    default=False,
+                    optional=True,
+                    tooltip="Train although most items have no caption. Off: the node stops and says how many have "
+                    "none.",
+                ),
             ],
             outputs=[
                 types.Encoded.Output(display_name="encoded", tooltip="Latents and conditioning, on disk.")
@@ -79,14 +111,23 @@ class KilnEncodeDataset(io.ComfyNode):
         max_frames: int = 33,
         fps: float = 16.0,
         max_upscale: float = 1.0,
+        clip_part: ClipPart = "middle",
+        pieces: int = 4,
+        prompt_syntax: bool = False,
+        without_captions: bool = False,
     ) -> io.NodeOutput:
+        if not without_captions:
+            require_captions(dataset)
         progress = NodeProgress(cls.hidden.unique_id)
         cache, _ = paths.encoded_cache()
         options = BucketOptions(
             resolution=resolution, max_frames=max_frames, fps=fps, max_upscale=max_upscale
         )
-        encoded = encode_dataset(dataset, HostEncoder(vae, clip), cache, options, progress.step)
-        shown = f"{encoded.describe()}\n{plan(dataset, options).describe()}"
+        items = cut_clips(dataset, options, clip_part, pieces)
+        encoded = encode_dataset(items, HostEncoder(vae, clip, prompt_syntax), cache, options, progress.step)
+        shown = "\n".join(
+            [encoded.describe(), plan(items, options).describe(), *describe_use(items, options)]
+        )
         progress.say(shown)
         return io.NodeOutput(encoded, ui=ui.PreviewText(shown))
 

@@ -154,6 +154,7 @@ export const CHINESE = {
   "The table in {} has {} rows for files that another row names too ({}, ...); the last row counts.": "{} 中的表格有 {} 行所写的文件在别的行中也有（{} 等）；以最后一行为准。",
   "The table in {} has {} rows of files that are not read ({}, ...).": "{} 中的表格有 {} 行是未读取的文件（{} 等）。",
   "{} {} more files cannot be used: {}.": "{}还有 {} 个文件无法使用：{}。",
+  "{} of {} items have no caption (the first is {}); write captions, put a trigger word in front with Caption Template, or switch without_captions on.": "{1} 个样本中有 {0} 个没有描述（第一个是 {2}）；请写描述，或用“描述模板”在前面加触发词，或打开 without_captions。",
   "Row {} of {} names no file; it needs a column file_name.": "{1} 的第 {0} 行没有写文件名；需要 file_name 一列。",
   "The file {} is not JSON ({}); mend it.": "文件 {} 不是 JSON（{}）；请修正。",
   "The {} {} is not UTF-8 text (byte {}); save it as UTF-8.": "{} {} 不是 UTF-8 文本（第 {} 字节）；请存为 UTF-8。",

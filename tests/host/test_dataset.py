@@ -252,7 +252,10 @@ def test_batches_of_stills_are_encoded_like_single_ones(
     for number in range(8):
         scene(100 + number, (64, 64)).save(folder / f"{number}.png")
     before = latents()
-    run_graph({**loaders(), "dataset": load("batchwise"), "encoded": encode(["dataset", 0])})
+    graph = {**loaders(), "dataset": load("batchwise"), "encoded": encode(["dataset", 0])}
+    with pytest.raises(GraphFailed, match="8 of 8 items have no caption"):
+        run_graph(graph)
+    run_graph({**graph, "encoded": encode(["dataset", 0], without_captions=True)})
     ours = latents() - before
     theirs = {
         **loaders(),

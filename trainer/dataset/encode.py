@@ -134,10 +134,12 @@ def _captions(item: Item, encoder: Encoder, cache: Path) -> dict[Path, str]:
     wanted = caption_variants(item.caption, item.caption_variation)
     if item.caption_variation is not None and item.caption_variation.dropout:
         wanted.append("")
-    return {
-        cache_path(cache / "texts", address_of(FORMAT, [text, encoder.text_fingerprint])): text
-        for text in wanted
-    }
+    return {cache_path(cache / "texts", _text_address(text, encoder)): text for text in wanted}
+
+
+def _text_address(text: str, encoder: Encoder) -> str:
+    reading = encoder.reading_of(text)
+    return address_of(FORMAT, [text, encoder.text_fingerprint, *([reading] if reading else [])])
 
 
 def _encode_latents(

@@ -44,6 +44,10 @@ class Encoder(Protocol):
         """(B, F, H, W, 3) fp32 in 0..1 -> latents (B, C, F', h, w), or (B, C, h, w) where the VAE knows no frames."""
         ...
 
+    def reading_of(self, caption: str) -> str:
+        """Told apart from others in a caption's address: "" for the reading that prompts have."""
+        return ""
+
     def encode_text(self, caption: str) -> ItemConditioning:
         """Conditioning of one caption, whole: "cross_attn" (1, L, D) and whatever else the text encoder gives."""
         ...

@@ -15,7 +15,7 @@ from .buckets import Bucket
 from .files import VIDEO_ENDINGS, ending
 from .items import Item
 from .pixels import flatten, open_still, read_mask, read_pixels
-from .video import pick_frames, pick_times, read_frames, read_times
+from .video import MIDDLE, pick_frames, pick_times, read_frames, read_times
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,13 @@ def _read_clip(
     item: Item, frames: int, fps: float, change: Callable[[Image.Image], np.ndarray]
 ) -> list[np.ndarray]:
     facts = item.facts
-    if facts.even or not fps:
+    if not facts.fps or not fps or (facts.even and item.place == MIDDLE):
         return read_frames(item.path, pick_frames(facts.frames, facts.fps, frames, fps, item.place), change)
-    return read_times(item.path, pick_times(facts.frames, facts.fps, frames, fps, item.place), change)
+    nearest = (
+        0.5 / facts.fps if facts.even else 0.0
+    )  # time stamps are rounded: what stands half a frame later
+    times = pick_times(facts.frames, facts.fps, frames, fps, item.place)
+    return read_times(item.path, [time + nearest for time in times], change)
 
 
 def _as_mask(mask: Image.Image | None, box: tuple[int, int]) -> np.ndarray | None:

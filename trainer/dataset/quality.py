@@ -9,12 +9,15 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
 import numpy as np
 
+from ..errors import KilnError
 from .caption_variants import split_tags
 from .items import Dataset, Item
+from .pixels import shown
 
 FEW_ITEMS, GOOD_ITEMS = 20, 50
 SMALL_SIDE, GOOD_SIDE = 512, 1024
@@ -31,6 +34,17 @@ class Problem:
     kind: str  # short: stands on the contact sheet
     text: str  # the finding in words
     severe: bool = False  # worth leaving out, rather than worth a look
+
+
+def require_captions(dataset: Dataset) -> None:
+    """Raise KilnError when most of the items that are trained on have no caption."""
+    trained = [i for i in dataset.items if i.role != "validation"]
+    silent = [i for i in trained if not i.caption.strip()]
+    if len(silent) > len(trained) / 2:
+        raise KilnError(
+            f"{len(silent)} of {len(trained)} items have no caption (the first is {shown(Path(silent[0].path.name))}); "
+            "write captions, put a trigger word in front with Caption Template, or switch without_captions on."
+        )
 
 
 def find_problems(dataset: Dataset, resolution: int = SMALL_SIDE) -> list[Problem]:

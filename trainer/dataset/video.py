@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +23,8 @@ T = TypeVar("T")
 
 SAME_SPEED = 0.05
 """A clip slower than training by less than this share plays every frame: a repeated frame would show more."""
+ROUNDING = 0.002
+"""Seconds by which containers round time stamps."""
 MIDDLE = 0.5
 """Of the room that a clip leaves around the piece that is trained on: 0 its start, 1 its end."""
 
@@ -104,9 +107,10 @@ def pick_frames(
 def pick_times(
     available: int, fps: float, wanted: int, wanted_fps: float, place: float = MIDDLE
 ) -> list[float]:
-    """The same for a clip of uneven frames: times in seconds from its first frame on."""
-    start = _start((available - 1) / fps, (wanted - 1) / wanted_fps, place)
-    return [start + i / wanted_fps for i in range(wanted)]
+    """The same as times in seconds from the clip's first frame on; both rates must be known."""
+    step = stride_of(fps, wanted_fps) / fps
+    start = _start((available - 1) / fps, (wanted - 1) * step, place)
+    return [start + i * step for i in range(wanted)]
 
 
 def usable_frames(available: int, fps: float, wanted_fps: float) -> int:
@@ -142,15 +146,10 @@ def read_times(path: Path, times: Sequence[float], change: Callable[[Image.Image
         KilnError: the clip cannot be decoded.
     """
     found: list[T] = []
+    standing: _Once | None = None
     with _opened(path) as (container, stream):
-        begin, standing = None, None
-        for frame in container.decode(stream):
-            begin = frame.time if begin is None else begin
-            while (
-                standing is not None
-                and len(found) < len(times)
-                and times[len(found)] < frame.time - begin - 1e-6
-            ):
+        for time, frame in _frames_from(container, stream, times[0]):
+            while standing is not None and len(found) < len(times) and times[len(found)] < time - ROUNDING:
                 found.append(standing.result())
             if len(found) == len(times):
                 break
@@ -160,6 +159,27 @@ def read_times(path: Path, times: Sequence[float], change: Callable[[Image.Image
     if not found:
         raise KilnError(f"The video {shown(path)} ends before the frames that are needed; replace it.")
     return found
+
+
+def _frames_from(container: Any, stream: Any, wanted: float) -> Iterator[tuple[float, Any]]:
+    """Frames with their time since the first one, from the last key frame before a wanted time on."""
+    frames = container.decode(stream)
+    first = next(frames, None)
+    if first is None:
+        return
+    begin = first.time
+    if begin is not None and wanted >= 1:  # worth a jump
+        container.seek(int((begin + wanted) / stream.time_base), stream=stream)
+        after = container.decode(stream)
+        landed = next(after, None)
+        if landed is not None and landed.time is not None and landed.time <= begin + wanted + ROUNDING:
+            first, frames = landed, after
+        else:  # beyond it, or nowhere: from the start
+            container.seek(first.pts, stream=stream)
+            frames = container.decode(stream)
+            first = next(frames, first)
+    for frame in chain((first,), frames):
+        yield (0.0 if frame.time is None or begin is None else frame.time - begin), frame
 
 
 class _Once:

@@ -10,22 +10,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ....trainer.conditioning import ItemConditioning, check_trainable
+from ....trainer.conditioning import ItemConditioning, check_trainable, equal
 from ....trainer.dataset.encoded import Encoder
 from ....trainer.errors import KilnError
 from ..memory.gate import DeviceGate
 from ..models.fingerprint import module_fingerprint
+from .literal import literal, might_be_syntax
 
 
 class HostEncoder(Encoder):
     """Encodes batches of pixels and single captions; between two calls the host's interrupt is honoured."""
 
-    def __init__(self, vae: Any, clip: Any) -> None:
+    def __init__(self, vae: Any, clip: Any, prompt_syntax: bool = True) -> None:
+        """prompt_syntax: captions may hold weights and embeddings, as prompts do; else they are taken word for word."""
         # The host crops what it encodes to multiples of 8, frames too, which leaves nothing of a batch of stills; a
         # copy of the wrapper (the weights are shared) is told not to: our sizes are multiples of 16.
         self._vae = copy.copy(vae)
         self._vae.crop_input = False
-        self._clip = clip
+        self._clip, self._as_prompt = clip, clip
+        if not prompt_syntax:
+            self._clip = word_for_word(clip)
         self._video = vae.latent_dim == 3 and not getattr(vae, "not_video", False)
         self.image_fingerprint = module_fingerprint(vae.first_stage_model)
         options = (
@@ -53,6 +57,13 @@ class HostEncoder(Encoder):
             )
         return self._vae.encode(batch[:, 0])
 
+    def reading_of(self, caption: str) -> str:
+        """ "literal" where the caption's signs would mean something else in a prompt."""
+        if self._clip is self._as_prompt or not might_be_syntax(caption):
+            return ""
+        same = equal(self._clip.tokenize(caption), self._as_prompt.tokenize(caption))
+        return "" if same else "literal"
+
     def encode_text(self, caption: str) -> ItemConditioning:
         """Everything the text encoder gives for a caption.
 
@@ -69,6 +80,13 @@ class HostEncoder(Encoder):
         cond, extras = scheduled[0]
         check_trainable(extras)
         return {**extras, "cross_attn": cond}
+
+
+def word_for_word(clip: Any) -> Any:
+    """A CLIP of the same weights that takes text as it stands."""
+    changed = copy.copy(clip)
+    changed.tokenizer = literal(clip.tokenizer)
+    return changed
 
 
 def _patches_id(patcher: Any) -> str:

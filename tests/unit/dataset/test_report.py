@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,16 @@ from trainer.dataset.buckets import BucketOptions
 from trainer.dataset.contact_sheet import SIDE, contact_sheet, variants_sheet
 from trainer.dataset.facts import Facts, looks_like_text, measure, perceptual_hash, sharp_scale
 from trainer.dataset.items import Dataset, Item
-from trainer.dataset.quality import find_problems, fused_words, near_duplicates, tag_counts
+from trainer.dataset.quality import (
+    find_problems,
+    fused_words,
+    near_duplicates,
+    require_captions,
+    tag_counts,
+)
 from trainer.dataset.report import DatasetReport
 from trainer.dataset.scan import ScanOptions, scan_folder
+from trainer.errors import KilnError
 
 OPTIONS = BucketOptions(resolution=512)
 
@@ -171,3 +179,18 @@ def test_tags_and_fused_words() -> None:
     assert fused_words(items, "zork") == ([], ["zorky"])
     assert fused_words(items[:5], "zork") == (["cat"], [])
     assert fused_words(items, "") == ([], [])
+
+
+def test_training_without_captions_must_be_meant() -> None:
+    """Items that are held out do not count."""
+
+    def dataset(captions: list[str], held: int = 0) -> Dataset:
+        items = [Item(Path(f"{n}.png"), Facts(width=64, height=64), c) for n, c in enumerate(captions)]
+        return Dataset((*items, *[replace(items[-1], role="validation", caption="")] * held))
+
+    for few in (["one", ""], ["one"], ["", "two", "three"]):
+        require_captions(dataset(few, held=9))
+    with pytest.raises(
+        KilnError, match=r"2 of 3 items have no caption \(the first is 1.png\); write captions"
+    ):
+        require_captions(dataset(["one", " ", ""]))

@@ -15,8 +15,9 @@ from trainer.dataset import scan
 from trainer.dataset.buckets import Bucket, BucketOptions, bucket_of
 from trainer.dataset.contact_sheet import contact_sheet
 from trainer.dataset.encode import encode_dataset
-from trainer.dataset.items import Item
+from trainer.dataset.items import Dataset, Item
 from trainer.dataset.loading import load_pixels
+from trainer.dataset.pieces import ClipPart, cut_clips, describe_use
 from trainer.dataset.scan import scan_folder
 from trainer.dataset.video import pick_frames, usable_frames
 
@@ -130,3 +131,70 @@ def test_facts_of_an_earlier_version_are_kept_where_they_are_still_right(
     monkeypatch.setattr(scan, "measure_file", lambda path: (looked.append(path.name), real(path))[1])
     dataset = scan_folder(folder, facts_cache=tmp_path / "kept")
     assert sorted(looked) == ["clear.png", "moving.mp4"] and dataset == scan_folder(folder)
+
+
+def seen_of(folder: Path, part: ClipPart, pieces: int = 4, max_frames: int = 9) -> list[list[int]]:
+    """Numbers of the frames of every piece: the clip grows 10 brighter each frame."""
+    options = BucketOptions(resolution=64, max_frames=max_frames)
+    items = cut_clips(scan_folder(folder), options, part, pieces).items
+    return [
+        (levels(i, bucket_of(i, options)) / 10).round().astype(int).tolist()
+        for i in items
+        if i.facts.frames > 1
+    ]
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mkv", "avi"])
+def test_which_part_of_a_clip_is_seen(tmp_path: Path, ending: str) -> None:
+    clip(tmp_path / f"a.{ending}", frames=25)
+    scene(1, (64, 64)).save(tmp_path / "still.png")
+    assert seen_of(tmp_path, "middle") == [list(range(8, 17))]
+    assert seen_of(tmp_path, "start") == [list(range(9))]
+    assert seen_of(tmp_path, "several pieces") == [list(range(9)), list(range(16, 25))], "no more fit"
+    assert seen_of(tmp_path, "several pieces", pieces=3, max_frames=5) == [
+        [*range(5)],
+        [*range(10, 15)],
+        [*range(20, 25)],
+    ]
+    whole = seen_of(tmp_path, "whole in pieces")
+    assert len(whole) == 3 and {number for piece in whole for number in piece} == set(range(25))
+    assert seen_of(tmp_path, "whole in pieces", max_frames=25) == [list(range(25))]
+
+
+def test_pieces_late_in_a_long_clip_are_the_right_ones(tmp_path: Path) -> None:
+    """Found by a jump to a key frame; 20 s, brightness 12 a second."""
+    times = [n / 24 for n in range(480)]
+    uneven_clip(tmp_path / "a.mp4", times, per_second=12)
+    options = BucketOptions(resolution=64, max_frames=17)
+    items = cut_clips(scan_folder(tmp_path), options, "whole in pieces").items
+    assert len(items) == 19
+    for item in items:
+        seen = levels(item, bucket_of(item, options))
+        begin = (480 / 24 - 17 / 16) * item.place
+        assert seen[0] == pytest.approx(begin * 12, abs=2.5) and seen[-1] == pytest.approx(
+            (begin + 1) * 12, abs=2.5
+        )
+
+
+def test_the_unused_share_is_said(tmp_path: Path) -> None:
+    clip(tmp_path / "a.mp4", frames=49)
+    clip(tmp_path / "slow.mp4", frames=9, fps=8)
+    dataset, options = scan_folder(tmp_path), BucketOptions(resolution=64, max_frames=17)
+    used, slow = describe_use(dataset, options)
+    assert used == "clips: 2.1 of 4.1 s are trained on; 48% is not seen, which clip_part decides"
+    assert slow.startswith("1 clips have fewer than 16 frames a second")
+    whole = list(describe_use(cut_clips(dataset, options, "whole in pieces"), options))
+    assert whole[0] == "clips: 4.1 of 4.1 s are trained on"
+    assert not list(describe_use(Dataset(()), options))
+
+
+def test_every_piece_is_encoded_and_the_middle_where_it_was(tmp_path: Path) -> None:
+    clip(tmp_path / "set" / "a.mp4", frames=25)
+    dataset, encoder = scan_folder(tmp_path / "set"), ToyEncoder()
+    options = BucketOptions(resolution=64, max_frames=9)
+    middle = encode_dataset(dataset, encoder, tmp_path / "kept", options)
+    pieces = encode_dataset(
+        cut_clips(dataset, options, "whole in pieces"), encoder, tmp_path / "kept", options
+    )
+    assert pieces.items[1].latent_path == middle.items[0].latent_path
+    assert len({i.latent_path for i in pieces.items}) == 3 and pieces.encoded_now == 2
