@@ -152,7 +152,7 @@ def load_host(base_directory: str | None) -> None:
 
 def _save(lora: LoraWeights, arguments: argparse.Namespace) -> str:
     save, out = engine("lora_files.save"), arguments.out
-    if out.suffix != ".safetensors":  # "my.v2" is a name without an ending
+    if not engine("safefile").is_safetensors(out.name):  # "my.v2" is a name without an ending
         out = out.with_name(f"{out.name}.safetensors")
     _free(out, arguments.force)
     if arguments.format == "peft":

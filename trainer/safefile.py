@@ -15,8 +15,15 @@ from torch import Tensor
 
 from .errors import KilnError
 
+ENDINGS = (".safetensors", ".sft")
+
 HASH = "sha256 of the bytes of all tensors".ljust(64, ".")
 """In metadata: write_safetensors puts the hash's 64 hexadecimal digits in its place."""
+
+
+def is_safetensors(name: str) -> bool:
+    """Whether a file's name has one of ENDINGS, in capitals or not."""
+    return name.lower().endswith(ENDINGS)
 
 
 @contextmanager

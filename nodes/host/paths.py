@@ -16,6 +16,7 @@ import folder_paths
 from ...trainer.dataset.names import check_new_name, inside, shown_name
 from ...trainer.errors import KilnError
 from ...trainer.runs.samples import sample_path
+from ...trainer.safefile import is_safetensors
 
 RUN_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{4}")  # see new_run_folder
 DATASET_KEY = "kiln_datasets"
@@ -178,7 +179,7 @@ def sample_file(run_id: str, step: int, place: int) -> Path | None:
 
 def lora_names() -> list[str]:
     """LoRA files that can be loaded. Pickled files are never opened, so only safetensors are listed."""
-    return [n for n in folder_paths.get_filename_list("loras") if n.endswith(".safetensors")]
+    return [n for n in folder_paths.get_filename_list("loras") if is_safetensors(n)]
 
 
 def lora_path(name: str) -> Path:
@@ -188,9 +189,9 @@ def lora_path(name: str) -> Path:
         KilnError: there is none.
     """
     path = folder_paths.get_full_path("loras", name)
-    if path is None or not name.endswith(".safetensors"):
+    if path is None or not is_safetensors(name):
         raise KilnError(
-            f"There is no LoRA file {name!r} (.safetensors) in the host's loras folders; put it there, or choose "
+            f"There is no LoRA file {name!r} (.safetensors, .sft) in the host's loras folders; put it there, or choose "
             "another."
         )
     return Path(path)

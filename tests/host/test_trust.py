@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 
 from scripts.host import RunningHost
 from scripts.host_client import EventStream, HostClient, failure_of
@@ -162,6 +163,49 @@ def test_start_from_a_file(host: RunningHost, run_graph: RunGraph) -> None:
         assert all(begun[k].equal(expected[k]) for k in expected), format
     with pytest.raises(GraphFailed, match="has rank 4 and this run 2; set rank to 4 or more"):
         run_graph(trained(steps=1, rank=2, start_from=name))
+
+
+def test_start_from_a_lora_of_another_model(
+    host: RunningHost, client: HostClient, run_graph: RunGraph
+) -> None:
+    """Another size of model says that and not "rank"; where most layers fit nothing, that is said; endings of any
+    case, and text encoder layers, which are left out by name."""
+    folder = host.base / "models" / "loras"
+
+    def write(name: str, layers: list[str], width: int = 256, rank: int = 4) -> str:
+        a, b = torch.randn(rank, width), torch.randn(width, rank)
+        save_file(
+            {f"{x}.{n}": t.clone() for x in layers for n, t in (("lora_A.weight", a), ("lora_B.weight", b))},
+            folder / name,
+        )
+        return name
+
+    blocks = [f"diffusion_model.blocks.{i}.self_attn.q" for i in range(40)]
+    larger = write("larger.safetensors", blocks[:2], width=320, rank=64)
+    with pytest.raises(GraphFailed, match=r"This LoRA is for Wan of width 320, and the model is another one"):
+        run_graph(trained(steps=1, start_from=larger))
+    with pytest.raises(
+        GraphFailed, match=r"4 of its layers fit this model \(WAN21\) and 36 fit nothing, such as"
+    ):
+        run_graph(trained(steps=1, start_from=write("deeper.SAFETENSORS", blocks)))
+    text = [f"text_encoders.clip_l.transformer.text_model.encoder.layers.{i}.mlp.fc1" for i in range(9)]
+    mostly = write("with_text.sft", [*blocks[:4], *text])
+    outputs = run_graph(trained(steps=1, start_from=mostly, seed=236))
+    state = client.get_json(f"/lora_kiln/runs/{outputs['train']['summary'][0]['run']}")
+    assert "9 layers fit nothing and are left out, such as text_encoders." in state["start"]
+
+
+def test_a_run_that_learns_nothing_says_so(client: HostClient, run_graph: RunGraph) -> None:
+    outputs = run_graph(trained(steps=2, learning_rate=0.0, seed=237))
+    assert "nothing was learned, for learning_rate is 0" in outputs["train"]["text"][0]
+    state = client.get_json(f"/lora_kiln/runs/{outputs['train']['summary'][0]['run']}")
+    assert "learning_rate is 0: nothing will be learned" in state["start"]
+    graph = trained(steps=2, learning_rate=0.0, seed=237)
+    graph |= {
+        "on": node("KilnApplyLora", model=["model", 0], lora=["train", 0], strength=1.0),
+        **sampling("drawn", ["on", 0], batch=1),
+    }
+    run_graph(graph)
 
 
 @pytest.mark.parametrize("format", ["kohya", "diffusers"])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .formulas import (
     LayerTensors,
+    changes_nothing,
     delta_weight,
     group_by_layer,
     kind_of,
@@ -49,15 +50,17 @@ def describe(path: Path) -> dict[str, Any]:
         "for": model_of(layers, widths),
         "family": _counts(kind_of(tensors) for tensors in layers.values()),
         "layers": len(layers),
-        "rank": _counts(rank_of(tensors) for tensors in layers.values()),
+        "rank": _counts(rank_of(tensors) or "none" for tensors in layers.values()),
         "alpha": _counts(
-            round(scale_of(tensors) * (rank_of(tensors) or 0), 4) for tensors in layers.values()
+            round(scale_of(tensors) * rank, 4) if (rank := rank_of(tensors)) else "none"
+            for tensors in layers.values()
         ),
         "dtype": _counts(
             str(t.dtype).removeprefix("torch.") for k, t in raw.items() if not k.endswith(".alpha")
         ),
         "parameters": sum(t.numel() for t in raw.values()),
         "megabytes": round(sum(t.nbytes for t in raw.values()) / 1e6, 2),
+        "effect": "none: the update of every layer is zero" if changes_nothing(layers) else "",
         "norm": {
             "whole": round(sum(n * n for n in norms.values()) ** 0.5, 4),
             "largest": {
@@ -110,6 +113,8 @@ def as_text(description: dict[str, Any]) -> str:
     """A description from `describe` as lines for a terminal."""
     lines = []
     for name, value in description.items():
+        if value == "":
+            continue
         if isinstance(value, dict) and value and all(isinstance(v, int) for v in value.values()):
             value = ", ".join(k if len(value) == 1 else f"{k} ({count})" for k, count in value.items())
         elif isinstance(value, dict):

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..adapter.protocol import split_state_key
 from ..adapter.targets import layer_shape
 from ..config import AdapterConfig
-from .formulas import group_by_layer
+from .formulas import group_by_layer, is_zero
 from .keys import PREFIX
 
 
@@ -58,7 +58,7 @@ def without_untouched(
         The others' tensors, and the names of the layers that are left out.
     """
     layers = group_by_layer(lora)
-    untouched = [layer for layer, tensors in layers.items() if _is_zero(tensors)]
+    untouched = [layer for layer, tensors in layers.items() if is_zero(tensors)]
     if len(untouched) == len(layers):
         return dict(lora), []
     left_out = set(untouched)
@@ -66,20 +66,6 @@ def without_untouched(
         f"{n}.{part}": t for n, tensors in layers.items() if n not in left_out for part, t in tensors.items()
     }
     return kept, [layer.removeprefix(PREFIX) for layer in untouched]
-
-
-def _is_zero(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether one of the matrices that are multiplied is zero, or a rotation is by nothing. The start values of one
-    are; a matrix that got a gradient is never exactly zero again."""
-    factors = [t for name, t in tensors.items() if name not in ("alpha", "dora_scale")]
-    return not all(bool(t.any()) for t in factors) or ("lora_B.weight" in tensors and _cancels(tensors))
-
-
-def _cancels(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether the difference to PiSSA's start values is zero: [B, -B] [A; A]."""
-    a, b = tensors["lora_A.weight"], tensors["lora_B.weight"]
-    rank = len(a) // 2
-    return len(a) % 2 == 0 and torch.equal(a[:rank], a[rank:]) and torch.equal(b[:, :rank], -b[:, rank:])
 
 
 def _alpha(layer: str, rank: int, config: AdapterConfig, kernel: Sequence[int] = ()) -> dict[str, Tensor]:

@@ -28,6 +28,9 @@ from torch import Tensor
 from ..errors import KilnError
 from .keys import split_key
 
+_ADDED = ("diff", "diff_b", "w_norm", "b_norm", "lora_B.bias")  # added as they are, to the weight or its bias
+_NO_FACTORS = ("alpha", "dora_scale", "lora_magnitude_vector", "rescale", "scalar", "reshape_weight")
+
 LayerTensors = dict[str, Tensor]  # the tensors of one layer, by name: "lora_A.weight", "alpha", ...
 
 _NEEDS_BASE_WEIGHT = ("dora_scale", "lora_magnitude_vector", "oft_blocks", "oft_R.weight", "set_weight")
@@ -76,6 +79,31 @@ def rank_of(tensors: LayerTensors) -> int | None:
         if name in tensors:
             return int(tensors[name].shape[0])
     return None
+
+
+def is_zero(tensors: LayerTensors) -> bool:
+    """Whether one layer's update is exactly zero: one of the matrices that are multiplied is, or a rotation is by
+    nothing. The start values of one are; a matrix that got a gradient is never exactly zero again. Of DoRA, the
+    magnitudes are not looked at."""
+    if "set_weight" in tensors or any(bool(tensors[name].any()) for name in _ADDED if name in tensors):
+        return False
+    factors = [t for name, t in tensors.items() if name not in (*_ADDED, *_NO_FACTORS)]
+    if not factors or scale_of(tensors) == 0 or not all(bool(t.any()) for t in factors):
+        return True
+    return "lora_B.weight" in tensors and _cancels(tensors)
+
+
+def changes_nothing(layers: Mapping[str, LayerTensors]) -> bool:
+    """Whether the update of every layer is exactly zero, so that a model with the LoRA on is the model without it."""
+    magnitudes = ("dora_scale", "lora_magnitude_vector")
+    return all(is_zero(t) and not any(name in t for name in magnitudes) for t in layers.values())
+
+
+def _cancels(tensors: LayerTensors) -> bool:
+    """Whether the difference to PiSSA's start values is zero: [B, -B] [A; A]."""
+    a, b = tensors["lora_A.weight"], tensors["lora_B.weight"]
+    rank = len(a) // 2
+    return len(a) % 2 == 0 and torch.equal(a[:rank], a[rank:]) and torch.equal(b[:, :rank], -b[:, rank:])
 
 
 def scale_of(tensors: LayerTensors) -> float:

@@ -17,7 +17,7 @@ import logging
 import math
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -107,13 +107,47 @@ def merge_loras(
             kept_energy, total_energy = kept_energy + kept, total_energy + total
         ranks.append(new["lora_A.weight"].shape[0])
         merged.update({f"{name}.{part}": tensor for part, tensor in new.items()})
+    remains = _what_remains(grouped, weights, group_by_layer(merged))
+    if remains:
+        log.warning("The merge%s.", remains)
     share = (
         "exact"
         if method == "exact"
         else f"{100 * kept_energy / max(total_energy, 1e-30):.2f} % of the energy kept"
     )
     span = "-".join(str(r) for r in sorted({min(ranks, default=0), max(ranks, default=0)}))
-    return merged, f"{method} of {len(loras)} LoRAs: {len(names)} layers, rank {span}, {share}"
+    return merged, f"{method} of {len(loras)} LoRAs: {len(names)} layers, rank {span}, {share}{remains}"
+
+
+def _what_remains(
+    parts: Sequence[Mapping[str, LayerTensors]],
+    weights: Sequence[float],
+    merged: Mapping[str, LayerTensors],
+) -> str:
+    """What to say where the parts cancel each other, or are zero: their rounding may be all that is left of them."""
+    energies = [weight**2 * _energy(layers) for layers, weight in zip(parts, weights, strict=True)]
+    tensors = [t for layers in parts for layer in layers.values() for n, t in layer.items() if n != "alpha"]
+    coarsest = max((torch.finfo(t.dtype).eps for t in tensors if t.is_floating_point()), default=0.0)
+    left = _energy(merged)
+    if not left:
+        return "; nothing is left: the weighted LoRAs are zero or cancel each other"
+    if left < max(coarsest / 2, 1e-6) ** 2 * sum(energies):
+        return "; the LoRAs cancel each other: what is left is no more than the rounding of their numbers"
+    return ""
+
+
+def _energy(layers: Mapping[str, LayerTensors]) -> float:
+    """The sum of the squares of all changes."""
+    total = 0.0
+    for tensors in layers.values():
+        factors = low_rank_factors(tensors)
+        if factors is not None:
+            b, a = (t.double() for t in factors)
+            total += float(((b.T @ b) * (a @ a.T)).sum().clamp_min(0))
+        elif _has_rank(tensors) and (delta := delta_weight(tensors)) is not None:
+            total += float(delta.double().square().sum())
+        total += sum(float(tensors[name].double().square().sum()) for name in _DIFFERENCES if name in tensors)
+    return total
 
 
 def _check_settings(

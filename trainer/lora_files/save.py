@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import KilnError
-from ..safefile import write_safetensors
+from ..safefile import is_safetensors, write_safetensors
 from .convert import convert_keys, family_of, peft_config_fields
 from .formulas import group_by_layer, kind_of
 from .keys import diffusers_prefix
@@ -46,10 +46,10 @@ def save_lora(
             adapter.
     """
     tensors = {
-        key: (t if key.endswith(".alpha") or dtype == "keep" else t.to(DTYPES[dtype])).contiguous().cpu()
+        key: (t if key.endswith(".alpha") or dtype == "keep" else _cast(key, t, dtype)).contiguous().cpu()
         for key, t in lora.items()
     }
-    stem = path.stem if path.suffix == ".safetensors" else path.name
+    stem = path.stem if is_safetensors(path.name) else path.name
     metadata = of_file(getattr(lora, "metadata", {}), tensors, stem, format, title)
     converted = convert_keys(tensors, format)
     if format == "peft":
@@ -62,6 +62,19 @@ def save_lora(
         )
     write_safetensors(path, {k: t.clone() for k, t in converted.items()}, metadata)
     return path
+
+
+def _cast(key: str, tensor: Tensor, dtype: str) -> Tensor:
+    """Raise KilnError where fp16 turns a tensor into infinities, or all of it into zeros."""
+    cast = tensor.to(DTYPES[dtype])
+    if dtype == "fp16" and tensor.is_floating_point():
+        largest = float(tensor.float().abs().max()) if tensor.numel() else 0.0
+        if (not cast.isfinite().all() and largest < float("inf")) or (largest and not cast.any()):
+            range_ = "between 6e-8 and 65504"
+            raise KilnError(
+                f"{key} has values up to {largest:.2g}, which fp16 cannot hold ({range_}); save it as bf16 or fp32."
+            )
+    return cast
 
 
 def _peft_config(lora: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -31,6 +31,11 @@ BASE_DTYPES = {"base": None, "fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 LAYOUTS = ("comfyui", "diffusers")
 _BIAS_DIFFERENCES = ("diff_b", "b_norm")
 
+FP16_LIMIT = 65520.0  # from here on fp16 rounds to infinity
+HARDLY = 0.05
+"""Share of changed values below which a merge is said to be lost in rounding. A change of d where numbers are u apart
+moves a share d / u of the values by u: the error is u / d times as strong as the change."""
+
 Tick = Callable[[int, int], None]  # bytes done, bytes in all
 
 
@@ -50,10 +55,13 @@ class _Changes:
     Attributes:
         by_tensor: by the tensor's name in the base.
         unmatched: layers of the LoRAs that the base does not have.
+        compared: values that differ from the base's, and values in all, of the first rows of each changed tensor that
+            keeps its precision; filled while the file is written.
     """
 
     by_tensor: dict[str, TensorChanges] = field(default_factory=dict)
     unmatched: list[str] = field(default_factory=list)
+    compared: list[tuple[int, int]] = field(default_factory=list)
 
     def of(self, name: str) -> TensorChanges:
         """The changes of one tensor, to add to."""
@@ -135,7 +143,15 @@ def _summary(source: SafetensorsFile, changes: _Changes) -> str:
         if changes.unmatched
         else ""
     )
-    return f"{count} of {len(source.entries)} tensors changed{unmatched}"
+    lost, differ, values = "", sum(d for d, _ in changes.compared), sum(n for _, n in changes.compared)
+    if values and not differ:
+        lost = "; nothing is changed: the update is zero, or too small for the file's precision"
+    elif differ < HARDLY * values:
+        lost = (
+            f"; most of the change is lost in rounding: {100 * differ / values:.1f} % of the values differ from the "
+            "base's; choose a greater strength, or the dtype fp32"
+        )
+    return f"{count} of {len(source.entries)} tensors changed{unmatched}{lost}"
 
 
 def _match(source: SafetensorsFile, prefix: str, loras: Sequence[WeightedLora]) -> _Changes:
@@ -195,6 +211,17 @@ def _check_layer(source: SafetensorsFile, key: str, tensors: LayerTensors, each:
             )
 
 
+def _check_fp16(name: str, value: Tensor) -> None:
+    """Raise KilnError where fp16 would turn a finite value into infinity."""
+    smallest, largest = (float(x) for x in value.aminmax())
+    most = max(abs(smallest), abs(largest))
+    if FP16_LIMIT <= most < math.inf:
+        raise KilnError(
+            f"{name} would have values up to {most:.3g}, which fp16 cannot hold (65504 at most); choose the dtype bf16 "
+            "or fp32, or a smaller strength."
+        )
+
+
 def _plan_tensor(
     source: SafetensorsFile,
     entry: Entry,
@@ -213,9 +240,19 @@ def _plan_tensor(
     change = changes.by_tensor.get(entry.name, TensorChanges())
     merged = MergedTensor(source, entry, change, scale, device)
 
+    def rounded(span: tuple[int, int]) -> Tensor:
+        value = merged(span)
+        result = value.to(DTYPES[dtype], copy=True)
+        if dtype == "F16" and value.numel():
+            _check_fp16(entry.name, value)
+        if change.adapters and span == merged.row_spans[0] and dtype == entry.dtype:
+            differ = int((source.read_rows(entry.name, *span) != result.cpu()).sum())
+            changes.compared.append((differ, result.numel()))
+        return result
+
     def make() -> Iterator[Tensor]:
         if dtype in FP8:
             return requantised(source, entry.name, merged, scale, grown_scales, workers)
-        return workers.map(lambda span: merged(span).to(DTYPES[dtype], copy=True), merged.row_spans)
+        return workers.map(rounded, merged.row_spans)
 
     return PlannedTensor(new, make)

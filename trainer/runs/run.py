@@ -13,6 +13,7 @@ from safetensors import safe_open
 from ..config import TrainConfig
 from ..errors import KilnError
 from ..events import ValidationPoint
+from ..lora_files.formulas import group_by_layer, is_zero
 from ..lora_files.lora_weights import LoraWeights
 from ..safefile import write_text
 
@@ -55,6 +56,11 @@ class Run:
         """The same for the node's text."""
         s = self.summary()
         verb = "stopped after" if self.stopped else "done:"
+        layers = group_by_layer(self.lora).values()
+        if self.losses and not self.config.optimizer.learning_rate:
+            verb += " nothing was learned, for learning_rate is 0;"
+        elif self.losses and layers and all(map(is_zero, layers)):
+            verb += " nothing was learned, the update of every layer is zero;"
         return (
             f"{verb} {s['steps']} steps in {s['seconds']:.0f} s, loss {s['first_loss']:.3f} -> {s['last_loss']:.3f}; "
             f"{s['parameters_percent']} % of the model's parameters, {s['megabytes']} MB"

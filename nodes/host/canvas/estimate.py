@@ -18,6 +18,7 @@ from ....trainer.config import TrainConfig
 from ....trainer.errors import KilnError
 from ....trainer.loop.advice import advise_on_size
 from ....trainer.model_files.meta_model import Shapes, meta_model, read_shapes
+from ....trainer.safefile import is_safetensors
 from ..memory.plan import plan_memory, trained_layers
 
 # The loaders whose file tells the network, and the host's folder that their file is listed in
@@ -92,7 +93,7 @@ def _listed(loader: str, file: str) -> Path:
         )
     if file not in folder_paths.get_filename_list(FOLDERS[loader]):
         raise KilnError(f"The host lists no model file {file!r}; choose one on the loader.")
-    if not file.endswith((".safetensors", ".sft")):
+    if not is_safetensors(file):
         raise KilnError(
             f"The model file {file!r} is not safetensors, so its shapes cannot be read beforehand."
         )

@@ -39,15 +39,18 @@ class Applied:
     clip: Any | None
     layers: int  # that fitted
     unmatched: tuple[str, ...]  # layers that fitted nothing
+    without_effect: bool = False  # every update is zero
 
     def sentence(self) -> str:
         """For the node's text."""
-        if not self.unmatched:
-            return f"{self.layers} layers"
-        more = ", ..." if len(self.unmatched) > 3 else ""
-        return (
-            f"{self.layers} layers; {len(self.unmatched)} fit nothing: {', '.join(self.unmatched[:3])}{more}"
+        zero = (
+            "; the update of every layer is zero, so the LoRA changes nothing" if self.without_effect else ""
         )
+        if not self.unmatched:
+            return f"{self.layers} layers{zero}"
+        more = ", ..." if len(self.unmatched) > 3 else ""
+        names = ", ".join(self.unmatched[:3])
+        return f"{self.layers} layers{zero}; {len(self.unmatched)} fit nothing: {names}{more}"
 
 
 def read_lora(path: Path) -> LoraWeights:
@@ -102,10 +105,10 @@ def put_on(
     if strength == 0 and (strength_clip == 0 or clip is None):
         return Applied(model, clip, 0, ())
     layers = formulas.group_by_layer(lora)
-    for_model, left = _match(lora, layers, comfy.lora.model_lora_keys_unet(model.model, {}), model)
+    for_model, left = match_layers(lora, layers, comfy.lora.model_lora_keys_unet(model.model, {}), model)
     for_clip: dict[str, Patches] = {}
     if clip is not None and left:
-        for_clip, left = _match(
+        for_clip, left = match_layers(
             {k: t for k, t in lora.items() if _layer(k) in left},
             left,
             comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}),
@@ -126,7 +129,10 @@ def put_on(
         new_clip = clip.clone()
         for patches in for_clip.values():
             new_clip.add_patches(patches, strength_clip)
-    return Applied(new_model, new_clip, len(for_model) + len(for_clip), tuple(left))
+    zero = formulas.changes_nothing(layers)
+    if zero:
+        log.warning("The update of every layer of the LoRA is zero: it changes nothing.")
+    return Applied(new_model, new_clip, len(for_model) + len(for_clip), tuple(left), zero)
 
 
 def _layer(key: str) -> str | None:
@@ -134,13 +140,14 @@ def _layer(key: str) -> str | None:
     return None if found is None else found[0]
 
 
-def _match(
+def match_layers(
     lora: Mapping[str, Tensor],
     layers: Mapping[str, formulas.LayerTensors],
     key_map: dict[str, Any],
     model: Any | None = None,
 ) -> tuple[dict[str, Patches], dict[str, formulas.LayerTensors]]:
-    """Patches by layer, and the layers that fit nothing.
+    """Patches by layer, and the layers that fit nothing. With a model, raises KilnError where a layer has another
+    shape in it.
 
     Host-made patches wherever the host knows the adapter, so that the result is the host's own to the last bit.
     """
@@ -204,14 +211,15 @@ def _check_shape(
         fits = shape in (None, (weight.shape[0], math.prod(weight.shape[1:]))) if weight.dim() else True
     if not fits and shape is not None:
         raise KilnError(
-            f"This LoRA is for {_made_for(lora)}, and the model is another one ({type(model.model).__name__}): {layer} "
+            f"This LoRA is for {made_for(lora)}, and the model is another one ({type(model.model).__name__}): {layer} "
             f"is {shape[0]} x {shape[1]} in the LoRA and {' x '.join(map(str, weight.shape))} in the model. Use "
             f"it with "
             "the model it was trained on."
         )
 
 
-def _made_for(lora: Mapping[str, Tensor]) -> str:
+def made_for(lora: Mapping[str, Tensor]) -> str:
+    """The model that a LoRA is for, in words."""
     layers = formulas.group_by_layer(lora)
     widths = {k: p["lora_A.weight"].shape[1] for k, p in layers.items() if "lora_A.weight" in p}
     return keys.model_of(layers, widths)
@@ -221,7 +229,7 @@ def _fits_neither(lora: Mapping[str, Tensor], model: Any) -> str:
     example = next(iter(lora), "nothing")
     return (
         f"This LoRA fits neither the model ({type(model.model).__name__}) nor the text encoder: it is for "
-        f"{_made_for(lora)} and holds layers such as {example!r}. Use it with the kind of model it was trained on."
+        f"{made_for(lora)} and holds layers such as {example!r}. Use it with the kind of model it was trained on."
     )
 
 

@@ -11,13 +11,14 @@ import torch
 
 from ....trainer.errors import KilnError
 from ....trainer.model_files.pipeline_folder import INDEX
+from ....trainer.safefile import is_safetensors
 
 KIND = "diffusion_models"
 
 
 def model_names() -> list[str]:
     """Model files that can be read; pickled ones are never opened."""
-    return [n for n in folder_paths.get_filename_list(KIND) if n.endswith(".safetensors")]
+    return [n for n in folder_paths.get_filename_list(KIND) if is_safetensors(n)]
 
 
 def model_path(name: str) -> Path:
@@ -27,10 +28,10 @@ def model_path(name: str) -> Path:
         KilnError: there is none.
     """
     path = folder_paths.get_full_path(KIND, name)
-    if path is None or not name.endswith(".safetensors"):
+    if path is None or not is_safetensors(name):
         raise KilnError(
-            f"There is no model file {name!r} (.safetensors) in the host's {KIND} folders; put it there, or choose "
-            "another."
+            f"There is no model file {name!r} (.safetensors, .sft) in the host's {KIND} folders; put it there, or "
+            "choose another."
         )
     return Path(path)
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import folder_paths
 
+from ....trainer.safefile import is_safetensors
+
 # Nodes of the host that load a model from one file, with the name of the input that names it
 LOADERS = {"UNETLoader": "unet_name", "CheckpointLoaderSimple": "ckpt_name"}
 
@@ -24,7 +26,7 @@ def model_file(model: Any, source: dict[str, str]) -> Path | None:
     if folder is None or model.patches:
         return None
     path = folder_paths.get_full_path(folder, source["file"])
-    return Path(path) if path and path.endswith((".safetensors", ".sft")) else None
+    return Path(path) if path and is_safetensors(path) else None
 
 
 def model_name(source: dict[str, str]) -> str:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import comfy.lora
-import comfy.lora_convert
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from ....trainer.config import AdapterConfig
 from ....trainer.errors import KilnError
+from ....trainer.lora_files.formulas import group_by_layer, unknown_keys
+from ....trainer.lora_files.keys import TEXT_ENCODER, model_of
 from ....trainer.rng import generator
 from .. import paths
-from .lora import read_lora
+from .lora import made_for, match_layers, read_lora
 
 
-def start_state(model: Any, name: str, config: AdapterConfig) -> dict[str, Tensor]:
+def start_state(model: Any, name: str, config: AdapterConfig) -> tuple[dict[str, Tensor], str]:
     """A LoRA file as the state of a fresh adapter, so that training begins where the file is.
 
     Whatever key format the host can read can be started from. A file of a smaller rank is filled up with fresh rows
@@ -28,8 +30,12 @@ def start_state(model: Any, name: str, config: AdapterConfig) -> dict[str, Tenso
         name: as the host lists the file.
         config: of the adapter that is to be trained.
 
+    Returns:
+        The state, and a sentence on what of the file fits nothing and is left out, or an empty one.
+
     Raises:
-        KilnError: the file is no plain LoRA, has a larger rank, or holds layers that are not trained.
+        KilnError: the file is no plain LoRA, is for another size or kind of model, has a larger rank, or holds layers
+            that are not trained.
     """
     # peft: not at the host's start
     from ....trainer.adapter.targets import choose_convolutions, choose_targets, layer_shape
@@ -40,8 +46,10 @@ def start_state(model: Any, name: str, config: AdapterConfig) -> dict[str, Tenso
             f"{config.init}; change them or start fresh."
         )
     keys: dict[str, Any] = comfy.lora.model_lora_keys_unet(model.model, {})
-    tensors = dict(read_lora(paths.lora_path(name)))
-    loaded = comfy.lora.load_lora(comfy.lora_convert.convert_lora(tensors), keys)
+    lora = read_lora(paths.lora_path(name))
+    found, left = match_layers(lora, group_by_layer(lora), keys, model)
+    loaded = {key: patch for patches in found.values() for key, patch in patches.items()}
+    notice = _left_out(name, model, lora, len(found), [*left, *unknown_keys(lora)])
     network = model.model.diffusion_model
     targets = {
         *choose_targets(network, config.target_modules, config.exclude_modules),
@@ -69,7 +77,21 @@ def start_state(model: Any, name: str, config: AdapterConfig) -> dict[str, Tenso
             f"start_from {name!r} holds no layer of this model ({type(model.model).__name__}); choose a LoRA that was "
             "trained on this kind of model."
         )
-    return state
+    return state, notice
+
+
+def _left_out(name: str, model: Any, lora: Mapping[str, Tensor], fitting: int, left: Sequence[str]) -> str:
+    """A sentence on what fits nothing. Raises KilnError where that is more than what fits."""
+    if not left:
+        return ""
+    of_model = [layer for layer in left if model_of([layer]) != TEXT_ENCODER]
+    if fitting and len(of_model) > fitting:
+        raise KilnError(
+            f"start_from {name!r} is for {made_for(lora)}: {fitting} of its layers fit this model "
+            f"({type(model.model).__name__}) and {len(of_model)} fit nothing, such as {of_model[0]}; choose a LoRA "
+            "that was trained on this kind of model."
+        )
+    return f"start_from {name!r}: {len(left)} layers fit nothing and are left out, such as {left[0]}."
 
 
 def _filled_up(layer: str, up: Tensor, down: Tensor, rank: int, index: int) -> dict[str, Tensor]:

@@ -97,7 +97,14 @@ def train_run(
     on_chosen(folder.name, denoiser.device, step, parent)
     if begin:
         emitter(listeners)(begin)
-    start = start_state(model, start_from, config.adapter) if start_from and resumed is None else None
+    if not config.optimizer.learning_rate:
+        emitter(listeners)(StartEvent(text="learning_rate is 0: nothing will be learned; 0.0001 is usual."))
+    start = None
+    if start_from and resumed is None:
+        start, notice = start_state(model, start_from, config.adapter)
+        if notice:
+            log.warning("%s", notice)
+            emitter(listeners)(StartEvent(text=notice))
     file = model_file(model, source)
     plan = plan_memory(model, denoiser, config, largest, file)
     _say_plan(plan, listeners)

@@ -159,3 +159,16 @@ def test_what_cannot_be_merged(
 ) -> None:
     with pytest.raises(KilnError, match=message):
         merge_loras([FIRST, second], weights, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("method", ["exact", "svd", "task_arithmetic"])
+def test_what_is_only_rounding_is_named(dtype: torch.dtype, method: str) -> None:
+    """A LoRA less its own copy in the precision of a file."""
+    copy = LoraWeights({k: t.to(dtype).float() if "alpha" in k else t.to(dtype) for k, t in FIRST.items()})
+    _, sentence = merge_loras([FIRST, copy], [1.0, -1.0], method)
+    assert "cancel each other" in sentence
+    _, sentence = merge_loras([FIRST, copy], [1.0, -0.97], method)
+    assert "cancel" not in sentence, "a difference of three percent is one"
+    _, sentence = merge_loras([FIRST, SECOND], [0.0, 0.0], method)
+    assert "nothing is left" in sentence

@@ -14,9 +14,12 @@ from torch import Tensor
 
 from trainer.errors import KilnError
 from trainer.lora_files.convert import convert_keys
-from trainer.lora_files.formulas import delta_weight, group_by_layer
+from trainer.lora_files.describe import as_text, describe
+from trainer.lora_files.formulas import changes_nothing, delta_weight, group_by_layer, is_zero
 from trainer.lora_files.keys import PREFIX
 from trainer.lora_files.read import read_lora, to_our_keys
+from trainer.lora_files.save import save_lora
+from trainer.safefile import is_safetensors
 
 State = dict[str, Tensor]
 LAYERS = ("self_attn.q", "cross_attn.k", "ffn.0")
@@ -131,3 +134,43 @@ def test_formats_without_a_place_refuse_or_say_so(format: str, caplog: pytest.Lo
     with caplog.at_level(logging.WARNING):
         convert_keys({**to_our_keys(PARTS["lora"](layer)), "bundle_emb.word.clip_l": r(2)}, format)
     assert "Not written" in caplog.text and "bundle_emb.word.clip_l" in caplog.text
+
+
+@pytest.mark.parametrize("kind", sorted(PARTS))
+def test_an_update_of_zero_is_recognised(kind: str) -> None:
+    """Of every kind: with any one factor zero it changes nothing, with none it does."""
+    torch.manual_seed(1)
+    layer = f"{PREFIX}blocks.0.self_attn.q"
+    whole = group_by_layer(to_our_keys(PARTS[kind](layer)))[layer]
+    assert not is_zero(whole) and not changes_nothing({layer: whole})
+    added = ("diff", "diff_b")
+    factors = [n for n in whole if n not in ("alpha", "dora_scale", *added)]
+    for name in factors:
+        zero = {n: torch.zeros_like(t) if n in (name, *added) else t for n, t in whole.items()}
+        assert is_zero(zero), name
+        assert changes_nothing({layer: zero}) == (kind != "dora"), (
+            "DoRA's magnitudes may differ from the model's"
+        )
+        assert not changes_nothing({layer: zero, "other": whole})
+    if set(added) & set(whole):
+        assert not is_zero({n: t if n == "diff_b" else torch.zeros_like(t) for n, t in whole.items()})
+
+
+def test_differences_are_described_as_what_they_are(tmp_path: Path) -> None:
+    layer = f"{PREFIX}blocks.0.self_attn.q"
+    save_file({k: t.contiguous() for k, t in PARTS["difference"](layer).items()}, tmp_path / "x.safetensors")
+    found = describe(tmp_path / "x.safetensors")
+    assert (found["family"], found["rank"], found["alpha"]) == ({"difference": 1}, {"none": 1}, {"none": 1})
+    assert "rank: none\n" in as_text(found) and "effect" not in as_text(found)
+    save_file({f"{layer}.diff": torch.zeros(8, 8)}, tmp_path / "zero.safetensors")
+    assert "effect: none: the update of every layer is zero" in as_text(
+        describe(tmp_path / "zero.safetensors")
+    )
+
+
+@pytest.mark.parametrize("name", ["x.sft", "x.SAFETENSORS", "x.SFT", "my.v2.Safetensors"])
+def test_endings_of_any_case(name: str, tmp_path: Path) -> None:
+    layer = f"{PREFIX}blocks.0.self_attn.q"
+    path = save_lora(tmp_path / name, to_our_keys(PARTS["lora"](layer)), dtype="keep")
+    assert path.name == name and len(read_lora(path)) == 2
+    assert is_safetensors(name) and not is_safetensors(f"{name}.pt")

@@ -70,3 +70,19 @@ def test_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(KilnError, match=r"Cannot write .*No space left on device.*check free space"):
         write_safetensors(tmp_path / "a.safetensors", {}, {})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("factor", [1e6, 1e-12])
+def test_what_fp16_cannot_hold_is_named(tmp_path: Path, factor: float) -> None:
+    big = {
+        k: t * factor if "lora_B" in k else t for k, t in export_adapter(STATE, AdapterConfig(rank=4)).items()
+    }
+    with pytest.raises(
+        KilnError, match=r"blocks.0.q.lora_B.weight has values up to .*save it as bf16 or fp32"
+    ):
+        save_lora(tmp_path / "a.safetensors", big, dtype="fp16")
+    assert not list(tmp_path.iterdir())
+    for dtype in ("bf16", "fp32", "keep"):
+        save_lora(tmp_path / "a.safetensors", big, dtype=dtype)
+    zero = {k: torch.zeros_like(t) for k, t in big.items()}
+    save_lora(tmp_path / "a.safetensors", zero, dtype="fp16")

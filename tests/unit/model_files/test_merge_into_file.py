@@ -77,6 +77,35 @@ def test_the_file_says_what_is_in_it(tmp_path: Path) -> None:
     assert sorted(p.name for p in path.parent.iterdir()) == ["merged.safetensors"]
 
 
+def test_fp16_overflow_is_named(tmp_path: Path) -> None:
+    base = {name: t.half() for name, t in base_tensors().items()}
+    with pytest.raises(
+        KilnError, match=r"blocks.0.self_attn.q.weight would have values up to .*65504 at most"
+    ):
+        merged(tmp_path, base, (lora(), 1e8))
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("strength", "dtype", "said"),
+    [
+        (1.0, torch.bfloat16, ""),
+        (1e-5, torch.float32, ""),
+        (1e-3, torch.bfloat16, "most of the change is lost in rounding: "),
+        (1e-9, torch.bfloat16, "nothing is changed: "),
+        (0.0, torch.float32, "nothing is changed: "),
+    ],
+)
+def test_a_change_below_the_file_s_precision_is_named(
+    tmp_path: Path, strength: float, dtype: torch.dtype, said: str
+) -> None:
+    save_file(base_tensors(dtype), tmp_path / "base.safetensors")
+    loras = [WeightedLora(lora(), strength)]
+    sentence = merge_into_file(tmp_path / "base.safetensors", tmp_path / "x.safetensors", loras)
+    assert sentence.startswith("2 of 4 tensors changed") and said in sentence
+    assert said or ";" not in sentence
+
+
 def test_other_types_and_other_families(tmp_path: Path) -> None:
     g = torch.Generator().manual_seed(3)
     name = f"{OURS}{LAYERS[1]}"
