@@ -162,6 +162,8 @@ export const CHINESE = {
   "The table in {} has {} rows of files that are not read ({}, ...).": "{} 中的表格有 {} 行是未读取的文件（{} 等）。",
   "{} {} more files cannot be used: {}.": "{}还有 {} 个文件无法使用：{}。",
   "{} of {} items have no caption (the first is {}); write captions, put a trigger word in front with Caption Template, or switch without_captions on.": "{1} 个样本中有 {0} 个没有描述（第一个是 {2}）；请写描述，或用“描述模板”在前面加触发词，或打开 without_captions。",
+  "The masks keep nothing of all {} items after cropping ({}), so nothing would be learned; mend them or switch masks off.": "裁剪后，全部 {} 个样本的遮罩都什么也不保留（{}），学不到任何东西；请修正，或关闭遮罩。",
+  "The noise masks keep nothing of all {} latents, so nothing would be learned; connect masks that are white where something is learned, or none.": "全部 {} 个潜变量的噪声遮罩都什么也不保留，学不到任何东西；请连接在要学习之处为白色的遮罩，或不连接。",
   "Row {} of {} names no file; it needs a column file_name.": "{1} 的第 {0} 行没有写文件名；需要 file_name 一列。",
   "The file {} is not JSON ({}); mend it.": "文件 {} 不是 JSON（{}）；请修正。",
   "The {} {} is not UTF-8 text (byte {}); save it as UTF-8.": "{} {} 不是 UTF-8 文本（第 {} 字节）；请存为 UTF-8。",

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import KilnError
 from ..safefile import write_safetensors
 from .buckets import Bucket, BucketOptions, bucket_of
 from .caption_variants import caption_variants
@@ -30,9 +31,11 @@ from .encoded import (
     is_kept_whole,
     is_whole,
     latent_shape,
+    learns_nothing,
 )
 from .items import Dataset, Item
 from .loading import Pixels, crop_offset, load_pixels
+from .remarks import mask_remarks, names_of
 from .video import MIDDLE, stride_of
 
 BATCH_ITEMS = 8
@@ -90,12 +93,19 @@ def encode_dataset(
         complete_conditioning(path, encoder.encode_text(caption))
         done += 1
         on_progress(done, total)
-    items = (
+    items = [
         _encoded(item, j, list(c), options.fps)
         for item, j, c in zip(dataset.items, jobs, captions, strict=True)
-    )
+    ]
+    nothing = [i.path for i, e in zip(dataset.items, items, strict=True) if learns_nothing(e)]
+    if len(nothing) == len(items):
+        raise KilnError(
+            f"The masks keep nothing of all {len(items)} items after cropping ({names_of(nothing)}), so nothing would "
+            "be learned; mend them or switch masks off."
+        )
+    now = len(missing_latents) + len(missing_texts)
     return EncodedDataset(
-        tuple(items), len(missing_latents) + len(missing_texts), trigger_word=dataset.trigger_word
+        tuple(items), now, trigger_word=dataset.trigger_word, remarks=tuple(mask_remarks((), (), nothing))
     )
 
 

@@ -140,6 +140,7 @@ class EncodedDataset:
     items: tuple[EncodedItem, ...]
     encoded_now: int = 0  # files that were not in the cache
     trigger_word: str = ""  # of the caption template, for the LoRA's metadata
+    remarks: tuple[str, ...] = ()  # what may not be as it was meant
 
     @property
     def fingerprint(self) -> str:
@@ -162,7 +163,11 @@ class EncodedDataset:
         kinds = ", ".join(f"{count} of {shape}" for shape, count in shapes.most_common(12))
         masked = sum(i.masked for i in self.items)
         kinds += f"; {masked} with a loss mask" if masked else ""
-        return f"{len(self.items)} items, latents: {kinds}\n{self.encoded_now} of {self.files} encoded now"
+        lines = [
+            f"{len(self.items)} items, latents: {kinds}",
+            f"{self.encoded_now} of {self.files} encoded now",
+        ]
+        return "\n".join(lines + [f"note: {remark}" for remark in self.remarks])
 
     @property
     def channels(self) -> int:
@@ -255,6 +260,20 @@ def latent_shape(path: Path) -> tuple[int, ...]:
     """(C, [F,] h, w), without reading the latent."""
     with safe_open(path, "pt") as opened:
         return tuple(opened.get_slice("latent").get_shape())
+
+
+def learns_nothing(item: EncodedItem) -> bool:
+    """Whether its masks keep nothing of any of its latents, as they may after cropping."""
+    return item.masked and not any(bool(_mask(path).any()) for path in item.latents)
+
+
+def _mask(path: Path) -> Tensor:
+    """(1, [F,] h, w), without reading the latent."""
+    try:
+        with safe_open(path, "pt") as opened:
+            return opened.get_tensor("mask")
+    except Exception as error:
+        raise KilnError(_damaged(path, error)) from error
 
 
 def read_encoded(path: Path) -> EncodedFile:

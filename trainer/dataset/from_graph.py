@@ -30,6 +30,7 @@ from .encoded import (
     holds,
     is_kept_whole,
     is_whole,
+    learns_nothing,
 )
 from .items import Dataset, Item
 from .pixels import MIN_SIDE
@@ -99,6 +100,11 @@ def encoded_from_latents(
         masked = mask is not None
         items.append(
             EncodedItem(latent_path, text_path, "", shape, repeats=repeats, masked=masked, noise_mask=masked)
+        )
+    if all(learns_nothing(item) for item in items):
+        raise KilnError(
+            f"The noise masks keep nothing of all {len(items)} latents, so nothing would be learned; connect masks "
+            "that are white where something is learned, or none."
         )
     return EncodedDataset(tuple(items), new)
 

@@ -74,7 +74,10 @@ class Dataset:
         ]
         masked = sum(i.masked for i in self.items)
         if masked:
-            lines.append(f"{masked} with a mask")
+            files = sum(i.mask is not None for i in self.items)
+            sources = {"files": files, "transparency": masked - files}
+            where = ", ".join(f"{count} from {source}" for source, count in sources.items() if count)
+            lines.append(f"{masked} with a mask: {where}")
         roles = Counter(i.role for i in self.items)
         if set(roles) != {"subject"}:
             lines.append(", ".join(f"{count} {role}" for role, count in roles.items()))

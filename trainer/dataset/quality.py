@@ -122,6 +122,8 @@ def _picture_problems(items: Sequence[Item], side: int) -> Iterator[Problem]:
             yield Problem(index, "tiny", f"only {size} pixels", severe=True)
         elif facts.width * facts.height < side**2:
             yield Problem(index, "small", f"{size} pixels, below {side}x{side}")
+        if item.masked and item.kept == 0:
+            yield Problem(index, "empty mask", "its mask keeps nothing", severe=True)
         held = f"{round(facts.width * facts.detail)}x{round(facts.height * facts.detail)}"
         if facts.detail == 0:
             yield Problem(

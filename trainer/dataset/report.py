@@ -133,7 +133,8 @@ class DatasetReport:
                 "all / as many as you can",
             ),
             ("with a caption", _share(bool(i.caption) for i in self.trained), "all"),
-            ("with a mask", _share(i.masked for i in self.trained), ""),
+            ("with a mask file", _share(i.mask is not None for i in self.trained), ""),
+            ("with transparency as the mask", _share(i.use_alpha for i in self.trained), ""),
             ("files left out", str(len(self.dataset.skipped) + len(self.dataset.unread)), "0"),
         ]
         if clips:
