@@ -5,6 +5,7 @@ import { app } from "../../scripts/app.js";
 import { showErrors } from "./errors.mjs";
 import { addEstimate, watchEstimates } from "./estimate.mjs";
 import { keepNodeTexts } from "./node_texts.mjs";
+import { labelOptions } from "./option_labels.mjs";
 import { openAtTheNote } from "./opening_view.mjs";
 import { addPanel, listen, reattach } from "./panel.mjs";
 import { fillFromPreset } from "./presets.mjs";
@@ -26,6 +27,7 @@ app.registerExtension({
     colourSockets(app);
   },
   nodeCreated(/** @type {any} */ node) {
+    labelOptions(node);
     if (node.comfyClass !== "KilnTrainLora") return;
     fillFromPreset(node, app);
     addPanel(node, app);
