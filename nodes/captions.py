@@ -81,7 +81,7 @@ class KilnCaptionTemplate(io.ComfyNode):
 
 
 class KilnCaptionAugment(io.ComfyNode):
-    """Captions that change from showing to showing."""
+    """Captions that change from sample to sample."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -138,8 +138,6 @@ class KilnCaptionAugment(io.ComfyNode):
             dropout=dropout, shuffle_tags=shuffle_tags, keep_first=keep_first, variants=orders
         )
         forms = caption_variants(dataset.items[0].caption, variation)
-        text = "\n".join(
-            [f"{dropout:.0%} of the showings without a caption; forms of the first one:", *forms]
-        )
+        text = "\n".join([f"{dropout:.0%} of the samples without a caption; forms of the first one:", *forms])
         NodeProgress(cls.hidden.unique_id).say(text)
         return io.NodeOutput(dataset.with_caption_variation(variation), ui=ui.PreviewText(text))

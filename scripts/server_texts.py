@@ -20,11 +20,20 @@ REFUSALS = {"Refused", "_refuse"}
 """Their second argument is what is said, behind the status."""
 
 SPOKEN = (
+    "nodes/captions.py",
+    "nodes/encoding.py",
     "nodes/upload_routes.py",
+    "trainer/dataset/buckets.py",
+    "trainer/dataset/encoded.py",
+    "trainer/dataset/items.py",
     "trainer/dataset/remarks.py",
     "trainer/dataset/upload.py",
+    "trainer/lora_files/merge.py",
+    "trainer/lora_files/resize.py",
     "trainer/loop/advice.py",
     "trainer/memory/estimate.py",
+    "trainer/model_files/extract_lora.py",
+    "trainer/model_files/merge_into_file.py",
     "trainer/runs/resume.py",
     "trainer/runs/run.py",
 )

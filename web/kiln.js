@@ -10,6 +10,7 @@ import { openAtTheNote } from "./opening_view.mjs";
 import { addPanel, listen, reattach } from "./panel.mjs";
 import { fillFromPreset } from "./presets.mjs";
 import { followTheme } from "./plot.mjs";
+import { translateProgressTexts } from "./progress_texts.mjs";
 import { addRunsTab } from "./runs.mjs";
 import { colourSockets } from "./socket_colours.mjs";
 
@@ -21,6 +22,7 @@ app.registerExtension({
   setup() {
     listen(app);
     showErrors(app);
+    translateProgressTexts(app);
     watchEstimates();
     followTheme();
     addRunsTab(app);

@@ -9,6 +9,7 @@ import { Chart } from "./chart.mjs";
 import { make } from "./dom.mjs";
 import { Filmstrip } from "./filmstrip.mjs";
 import { allNodes, findNode, nodeOf } from "./find_node.mjs";
+import { HOSTS_TEXT } from "./progress_texts.mjs";
 import { clock } from "./series.mjs";
 import { inUsersLanguage, t } from "./texts.mjs";
 
@@ -18,7 +19,6 @@ const BUTTON =
   "padding:2px 8px;border-radius:4px;cursor:pointer;border:1px solid var(--border-color);" +
   "background:var(--comfy-input-bg);color:var(--input-text);font-size:11px";
 const ACTIVE = new Set(["starting", "running", "paused", "aside"]);
-const HOSTS_TEXT = "$$node-text-preview"; // the widget in which the host shows a node's progress text
 
 /** @param {string} tag @param {string} css */
 function element(tag, css) {

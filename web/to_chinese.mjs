@@ -44,6 +44,8 @@ export function toChinese(text) {
       if (!/[a-z]{3}/.test(line)) return line;
       const whole = sentence(line.trim());
       if (whole !== null) return whole;
+      const listed = line.trim().split(", ").map(sentence);
+      if (listed.length > 1 && listed.every((part) => part !== null)) return listed.join("，");
       const parts = line.match(/.*?[.!?](?:\s+(?=[A-Z])|$)|.+$/g) ?? [line];
       return parts.length > 1 ? parts.map((part) => sentence(part.trim()) ?? part).join("") : line;
     })

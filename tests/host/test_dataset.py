@@ -86,7 +86,7 @@ def test_the_whole_workshop(run_graph: RunGraph, host: RunningHost) -> None:
     outputs = run_graph(graph)
     assert "18 subject" in text_of(outputs, "dataset") and "2 validation" in text_of(outputs, "dataset")
     assert text_of(outputs, "captions").count("light") == 20
-    assert "10% of the showings without a caption" in text_of(outputs, "forms")
+    assert "10% of the samples without a caption" in text_of(outputs, "forms")
     assert outputs["variants"]["images"] and "2 variants of each item" in text_of(outputs, "variants")
     report = text_of(outputs, "report")
     assert report.startswith("# Dataset report\n") and text_of(outputs, "shown") == report
@@ -95,7 +95,7 @@ def test_the_whole_workshop(run_graph: RunGraph, host: RunningHost) -> None:
     (sheet,) = outputs["sheet"]["images"]
     assert Image.open(host.base / "output" / sheet["subfolder"] / sheet["filename"]).width > 1000
     encoded = text_of(outputs, "encoded")
-    assert "20 items, latents: 20 of 16x1x8x8" in encoded and "steps per epoch: 18 at batch size 1" in encoded
+    assert "20 items, latents 16x1x8x8 (20)" in encoded and "steps per epoch: 18 at batch size 1" in encoded
     assert text_of(outputs, "train").startswith("done: 3 steps")
 
 
@@ -184,7 +184,7 @@ def test_roles_and_weights(run_graph: RunGraph) -> None:
         **saved(),
     }
     outputs = run_graph(graph)
-    assert "80 showings in an epoch: 50% subject, 50% regularisation" in text_of(outputs, "mix")
+    assert "80 samples in an epoch: 50% subject, 50% regularisation" in text_of(outputs, "mix")
     assert text_of(outputs, "train").startswith("done: 2 steps")
 
 
@@ -215,7 +215,7 @@ def test_the_hosts_own_dataset_moves_over_by_swapping_one_node(run_graph: RunGra
         **saved(),
     }
     outputs = run_graph(graph)
-    assert "20 items, latents: 20 of 16x1x8x8" in text_of(outputs, "encoded")
+    assert "20 items, latents 16x1x8x8 (20)" in text_of(outputs, "encoded")
     assert text_of(outputs, "train").startswith("done: 2 steps")
 
 
@@ -229,7 +229,7 @@ def test_one_latent_batch_and_one_conditioning(run_graph: RunGraph) -> None:
         **saved(),
     }
     outputs = run_graph(graph)
-    assert "3 items, latents: 3 of 16x2x8x8" in text_of(outputs, "encoded")
+    assert "3 items, latents 16x2x8x8 (3)" in text_of(outputs, "encoded")
     two = node("ConditioningCombine", conditioning_1=["text", 0], conditioning_2=["text", 0])
     graph |= {
         "two": two,

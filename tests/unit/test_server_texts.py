@@ -10,7 +10,8 @@ import pytest
 from scripts.server_texts import said, template, translated
 
 SAID_ELSEWHERE = re.compile(
-    r"^(step |stopped|starting|waiting|done:|The loss became)|; validation best |^Set resume"
+    r"^(step |skipped: |note: |\{\} (images|subject|regularisation|validation)$|stopped|starting|waiting|done:)"
+    r"|^The loss became|; validation best |^Set resume"
 )
 """Built from parts where they are said."""
 

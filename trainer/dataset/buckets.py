@@ -119,7 +119,8 @@ class Plan:
 
     def steps(self) -> str:
         """How long an epoch is."""
-        return "steps per epoch: " + ", ".join(f"{self.batches(b)} at batch size {b}" for b in (1, 2, 4))
+        one, two, four = (self.batches(size) for size in (1, 2, 4))
+        return f"steps per epoch: {one} at batch size 1, {two} at batch size 2, {four} at batch size 4"
 
 
 def plan(dataset: Dataset, options: BucketOptions) -> Plan:

@@ -160,13 +160,12 @@ class EncodedDataset:
     def describe(self) -> str:
         """What is there, for the node's text."""
         shapes = Counter("x".join(map(str, i.shape)) for i in self.items)
-        kinds = ", ".join(f"{count} of {shape}" for shape, count in shapes.most_common(12))
+        kinds = ", ".join(f"{shape} ({count})" for shape, count in shapes.most_common(12))
+        lines = [f"{len(self.items)} items, latents {kinds}"]
         masked = sum(i.masked for i in self.items)
-        kinds += f"; {masked} with a loss mask" if masked else ""
-        lines = [
-            f"{len(self.items)} items, latents: {kinds}",
-            f"{self.encoded_now} of {self.files} encoded now",
-        ]
+        if masked:
+            lines.append(f"{masked} with a loss mask")
+        lines.append(f"{self.encoded_now} of {self.files} encoded now")
         return "\n".join(lines + [f"note: {remark}" for remark in self.remarks])
 
     @property

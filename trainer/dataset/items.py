@@ -67,7 +67,8 @@ class Dataset:
         captioned = sum(bool(i.caption) for i in self.items)
         clips = sum(i.facts.frames > 1 for i in self.items)
         widths, heights = [i.facts.width for i in self.items], [i.facts.height for i in self.items]
-        kinds = f"{len(self.items) - clips} images" + (f" and {clips} clips" if clips else "")
+        stills = len(self.items) - clips
+        kinds = f"{stills} images and {clips} clips" if clips else f"{stills} images"
         lines = [
             f"{kinds}, {captioned} with captions",
             f"{min(widths)}x{min(heights)} to {max(widths)}x{max(heights)} pixels",
@@ -92,7 +93,7 @@ class Dataset:
         for item in trained:
             samples[item.role] += item.repeats
         shares = ", ".join(f"{count / total:.0%} {role}" for role, count in samples.items())
-        return f"{total} showings in an epoch: {shares}"
+        return f"{total} samples in an epoch: {shares}"
 
     def with_captions(self, captions: list[str], trigger_word: str = "") -> Dataset:
         """The same items with other captions, one each."""

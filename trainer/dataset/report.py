@@ -187,10 +187,10 @@ class DatasetReport:
     def _buckets(self) -> str:
         rows = [(name, str(n), str(shown_), lost) for name, n, shown_, lost in self.plan.rows()]
         extra = len(rows) - MOST_LINES
-        table = _table(("bucket", "items", "showings per epoch", "crop lost"), rows[:MOST_LINES])
+        table = _table(("bucket", "items", "samples per epoch", "crop lost"), rows[:MOST_LINES])
         more = f"\n\nand {extra} more buckets" if extra > 0 else ""
         single = sum(1 for count in self.plan.counts.values() if count == 1)
-        alone = f" {single} buckets hold a single showing and fill no batch above 1." if single else ""
+        alone = f" {single} buckets hold a single sample and fill no batch above 1." if single else ""
         at = f"At resolution {self.options.resolution}, at most {self.options.max_frames} frames."
         return f"{at} {self.plan.steps().capitalize()}.{alone}\n\n{table}{more}"
 
@@ -201,7 +201,7 @@ class DatasetReport:
             items = [i for i in self.dataset.items if i.role == role]
             if items:
                 samples = sum(i.repeats for i in items)
-                share = "held out" if role == "validation" else f"{samples / total:.0%} of {total} showings"
+                share = "held out" if role == "validation" else f"{samples / total:.0%} of {total} samples"
                 weights = sorted({f"{i.loss_weight:g}" for i in items})
                 rows.append((role, str(len(items)), share, ", ".join(weights)))
         return _table(("role", "items", "per epoch", "loss weight"), rows)

@@ -33,7 +33,7 @@ def test_weights_and_repeats_come_out_over_an_epoch() -> None:
     assert shown == {**dict.fromkeys(range(4), 2), **dict.fromkeys(range(4, 10), 2)}
     assert [i.role for i in mixed.items] == ["subject"] * 4 + ["regularisation"] * 6
     assert {i.loss_weight for i in mixed.items[4:]} == {0.3} and mixed.items[0].loss_weight == 1
-    assert mixed.proportions() == "20 showings in an epoch: 40% subject, 60% regularisation"
+    assert mixed.proportions() == "20 samples in an epoch: 40% subject, 60% regularisation"
 
 
 def test_validation_is_out_of_the_epoch_and_unchanged() -> None:

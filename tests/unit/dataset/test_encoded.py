@@ -53,7 +53,7 @@ def test_nothing_is_encoded_twice(tmp_path: Path) -> None:
     again = encode(dataset, tmp_path, encoder)
     assert (encoder.images, encoder.texts, again.encoded_now) == (3, 3, 0)
     assert again.items == first.items and again.fingerprint == first.fingerprint
-    assert first.describe() == "3 items, latents: 3 of 4x1x4x4\n6 of 6 encoded now"
+    assert first.describe() == "3 items, latents 4x1x4x4 (3)\n6 of 6 encoded now"
 
 
 def test_one_change_encodes_one_thing(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_masks_reach_the_batch_at_latent_size(tmp_path: Path) -> None:
     encoded = encode(scan_folder(tmp_path / "images"), tmp_path, encoder)
     batch = ItemStore(encoded.items).load([SampleDraw(0, 0, 0), SampleDraw(1, 0, 1)])
     assert batch.mask is not None and batch.mask.shape == (2, 1, 1, 4, 4)
-    assert "latents: 2 of 4x1x4x4; 1 with a loss mask" in encoded.describe()
+    assert "latents 4x1x4x4 (2)\n1 with a loss mask" in encoded.describe()
     assert batch.mask[0, 0, 0].tolist() == [[0, 0, 1, 1]] * 4 and bool((batch.mask[1] == 1).all())
     assert ItemStore(encoded.items).load([SampleDraw(1, 0, 1)]).mask is None
     half.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "images" / "masks" / "0.png")

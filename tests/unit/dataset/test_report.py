@@ -66,7 +66,7 @@ def test_the_report_says_it_in_words(mixed: Dataset) -> None:
         "`silent.png`: no caption",
         "Trigger word `zork`: in 18 of 18 captions.",
         "Steps per epoch: 19 at batch size 1",
-        "| subject | 19 | 100% of 19 showings | 1 |",
+        "| subject | 19 | 100% of 19 samples | 1 |",
     ):
         assert part in text, part
     assert "None found" not in text
