@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import urllib.parse
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -16,6 +17,8 @@ from typing import Any
 from aiohttp import web
 
 from ..trainer.errors import KilnError, shortened
+
+log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -41,6 +44,13 @@ def answering(handler: Handler) -> Handler:
             return web.json_response({"error": str(refused), **refused.more}, status=refused.status)
         except KilnError as error:
             return web.json_response({"error": str(error)}, status=409)
+        except web.HTTPException:
+            raise
+        except Exception as error:  # a disk that is full, a fault of ours: a sentence all the same
+            log.exception("%s %s", request.method, shortened(request.path))
+            why = shortened(str(error)) or type(error).__name__
+            sentence = f"This could not be done ({why}); the server's log has the details."
+            return web.json_response({"error": sentence}, status=503)
 
     return answer
 
@@ -69,6 +79,14 @@ async def json_body(request: web.Request) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise Refused(400, "The body is a JSON object.")
     return body
+
+
+def run_id(request: web.Request) -> str:
+    """The run that the address names. Raises Refused for what no run can be called."""
+    name = request.match_info["run"]
+    if len(name) > 100 or not name.isprintable():
+        raise Refused(404, "There is no such run.")
+    return name
 
 
 def number(text: str, name: str, least: int = 0, most: int = 999_999_999) -> int:

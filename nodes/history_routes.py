@@ -12,7 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
-from .guards import Refused, answering, json_body, number
+from .guards import Refused, answering, json_body, number, run_id
 from .host.canvas import past_runs
 from .host.canvas.monitor import route_table
 
@@ -86,6 +86,8 @@ async def rate(request: web.Request) -> web.Response:
         raise Refused(400, f"notes is a text of at most {MAX_NOTES} characters.")
     if name is not None and (not isinstance(name, str) or len(name) > MAX_NAME):
         raise Refused(400, f"name is a text of at most {MAX_NAME} characters.")
+    if not all(_is_text(text) for text in (notes, name)):
+        raise Refused(400, "notes and name are texts; half of a character is in one.")
     return web.json_response(await _about(request, past_runs.rate, rating, notes, name))
 
 
@@ -95,8 +97,17 @@ async def delete(request: web.Request) -> web.Response:
     return web.json_response(await _about(request, past_runs.delete))
 
 
+def _is_text(text: str | None) -> bool:
+    """Whether it can be written down: JSON lets halves of a character through."""
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 async def _about(request: web.Request, ask: Callable[..., Any], *rest: Any) -> Any:
     try:
-        return await asyncio.to_thread(ask, request.match_info["run"], *rest)
+        return await asyncio.to_thread(ask, run_id(request), *rest)
     except past_runs.UnknownRun as error:
         raise Refused(404, "The history holds no such run; reload the list.") from error

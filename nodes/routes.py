@@ -2,7 +2,7 @@
 
 Read-only apart from POST /lora_kiln/runs/<id>/<command>; past runs are in history_routes.py. An id is looked up among
 the runs; nothing that a client sends is ever used as a path: a sample is asked for by a run's id and two numbers, all
-checked. The host's own origin check lies before every route.
+checked. What every route asks of a request is in guards.py.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 from aiohttp import web
 
-from ..trainer.errors import KilnError
 from ..trainer.runs.samples import thumbnail
+from .guards import Refused, answering, json_body, run_id
 from .host.canvas.estimate import estimate_before_loading
 from .host.canvas.monitor import RunMonitor, all_runs, find_run, route_table, run_from_history
 from .host.paths import sample_file
@@ -24,56 +24,69 @@ COMMANDS = ("finish", "stop", "pause", "resume", "save", "sample")
 def add_routes() -> None:
     """Called once, when the host loads the pack."""
     routes = route_table()
-
-    @routes.get("/lora_kiln/runs")
-    async def runs(request: web.Request) -> web.Response:
-        return web.json_response({"runs": [run.state() for run in all_runs()]})
-
-    @routes.get("/lora_kiln/runs/{run}")
-    async def run(request: web.Request) -> web.Response:
-        wanted = request.match_info["run"]
-        found = find_run(wanted) or await asyncio.to_thread(run_from_history, wanted)
-        return web.json_response(found.whole()) if found else _refuse(404, "There is no such run.")
-
-    @routes.get(r"/lora_kiln/runs/{run}/samples/{step:\d{1,8}}-{place:\d{1,3}}.{kind:png|jpg|webp}")
-    async def sample(request: web.Request) -> web.StreamResponse:
-        asked = request.match_info
-        still = sample_file(asked["run"], int(asked["step"]), int(asked["place"]))
-        if still and asked["kind"] == "jpg":
-            return web.Response(body=await asyncio.to_thread(thumbnail, still), content_type="image/jpeg")
-        found = still and still.with_suffix(f".{asked['kind']}")
-        if found is None or not found.is_file():
-            return _refuse(404, "There is no such sample.")
-        return web.FileResponse(found, headers={"Cache-Control": "no-cache"})  # drawn anew after a roll-back
-
-    @routes.post("/lora_kiln/runs/{run}/{command}")
-    async def command(request: web.Request) -> web.Response:
-        found, name = find_run(request.match_info["run"]), request.match_info["command"]
-        if found is None:
-            return _refuse(404, "There is no such run in this session.")
-        if name not in COMMANDS:
-            return _refuse(404, f"A run can be told {', '.join(COMMANDS)}; not {name[:40]!r}.")
-        if found.controls is None:
-            return _refuse(409, "This run has ended.")
-        if name == "sample" and not found.draws:
-            return _refuse(
-                409, "This run draws no samples; connect Sample Settings to the training node's settings."
-            )
-        tell(found, name)
-        return web.json_response({"run": found.run_id, "command": name})
-
-    @routes.post("/lora_kiln/estimate")
-    async def estimate(request: web.Request) -> web.Response:
-        """What the run that is set up on the canvas would need of the device; reads the header of a listed file."""
-        try:
-            asked = _question(await request.json())
-            return web.json_response(await asyncio.to_thread(estimate_before_loading, **asked))
-        except (KilnError, ValueError) as error:
-            return _refuse(400, str(error))
+    base = "/lora_kiln/runs"
+    routes.get(base)(answering(runs))
+    routes.get(base + "/{run}")(answering(run))
+    routes.get(base + r"/{run}/samples/{step:\d{1,8}}-{place:\d{1,3}}.{kind:png|jpg|webp}")(answering(sample))
+    routes.post(base + "/{run}/{command}")(answering(command))
+    routes.post("/lora_kiln/estimate")(answering(estimate))
 
 
-def _question(body: Any) -> dict[str, Any]:
-    """The arguments of estimate_before_loading. Raises ValueError, in one sentence."""
+async def runs(request: web.Request) -> web.Response:
+    """{"runs": [RunState]} of this server process."""
+    return web.json_response({"runs": [run.state() for run in all_runs()]})
+
+
+async def run(request: web.Request) -> web.Response:
+    """One run, of this server process or an earlier one, with its whole curve."""
+    wanted = run_id(request)
+    found = find_run(wanted) or await asyncio.to_thread(run_from_history, wanted)
+    if found is None:
+        raise Refused(404, "There is no such run.")
+    return web.json_response(found.whole())
+
+
+async def sample(request: web.Request) -> web.StreamResponse:
+    """A picture that was drawn during a run: jpg is a small one."""
+    asked = request.match_info
+    still = sample_file(asked["run"], int(asked["step"]), int(asked["place"]))
+    if still and asked["kind"] == "jpg":
+        return web.Response(body=await asyncio.to_thread(thumbnail, still), content_type="image/jpeg")
+    found = still and still.with_suffix(f".{asked['kind']}")
+    if found is None or not found.is_file():
+        raise Refused(404, "There is no such sample.")
+    return web.FileResponse(found, headers={"Cache-Control": "no-cache"})  # drawn anew after a roll-back
+
+
+async def command(request: web.Request) -> web.Response:
+    """Tell a run something; the body is an empty object."""
+    await json_body(request)
+    found, name = find_run(run_id(request)), request.match_info["command"]
+    if found is None:
+        raise Refused(404, "There is no such run in this session.")
+    if name not in COMMANDS:
+        raise Refused(404, f"A run can be told {', '.join(COMMANDS)}; not {name[:40]!r}.")
+    if found.controls is None:
+        raise Refused(409, "This run has ended.")
+    if name == "sample" and not found.draws:
+        raise Refused(
+            409, "This run draws no samples; connect Sample Settings to the training node's settings."
+        )
+    tell(found, name)
+    return web.json_response({"run": found.run_id, "command": name})
+
+
+async def estimate(request: web.Request) -> web.Response:
+    """What the run that is set up on the canvas would need of the device; reads the header of a listed file."""
+    asked = _question(await json_body(request))
+    try:
+        return web.json_response(await asyncio.to_thread(estimate_before_loading, **asked))
+    except ValueError as error:  # KilnError is one
+        raise Refused(400, str(error)) from error
+
+
+def _question(body: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of estimate_before_loading. Raises Refused."""
     wanted = {
         "loader": str,
         "file": str,
@@ -82,14 +95,14 @@ def _question(body: Any) -> dict[str, Any]:
         "resolution": int,
         "max_frames": int,
     }
-    if not isinstance(body, dict) or set(body) != set(wanted):
-        raise ValueError(f"The body is a JSON object with {', '.join(wanted)}.")
+    if set(body) != set(wanted):
+        raise Refused(400, f"The body is a JSON object with {', '.join(wanted)}.")
     for name, kind in wanted.items():
         if type(body[name]) is not kind:
-            raise ValueError(f"{name} is not a {kind.__name__}.")
+            raise Refused(400, f"{name} is not a {kind.__name__}.")
     for name in ("resolution", "max_frames"):
         if not 1 <= body[name] <= 100_000:
-            raise ValueError(f"{name} is {body[name]}; it lies between 1 and 100000.")
+            raise Refused(400, f"{name} is {body[name]}; it lies between 1 and 100000.")
     return body
 
 
@@ -111,7 +124,3 @@ def tell(run: RunMonitor, command: str) -> None:
         controls.request_sample()
     else:
         controls.request_save()
-
-
-def _refuse(status: int, sentence: str) -> web.Response:
-    return web.json_response({"error": sentence}, status=status)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .errors import KilnError
+from .json_text import parse_json
 
 ItemConditioning = dict[str, Any]
 """One entry of a CONDITIONING; tensors have a batch dimension of 1 where the host gives them one."""
@@ -104,7 +105,7 @@ def unpack(tensors: Mapping[str, Tensor], text: str) -> ItemConditioning:
     Raises:
         ValueError, KeyError, TypeError: these are not what pack gave.
     """
-    return {name: _from_json(value, tensors) for name, value in json.loads(text)}
+    return {name: _from_json(value, tensors) for name, value in parse_json(text)}
 
 
 def unpack_tensors_only(tensors: Mapping[str, Tensor]) -> ItemConditioning:

@@ -15,6 +15,9 @@ def parse_toml(text: str) -> dict[str, Any]:
     """The values of a TOML text.
 
     Raises:
-        ValueError: it is no TOML; the message says where.
+        ValueError: it is no TOML, the message says where, or is nested too deep.
     """
-    return dict(tomllib.loads(text))
+    try:
+        return dict(tomllib.loads(text))
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error

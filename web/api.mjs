@@ -107,7 +107,8 @@ export function sampleUrl(run, sample, kind) {
  * @returns {Promise<string>} the server's sentence when it refused, else ""
  */
 export async function command(run, command) {
-  const answer = await api.fetchApi(`/lora_kiln/runs/${encodeURIComponent(run)}/${command}`, { method: "POST" });
+  const options = { method: "POST", body: "{}", headers: { "Content-Type": "application/json" } };
+  const answer = await api.fetchApi(`/lora_kiln/runs/${encodeURIComponent(run)}/${command}`, options);
   if (answer.ok) return "";
   const body = await answer.json().catch(() => ({}));
   return body.error ?? `The server answered ${answer.status}.`;

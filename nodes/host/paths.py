@@ -14,7 +14,7 @@ from pathlib import Path
 import folder_paths
 
 from ...trainer.dataset.names import check_new_name, inside, shown_name
-from ...trainer.errors import KilnError
+from ...trainer.errors import KilnError, shortened
 from ...trainer.runs.samples import sample_path
 from ...trainer.safefile import is_safetensors
 
@@ -29,16 +29,22 @@ def dataset_folder(name: str) -> Path:
         KilnError: it lies elsewhere or does not exist.
     """
     base = Path(folder_paths.get_input_directory()).resolve()
-    asked = (base / name.strip().strip('"')).expanduser().resolve()
     opened = [base, *(Path(p).resolve() for p in _opened_folders())]
+    try:
+        asked = (base / name.strip().strip('"')).expanduser().resolve()
+        exists = asked.is_dir()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, NUL, not encodable, a home that is none
+        raise KilnError(
+            f"The folder {shown_name(name)} cannot exist ({shortened(str(error), 80)}); choose one under {base}."
+        ) from error
     if not any(asked == root or root in asked.parents for root in opened):
         raise KilnError(
-            f"The folder {name!r} lies outside ComfyUI/input; move it there, or open its place by listing it as "
-            f"{DATASET_KEY} in extra_model_paths.yaml."
+            f"The folder {shown_name(name)} lies outside ComfyUI/input; move it there, or open its place by listing it "
+            f"as {DATASET_KEY} in extra_model_paths.yaml."
         )
-    if not asked.is_dir():
+    if not exists:
         raise KilnError(
-            f"The folder {name!r} does not exist under {base}; put your images in a folder there."
+            f"The folder {shown_name(name)} does not exist under {base}; put your images in a folder there."
         )
     return asked
 
@@ -147,7 +153,7 @@ def new_output_path(kind: str, filename_prefix: str) -> Path:
     root = Path(folder_paths.get_output_directory()) / kind
     if not re.split(r"[/\\]", filename_prefix)[-1].strip(" .") or not filename_prefix.isprintable():
         raise KilnError(
-            f"filename_prefix {filename_prefix!r} ends in no name; write for example kiln/my_file, without "
+            f"filename_prefix {shown_name(filename_prefix)} ends in no name; write for example kiln/my_file, without "
             "a slash behind."
         )
     try:
@@ -155,11 +161,12 @@ def new_output_path(kind: str, filename_prefix: str) -> Path:
         folder, name, counter, _, _ = folder_paths.get_save_image_path(filename_prefix, str(root))
     except OSError as error:
         raise KilnError(
-            f"Cannot write {filename_prefix!r} in {root} ({error}); check the name, free space and write permission."
+            f"Cannot write {shown_name(filename_prefix)} in {root} ({error}); check the name, free space and write "
+            "permission."
         ) from error
     except Exception as error:  # the host raises a plain Exception
         raise KilnError(
-            f"filename_prefix {filename_prefix!r} leaves ComfyUI/output/{kind}; use a plain name."
+            f"filename_prefix {shown_name(filename_prefix)} leaves ComfyUI/output/{kind}; use a plain name."
         ) from error
     return Path(folder) / f"{name}_{counter:05}_.safetensors"
 
@@ -191,8 +198,8 @@ def lora_path(name: str) -> Path:
     path = folder_paths.get_full_path("loras", name)
     if path is None or not is_safetensors(name):
         raise KilnError(
-            f"There is no LoRA file {name!r} (.safetensors, .sft) in the host's loras folders; put it there, or choose "
-            "another."
+            f"There is no LoRA file {shown_name(name)} (.safetensors, .sft) in the host's loras folders; put it there, or "
+            "choose another."
         )
     return Path(path)
 

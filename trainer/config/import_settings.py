@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import KilnError
+from ..errors import KilnError, shortened
 from . import THEMES, SampleConfig, TrainConfig, field_info
 from .foreign_settings import (
     ALIASES,
@@ -164,7 +164,7 @@ def _name_of(path: Path, value: Any, places: dict[str, str]) -> str:
     if value is False or value == 0:
         raise NotUsed("it is off")
     known = sorted({*places, *ALIASES, *NOT_NEEDED, "bias", "prompt_template"})
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    near = difflib.get_close_matches(key[:60], known, n=1, cutoff=0.0)
     raise NotUsed(f"it is not known; the nearest known one is {near[0]!r}")
 
 
@@ -210,7 +210,7 @@ SHIFTS = {"shift", *(key for key, name in ALIASES.items() if name == "shift")}
 def _number(value: Any) -> float | None:
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 
@@ -234,9 +234,9 @@ def _convert(name: str, value: Any) -> Any:
         if isinstance(default, int) and float(value) != int(float(value)):
             raise ValueError
         return type(default)(float(value)) if isinstance(default, int) else type(default)(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise KilnError(
-            f"{name} is {value!r}; it must be of the kind of {default!r} ({type(default).__name__})."
+            f"{name} is {shortened(repr(value))}; it must be of the kind of {default!r} ({type(default).__name__})."
         ) from error
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from typing import Any
 
 import yaml
 
-from ..errors import KilnError
+from ..errors import KilnError, shortened
+from ..json_text import parse_json
 from ..toml_text import parse_toml
 
 Path = tuple[str, ...]
 """Sections and key: ("config", "process", "train", "lr"). A list of sections adds nothing to it."""
+
+LONGEST = 200_000  # characters; the longest example files of other trainers have 10,000
+MOST_VALUES, DEEPEST = 2_000, 40  # what YAML's references stand for counted each time
 
 OPTION = re.compile(r"^--([A-Za-z][\w-]*)(?:=(.*))?$", re.DOTALL)
 
@@ -22,9 +25,14 @@ def read_text(text: str) -> list[tuple[Path, Any]]:
     """Every value of the text with its place, in order; of several sections in a list, the later ones follow.
 
     Raises:
-        KilnError: it is none of these formats, or holds no names.
+        KilnError: it is none of these formats, holds no names, or is far larger than settings are.
     """
+    if len(text) > LONGEST:
+        raise KilnError(
+            f"The settings have {len(text)} characters, {LONGEST} are the most; paste the settings file alone."
+        )
     values = _parsed(text)
+    _check_size(values)
     if not isinstance(values, dict):
         raise KilnError("The settings hold no 'name: value' lines; paste the file's text as it is.")
     return list(_flat(values, ()))
@@ -32,7 +40,7 @@ def read_text(text: str) -> list[tuple[Path, Any]]:
 
 def _parsed(text: str) -> Any:
     try:
-        return json.loads(text)  # first: JSON that is indented with tabs is no YAML
+        return parse_json(text)  # first: JSON that is indented with tabs is no YAML
     except ValueError:
         pass
     options = _options(text)
@@ -45,14 +53,31 @@ def _parsed(text: str) -> Any:
     looks_like_toml = re.search(r"^\s*[\w.-]+\s*=", text, re.MULTILINE)
     try:
         values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        kind, fault = ("TOML", no_toml) if looks_like_toml else ("YAML", error)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        kind, fault = ("TOML", no_toml) if looks_like_toml else ("YAML", str(error))
         raise KilnError(
-            f"The settings are not valid {kind} ({fault}); paste the file's text as it is."
+            f"The settings are not valid {kind} ({shortened(fault, 400)}); paste the file's text as it is."
         ) from error
     if not isinstance(values, dict) and looks_like_toml:
-        raise KilnError(f"The settings are not valid TOML ({no_toml}); paste the file's text as it is.")
+        raise KilnError(
+            f"The settings are not valid TOML ({shortened(no_toml, 400)}); paste the file's text as it is."
+        )
     return values
+
+
+def _check_size(values: Any) -> None:
+    """Raise KilnError for what no settings file is: a few references of YAML can stand for billions of values."""
+    waiting, count = [(values, 0)], 0
+    while waiting:
+        value, depth = waiting.pop()
+        count += 1
+        if count > MOST_VALUES or depth > DEEPEST:
+            raise KilnError(
+                f"The settings hold more than {MOST_VALUES} values or are nested more than {DEEPEST} deep; paste the "
+                "settings file alone."
+            )
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, set)) else ()
+        waiting += [(each, depth + 1) for each in inner]
 
 
 def _options(text: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import KilnError
+from ..json_text import parse_json
 from .browse import Contents, Listed, Part
 from .files import SET_ASIDE, ending
 from .journal import Entry, Journal
@@ -296,7 +297,7 @@ def _own_sidecars(item: Listed, target: Path, files: Sequence[Path]) -> dict[Pat
 
 def _json_object(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(read_text(path))
+        value = parse_json(read_text(path))
     except (ValueError, RecursionError) as error:  # KilnError is one
         raise KilnError(
             f"The fields cannot be written: {shown_name(path.name)} is not JSON ({error}); mend or remove it."

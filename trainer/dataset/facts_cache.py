@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..json_text import parse_json
 from .facts import Facts
 from .files import VIDEO_ENDINGS, ending
 from .pixels import shown
@@ -71,7 +72,7 @@ class FactsCache:
 
     def _read(self) -> dict[str, list[Any]]:
         try:
-            data = json.loads(self._path.read_text("utf-8")) if self._path else {}
+            data = parse_json(self._path.read_text("utf-8")) if self._path else {}
             files: dict[str, list[Any]] = data["files"]
             if data["format"] == BEFORE:
                 return {key: entry for key, entry in files.items() if _still_right(key, entry[2])}

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import KilnError
+from ..json_text import parse_json
 from ..safefile import write_text
 from .names import shown_name
 
@@ -240,7 +241,7 @@ def _unpacked(data: str | None) -> bytes | None:
 
 def _load(file: Path) -> dict[str, Any]:
     try:
-        record: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        record: dict[str, Any] = parse_json(file.read_text("utf-8"))
         return record
     except (OSError, ValueError) as error:
         raise KilnError(

@@ -10,7 +10,6 @@ caption become fields.
 
 from __future__ import annotations
 
-import json
 import os
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import KilnError
+from ..json_text import parse_json
 from .files import CAPTION_ENDINGS, Found, ending, name_key
 from .pixels import shown
 from .tables import CAPTION_KEYS, NAME_KEYS, Row, value_of
@@ -103,7 +103,7 @@ def _owner(name: str) -> str:
 def _parse_json(path: Path) -> dict[str, Any]:
     text = read_text(path)
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise KilnError(f"The file {shown(path)} is not JSON ({error}); mend it.") from error
     if isinstance(value, str):

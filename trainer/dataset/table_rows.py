@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import codecs
 import csv
-import json
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
 from ..errors import KilnError
+from ..json_text import parse_json
 from .files import ending
 from .tables import NAME_KEYS, SEPARATORS, FileNames, plain_path, value_of
 
@@ -50,7 +50,7 @@ def _json_lines(lines: list[str], goes: Callable[[object], bool]) -> list[str]:
     kept = []
     for line in lines:
         try:
-            row = json.loads(line) if line.strip() else None
+            row = parse_json(line) if line.strip() else None
         except (ValueError, RecursionError):
             row = None
         name = value_of(row, NAME_KEYS) if isinstance(row, dict) else None

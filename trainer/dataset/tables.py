@@ -7,13 +7,13 @@ only one file can be meant.
 from __future__ import annotations
 
 import csv
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import KilnError
+from ..json_text import parse_json
 from .files import Found, ending, name_key
 from .pixels import shown
 from .remarks import rows_of_nothing, rows_without_effect
@@ -179,7 +179,7 @@ def _json_lines(path: Path, text: str) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except (ValueError, RecursionError) as error:
             raise KilnError(f"Line {number} of {shown(path)} is not JSON ({error}); mend it.") from error
         if not isinstance(row, dict):

@@ -71,8 +71,10 @@ def caption_dataset(
     What a sidecar says of an image wins over `values`.
 
     Raises:
-        KilnError: see fill and parse_values.
+        KilnError: see fill and parse_values; or a text holds half of a character.
     """
+    for name, text in (("template", template), ("values", values), ("trigger_word", trigger_word)):
+        _check_text(name, text)
     alternatives = parse_values(values)
     template = template.strip() or "{caption}"
     known = {name for item in dataset.items for name, _ in item.fields}  # some images may lack some fields
@@ -91,6 +93,16 @@ def caption_dataset(
         caption = fill(template, {**dict.fromkeys(known, ""), **fields}, missing)
         captions.append(_lead_with(fields["trigger"], caption))
     return captions
+
+
+def _check_text(name: str, text: str) -> None:
+    """JSON lets halves of a character through, which no text encoder takes and no file holds."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise KilnError(
+            f"{name} holds half of a character at place {error.start + 1}; type that character again."
+        ) from error
 
 
 def _lead_with(word: str, caption: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..json_text import parse_json
 from .formulas import (
     LayerTensors,
     changes_nothing,
@@ -101,7 +102,7 @@ def training_metadata(lora: LoraWeights) -> dict[str, Any]:
     }
     if "lora_kiln.config" in lora.metadata:
         with contextlib.suppress(ValueError):  # another program may have put anything there
-            ours["settings"] = json.loads(lora.metadata["lora_kiln.config"])
+            ours["settings"] = parse_json(lora.metadata["lora_kiln.config"])
     if "workflow" in lora.metadata or "prompt" in lora.metadata:
         ours["graph"] = "inside: drop the file on the canvas"
     return ours or {

@@ -210,7 +210,9 @@ def merged_weight(tensors: LayerTensors, weight: Tensor, strength: float) -> Ten
             "use it with the model it was trained on."
         )
     if "set_weight" in tensors:
-        return tensors["set_weight"].to(weight)
+        whole = tensors["set_weight"]
+        _check_size(whole.numel(), weight.numel(), "values")
+        return whole.to(weight).reshape(weight.shape)
     if "rescale" in tensors or ("oft_blocks" in tensors and tensors["oft_blocks"].dim() > 3):
         raise KilnError(
             "BOFT and rescaled OFT can be applied to a model (Apply LoRA), and not merged into a file."
@@ -238,6 +240,7 @@ def _dora_weight(tensors: LayerTensors, weight: Tensor, delta: Tensor) -> Tensor
     if magnitude.shape[0] == weight.shape[0]:
         norm = weight.flatten(1).norm(dim=1) + torch.finfo(weight.dtype).eps
         return updated * (magnitude.flatten() / norm).reshape(rows)
+    _check_size(magnitude.numel(), weight.shape[1], "inputs")
     norm = updated.transpose(0, 1).flatten(1).norm(dim=1) + torch.finfo(weight.dtype).eps
     return updated * (magnitude.flatten() / norm).reshape(1, -1, *[1] * (weight.dim() - 2))
 
@@ -255,11 +258,21 @@ def _oft_weight(tensors: LayerTensors, weight: Tensor) -> Tensor:
             skew = skew * (limit / (float(skew.norm()) + 1e-8))
         identity = torch.eye(skew.shape[-1]).to(weight)
         rotation = (identity + skew) @ torch.linalg.inv(identity - skew)
+        _check_size(len(blocks) * skew.shape[-1], len(weight), "rows")
         rows = weight.reshape(len(blocks), -1, weight.numel() // len(weight))
         return (rotation.transpose(1, 2) @ rows).reshape(weight.shape)
     rotation = _peft_rotation(tensors["oft_R.weight"].to(weight))
+    _check_size(len(rotation) * rotation.shape[-1], weight[0].numel(), "inputs")
     columns = weight.flatten(1).reshape(len(weight), len(rotation), -1)
     return torch.einsum("obj,bij->obi", columns, rotation).reshape(weight.shape)
+
+
+def _check_size(found: int, wanted: int, of: str) -> None:
+    if found != wanted:
+        raise KilnError(
+            f"The LoRA is for a weight of {found} {of}, the model's has {wanted}; use it with the model it was trained "
+            "on."
+        )
 
 
 def _peft_rotation(triangle: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from ..config import Prediction, TrainConfig
 from ..dataset.caption_variants import COMMAS
 from ..dataset.encoded import EncodedDataset, EncodedItem
 from ..families import model_spec
+from ..json_text import parse_json
 from ..safefile import HASH
 from .formulas import group_by_layer, rank_of, scale_of
 from .lora_weights import LoraWeights
@@ -164,7 +165,7 @@ def figures_only(lora: LoraWeights) -> LoraWeights:
     names of methods stay, of other programs' too."""
     kept = {k: v for k, v in lora.metadata.items() if _FIGURES.fullmatch(k)}
     if "lora_kiln.config" in kept:
-        config = json.loads(kept["lora_kiln.config"])
+        config = parse_json(kept["lora_kiln.config"])
         config["sample"] = {k: v for k, v in config.get("sample", {}).items() if k not in _PROMPTS}
         kept["lora_kiln.config"] = json.dumps(config)
     return LoraWeights(lora, kept)
@@ -187,7 +188,7 @@ def shareable(lora: LoraWeights) -> LoraWeights:
     metadata = dict(lora.metadata)
     for name in GRAPH:
         try:
-            metadata[name] = json.dumps(without_local_paths(json.loads(metadata[name])))
+            metadata[name] = json.dumps(without_local_paths(parse_json(metadata[name])))
         except (KeyError, ValueError):  # none, or another program's
             continue
     return LoraWeights(lora, metadata)

@@ -6,7 +6,6 @@ files are never opened: unpickling runs code that the file holds.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -21,9 +20,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import KilnError, shortened
+from ..json_text import parse_json
 from ..patterns import compile_pattern
-from .formulas import LayerTensors, group_by_layer, listed, rank_of, shape_of, unknown_keys
+from .formulas import LayerTensors, group_by_layer, listed, rank_of, unknown_keys
 from .keys import PREFIX, own_layers, part_widths, split_key, to_diffusers
+from .layer_checks import check_layer
 from .layer_names import part_name, split_part
 from .lora_weights import LoraWeights
 from .plain_keys import plain_keys, usual_tensors
@@ -32,6 +33,13 @@ from .split_layers import join
 
 log = logging.getLogger(__name__)
 DIFFUSERS_METADATA = "lora_adapter_metadata"  # JSON: LoraConfig's fields under "transformer." or "unet."
+MOST_DIMENSIONS = 64  # that torch takes
+DTYPE_BYTES = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
+    **dict.fromkeys(("F32", "I32", "U32"), 4),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
+    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "I8", "U8", "BOOL"), 1),
+}
 FINETRAINERS_METADATA = "lora_config"  # JSON: "r", "lora_alpha", ...
 
 
@@ -115,9 +123,7 @@ def to_our_keys(
                 f"{what} is incomplete: the layer {layer} lacks {missing}; download or train it again."
             )
         try:
-            if layer_tensors.get("alpha", torch.ones(())).numel() != 1:
-                raise ValueError("its alpha is not one number")
-            shape_of(layer_tensors)
+            check_layer(layer_tensors)
         except ValueError as error:
             raise KilnError(
                 f"{what} is damaged: the layer {layer} cannot be right, {error}; download or train it again."
@@ -197,14 +203,45 @@ def check_safetensors(path: Path) -> None:
             raise KilnError(f"{path.name} is cut off in its header ({size} bytes); download it again.")
         file.seek(8)
         try:
-            header = json.loads(file.read(length))
-            end = max((0, *(int(e["data_offsets"][1]) for k, e in header.items() if k != "__metadata__")))
+            header = parse_json(file.read(length))
+            check_header(header)
+            end = max((0, *(e["data_offsets"][1] for k, e in header.items() if k != "__metadata__")))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise KilnError(f"The header of {path.name} is damaged; download or make it again.") from error
+            raise KilnError(
+                f"The header of {path.name} is damaged ({shortened(str(error))}); download or make it again."
+            ) from error
     if 8 + length + end > size:
         raise KilnError(
             f"{path.name} is cut off: it has {size} of {8 + length + end} bytes; download or copy it again."
         )
+
+
+def check_header(header: Any) -> None:
+    """Whether every tensor of a header is one that torch can hold, and the metadata are texts.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: it is not so.
+    """
+    metadata = header.get("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise ValueError("its metadata are not texts by name")
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        shape, (start, end) = entry["shape"], entry["data_offsets"]
+        if not isinstance(shape, list) or not all(_is_size(n) for n in (*shape, start, end)):
+            raise ValueError(f"{shortened(repr(name))} has no shape or no place in the file")
+        if len(shape) > MOST_DIMENSIONS or math.prod(n or 1 for n in shape) >= 1 << 60:
+            raise ValueError(f"{shortened(repr(name))} has {len(shape)} dimensions, or too large ones")
+        size = DTYPE_BYTES.get(str(entry["dtype"]))
+        if end < start or (size is not None and math.prod(shape) * size != end - start):
+            raise ValueError(
+                f"{shortened(repr(name))} has {end - start} bytes, which are not those of its shape"
+            )
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 60
 
 
 def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
@@ -222,7 +259,9 @@ def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
 class PeftScaling:
     """The scale of each layer, by the fields of a peft config."""
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: Mapping[str, Any], what: str) -> None:
+        """what: the config's name in messages. Raises KilnError: a field is of another kind."""
+        _check_numbers(config, what)
         self._alpha: float | None = config.get("lora_alpha", config.get("alpha"))
         self._rank: int | None = config.get("r")
         self._alpha_pattern: Mapping[str, Any] = config.get("alpha_pattern") or {}
@@ -239,6 +278,25 @@ class PeftScaling:
         rank = _by_pattern(self._rank_pattern, layer, spelled, self._rank)
         alpha = _by_pattern(self._alpha_pattern, layer, spelled, self._alpha)
         return float(alpha) / float(rank) if alpha and rank else 1.0
+
+
+def _check_numbers(config: Mapping[str, Any], what: str) -> None:
+    numbers = {name: config.get(name) for name in ("r", "lora_alpha", "alpha")}
+    for patterns in ("rank_pattern", "alpha_pattern"):
+        found = config.get(patterns) or {}
+        if not isinstance(found, dict):
+            raise KilnError(f"{what} is damaged: {patterns} holds no names; save the adapter again.")
+        numbers |= {f"{patterns} of {name}": value for name, value in found.items()}
+    for name, value in numbers.items():
+        try:
+            usable = value is None or (isinstance(value, (int, float)) and math.isfinite(float(value)))
+        except OverflowError:
+            usable = False
+        if not usable:
+            raise KilnError(
+                f"{what} is damaged: {shortened(name)} is {shortened(repr(value))} and no number; save the adapter "
+                "again."
+            )
 
 
 def _by_pattern(patterns: Mapping[str, Any], layer: str, spelled: str, default: Any) -> Any:
@@ -271,13 +329,13 @@ def _scaling_of_metadata(metadata: Mapping[str, str]) -> PeftScaling | None:
     tensor."""
     for key, prefixes in ((DIFFUSERS_METADATA, ("transformer.", "unet.")), (FINETRAINERS_METADATA, ("",))):
         try:
-            config = json.loads(metadata.get(key, "null"))
+            config = parse_json(metadata.get(key, "null"))
         except ValueError:
             continue
         for prefix in prefixes if isinstance(config, dict) else ():
             fields = {k.removeprefix(prefix): v for k, v in config.items() if k.startswith(prefix)}
             if fields:
-                return PeftScaling(fields)
+                return PeftScaling(fields, f"The metadata {key} of the LoRA")
     return None
 
 
@@ -298,18 +356,13 @@ def _peft_weights(folder: Path) -> Path:
 def _scaling_of_folder(folder: Path) -> PeftScaling:
     """From a peft adapter's config; raises KilnError where it is damaged or of a kind that cannot be read here."""
     try:
-        config = json.loads((folder / PEFT_CONFIG).read_text("utf-8"))
-    except ValueError as error:
+        config = parse_json((folder / PEFT_CONFIG).read_text("utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("it holds no fields")
+    except (OSError, ValueError) as error:
         raise KilnError(
             f"{folder.name}/{PEFT_CONFIG} is damaged ({error}); save the adapter again."
         ) from error
-    numbers = ("r", "lora_alpha", "alpha")
-    if not isinstance(config, dict) or not all(
-        isinstance(config.get(name), (int, float, type(None))) for name in numbers
-    ):
-        raise KilnError(
-            f"{folder.name}/{PEFT_CONFIG} is damaged: {', '.join(numbers)} are no numbers; save the adapter again."
-        )
     kind = str(config.get("peft_type", "LORA"))
     unsupported = (config.get("coft"), config.get("block_share"), not config.get("use_cayley_neumann", True))
     if kind not in ("LORA", "LOHA", "LOKR", "OFT") or (kind == "OFT" and any(unsupported)):
@@ -317,4 +370,4 @@ def _scaling_of_folder(folder: Path) -> PeftScaling:
             f"{folder.name} is a peft adapter of kind {kind} with options that cannot be read here; LoRA, DoRA, LoHa, "
             "LoKr and plain OFT can."
         )
-    return PeftScaling(config)
+    return PeftScaling(config, f"{folder.name}/{PEFT_CONFIG}")

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ..errors import KilnError
+from ..json_text import parse_json
 from ..lora_files.keys import to_diffusers
 from .safetensors_file import Entry, PlannedTensor, SafetensorsFile, write_tensors
 
@@ -184,7 +185,7 @@ def _write_json(path: Path, values: Mapping[str, object], written: list[Path]) -
 def _read_json(path: Path) -> dict[str, object]:
     """A JSON object; raises KilnError where the file is missing or damaged."""
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = parse_json(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise KilnError(
             f"{path.parent.name}/{path.name} of the pipeline cannot be read ({error}); choose a whole pipeline folder."

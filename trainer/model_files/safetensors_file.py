@@ -22,7 +22,8 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from ..errors import KilnError
+from ..errors import KilnError, shortened
+from ..json_text import parse_json
 from ..lora_files.read import check_safetensors
 
 DTYPES = {
@@ -81,7 +82,7 @@ class SafetensorsFile:
         self._seek_lock = threading.Lock()
         self._scratch = threading.local()
         length = struct.unpack("<Q", self._file.read(8))[0]
-        header = json.loads(self._file.read(length))
+        header = parse_json(self._file.read(length))
         self.data_start = 8 + length
         self.metadata: dict[str, str] = header.pop("__metadata__", {})
         entries = [Entry(k, v["dtype"], tuple(v["shape"]), *v["data_offsets"]) for k, v in header.items()]
@@ -116,6 +117,11 @@ class SafetensorsFile:
         raw = self._reused(size) if reuse else torch.empty(size, dtype=torch.uint8)
         self._fill(memoryview(raw.numpy().data), self.data_start + entry.start + first * row_bytes)
         shape = (min(last, rows) - first, *entry.shape[1:]) if entry.shape else ()
+        if entry.dtype not in DTYPES:
+            raise KilnError(
+                f"{self.path.name} holds {shortened(name)!r} as {shortened(entry.dtype)!r}, a kind of numbers that "
+                "cannot be read here; get the file in another precision."
+            )
         return raw.view(DTYPES[entry.dtype]).reshape(shape)
 
     def _fill(self, view: memoryview, offset: int) -> None:

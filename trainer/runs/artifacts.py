@@ -6,7 +6,6 @@ LoRA under a name of its own: those are never deleted.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any
 from safetensors import safe_open
 
 from ..errors import KilnError
+from ..json_text import parse_json
 from .run import LORA
 
 # Names that the engine itself gives: checkpoints, samples, the LoRA and what describes the run
@@ -90,6 +90,6 @@ def read_graph(folder: Path) -> dict[str, Any]:
     try:
         with safe_open(folder / LORA, "pt") as opened:
             metadata = opened.metadata() or {}
-        return {name: json.loads(metadata[name]) for name in ("workflow", "prompt") if name in metadata}
+        return {name: parse_json(metadata[name]) for name in ("workflow", "prompt") if name in metadata}
     except Exception as error:  # safetensors has its own error type
         raise KilnError(f"The LoRA of the run {folder.name} cannot be read ({error}).") from error

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from ..config import TrainConfig
 from ..errors import KilnError
 from ..events import ValidationPoint
+from ..json_text import parse_json
 from ..lora_files.formulas import group_by_layer, is_zero
 from ..lora_files.lora_weights import LoraWeights
 from ..safefile import write_text
@@ -104,7 +105,7 @@ def load_run(folder: Path) -> Run:
     if not (folder / RESULT).is_file() or not (folder / LORA).is_file():
         raise KilnError(f"The run {folder.name} has left no LoRA yet; resume it on the training node.")
     try:
-        values = json.loads((folder / RESULT).read_text("utf-8"))
+        values = parse_json((folder / RESULT).read_text("utf-8"))
         with safe_open(folder / LORA, "pt") as opened:
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a dict
             lora = LoraWeights(tensors, opened.metadata())

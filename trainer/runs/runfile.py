@@ -13,6 +13,7 @@ from typing import Any
 from ..config import THEMES, TrainConfig
 from ..dataset.encoded import EncodedDataset, EncodedItem
 from ..errors import KilnError
+from ..json_text import parse_json
 from ..safefile import write_text
 from ..toml_text import parse_toml
 
@@ -91,7 +92,7 @@ def read_dataset(path: Path) -> EncodedDataset:
         KilnError: the file or an item's file is not there, or the list is malformed.
     """
     try:
-        listed = json.loads(path.read_text("utf-8"))
+        listed = parse_json(path.read_text("utf-8"))
         items = tuple(EncodedItem.from_dict(item) for item in listed["items"])
         trigger_word = str(listed.get("trigger_word", ""))  # files of earlier versions have none
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -9,6 +9,7 @@ import comfy.model_management
 import folder_paths
 import torch
 
+from ....trainer.dataset.names import shown_name
 from ....trainer.errors import KilnError
 from ....trainer.model_files.pipeline_folder import INDEX
 from ....trainer.safefile import is_safetensors
@@ -30,8 +31,8 @@ def model_path(name: str) -> Path:
     path = folder_paths.get_full_path(KIND, name)
     if path is None or not is_safetensors(name):
         raise KilnError(
-            f"There is no model file {name!r} (.safetensors, .sft) in the host's {KIND} folders; put it there, or "
-            "choose another."
+            f"There is no model file {shown_name(name)} (.safetensors, .sft) in the host's {KIND} folders; put it there, "
+            "or choose another."
         )
     return Path(path)
 
@@ -52,7 +53,8 @@ def pipeline_path(name: str) -> Path | None:
     found = _pipelines()
     if name not in found:
         raise KilnError(
-            f"There is no pipeline {name!r} (a folder with {INDEX}) in the host's diffusers or {KIND} folders."
+            f"There is no pipeline {shown_name(name)} (a folder with {INDEX}) in the host's diffusers or {KIND} "
+            "folders."
         )
     return found[name]
 

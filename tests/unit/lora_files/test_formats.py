@@ -317,7 +317,7 @@ def test_a_header_may_be_as_long_as_others_files_begin(tmp_path: Path, length: i
         ),
         (
             lambda p: peft_folder(p, []),
-            "x.safetensors/adapter_config.json is damaged: r, lora_alpha, alpha are no numbers",
+            r"x.safetensors/adapter_config.json is damaged \(it holds no fields\)",
         ),
         (
             lambda p: peft_folder(p, {"r": 4, "lora_alpha": 4, "alpha_pattern": {"[": 3}}),
