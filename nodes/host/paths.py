@@ -198,8 +198,8 @@ def lora_path(name: str) -> Path:
     path = folder_paths.get_full_path("loras", name)
     if path is None or not is_safetensors(name):
         raise KilnError(
-            f"There is no LoRA file {shown_name(name)} (.safetensors, .sft) in the host's loras folders; put it there, or "
-            "choose another."
+            f"There is no LoRA file {shown_name(name)} (.safetensors, .sft) in the host's loras folders; put it there, "
+            "or choose another."
         )
     return Path(path)
 

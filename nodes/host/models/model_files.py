@@ -31,8 +31,8 @@ def model_path(name: str) -> Path:
     path = folder_paths.get_full_path(KIND, name)
     if path is None or not is_safetensors(name):
         raise KilnError(
-            f"There is no model file {shown_name(name)} (.safetensors, .sft) in the host's {KIND} folders; put it there, "
-            "or choose another."
+            f"There is no model file {shown_name(name)} (.safetensors, .sft) in the host's {KIND} folders; put it "
+            "there, or choose another."
         )
     return Path(path)
 
