@@ -9,6 +9,7 @@ from torch import Tensor
 from .formulas import LayerTensors, shape_of
 
 _ONE_NUMBER = ("alpha", "scalar")
+_ANY_NUMBERS = (*_ONE_NUMBER, "reshape_weight")
 _OF_OUTPUTS = ("lora_magnitude_vector", "lora_B.bias")
 
 
@@ -21,6 +22,8 @@ def check_layer(tensors: LayerTensors) -> None:
             raise ValueError(f"its {name} is not one number")
         if name not in _ONE_NUMBER and not tensor.dim():
             raise ValueError(f"its {name} is one number")
+        if name not in _ANY_NUMBERS and not tensor.is_floating_point():
+            raise ValueError(f"its {name} holds {str(tensor.dtype).removeprefix('torch.')}")
     shape = shape_of(tensors)
     if shape is not None:
         out, inputs = shape
