@@ -14,6 +14,9 @@ from safetensors.torch import load_file
 from scripts.host import RunningHost, start_host
 from scripts.host_client import EventStream, HostClient, failure_of
 from scripts.host_files import workspace
+from tests.closing_test import close_at, faults, leftovers
+from tests.closing_test import graph as closing_graph
+from trainer.config import OptimizerConfig, field_info
 
 from .conftest import RunGraph
 from .graphs import dataset, loaders, node, sampled_files, sampling, saved, training
@@ -220,3 +223,36 @@ def test_closing_the_host_saves_a_checkpoint(number: signal.Signals, mode: str) 
     log = running.read_log()
     assert "saving a checkpoint of the training before ComfyUI closes" in log
     assert "lora-kiln" not in log.partition("Stopped server")[2], "no trace of an error of ours"
+
+
+@pytest.mark.parametrize(("number", "after"), [(signal.SIGINT, 0.03), (signal.SIGINT, 1.0)])
+def test_closing_before_the_first_step_leaves_no_trace(number: signal.Signals, after: float) -> None:
+    """Of a server of its own, while it loads, encodes and draws; tests/closing_test.py does it at length."""
+    base = workspace("closing-early", fresh=True)
+    with start_host(base, python=Path(sys.executable), cpu=True) as running:
+        _, status = close_at(running, number, after, closing_graph(441))
+        assert faults(running, number, status) == []
+    assert leftovers(base) == []
+
+
+def test_a_second_signal_ends_at_once() -> None:
+    """While the first one waits for a step that takes long; without a traceback or an abort."""
+    base = workspace("closing-twice", fresh=True)
+    settings = {name: field.default for name, field in field_info(OptimizerConfig).items()}
+    graph = behind(steps=100_000, seed=442) | {
+        "long": node("KilnOptimizerSettings", **{**settings, "gradient_accumulation": 1024})
+    }
+    graph["train"]["inputs"]["settings"] = ["long", 0]
+    with start_host(base, python=Path(sys.executable), cpu=True) as running:
+        client = HostClient(running.url)
+        client.queue_prompt(graph)
+        deadline = time.monotonic() + 60
+        while not client.get_json("/lora_kiln/runs")["runs"] and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(2.0)  # into the first step
+        running.process.send_signal(signal.SIGINT)
+        while "saving a checkpoint of the training" not in running.read_log() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        running.process.send_signal(signal.SIGINT)
+        assert running.process.wait(20) == -signal.SIGINT
+        assert faults(running, signal.SIGINT, -signal.SIGINT) == []

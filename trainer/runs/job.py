@@ -13,6 +13,7 @@ from ..memory.cpu_tuning import prepare_thread, retained_heap
 T = TypeVar("T")
 
 POLL_SECONDS = 0.1
+JOIN_SECONDS = 5.0  # for the thread's own end, when its work has ended
 
 _device = threading.Lock()  # runs of one process take turns: two would fight for the device's memory
 
@@ -33,6 +34,8 @@ class Job(Generic[T]):
         self._result: T | None = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="lora-kiln-training", daemon=True)
+        # Thread.join that a signal interrupts marks a thread that still runs as ended (Python 3.10 to 3.12, bpo-45274)
+        self._ended = threading.Event()
 
     def start(self) -> None:
         prepare_thread()
@@ -44,11 +47,12 @@ class Job(Generic[T]):
 
     @property
     def done(self) -> bool:
-        return not self._thread.is_alive()
+        return self._ended.is_set()
 
     def wait(self, seconds: float | None = None) -> None:
         """Block until the run has ended, however it ends, or for so long."""
-        self._thread.join(seconds)
+        if self._ended.wait(seconds):
+            self._thread.join(JOIN_SECONDS)
 
     def result(self) -> T:
         """What work returned; raises what it raised, or NotStarted. Only after it is done."""
@@ -73,6 +77,7 @@ class Job(Generic[T]):
             self._error = error
         finally:
             self.controls.release_device()
+            self._ended.set()
 
 
 def another_run_is_active() -> bool:

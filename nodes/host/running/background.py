@@ -20,9 +20,10 @@ import atexit
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import comfy.model_management
 from server import PromptServer
@@ -98,17 +99,21 @@ def save_on_exit() -> None:
     it, which the host leaves at the default of ending the process at once, go the same way while a run is active; a
     second signal ends at once.
     """
-    atexit.register(DeviceGate.stop_all)
+    atexit.register(_end_all)
     if threading.current_thread() is not threading.main_thread():
         return
-    for name in (
-        "SIGTERM",
-        "SIGHUP",
-        "SIGBREAK",
-    ):  # kill, a closed terminal, a closed console window on Windows
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+    for number in _signals(*CLOSING):
+        if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _terminate)
+
+
+CLOSING = ("SIGTERM", "SIGHUP", "SIGBREAK")  # kill, a closed terminal, a closed console window on Windows
+PATIENCE = 60.0  # seconds, for a prompt's node that does not look at the interrupt
+
+
+def _signals(*names: str) -> list[signal.Signals]:
+    """Those that this system has."""
+    return [signal.Signals[name] for name in names if hasattr(signal, name)]
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
@@ -116,3 +121,31 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     if DeviceGate.is_up():
         raise KeyboardInterrupt
     os.kill(os.getpid(), number)
+
+
+def _end_all() -> None:
+    """The interpreter is about to end. A thread that is inside torch then aborts the process, and the host's prompts
+    have a thread of their own: one that runs our nodes, or runs beside our run, is interrupted and waited for."""
+    queue = PromptServer.instance.prompt_queue
+    if not DeviceGate.is_up() and not _runs_our_nodes(queue):
+        return
+    if threading.current_thread() is threading.main_thread():
+        for number in _signals("SIGINT", *CLOSING):
+            signal.signal(number, signal.SIG_DFL)  # a second one ends at once, without a traceback
+    with queue.mutex:
+        queue.queue.clear()  # or the next prompt would begin
+    comfy.model_management.interrupt_current_processing(True)
+    DeviceGate.stop_all()
+    deadline = time.monotonic() + PATIENCE
+    while queue.currently_running and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS / 2)
+    DeviceGate.stop_all()  # of what that prompt began meanwhile
+
+
+def _runs_our_nodes(queue: Any) -> bool:
+    kinds = [
+        str(node.get("class_type", ""))
+        for entry in list(queue.currently_running.values())
+        for node in entry[2].values()
+    ]
+    return any(kind.startswith("Kiln") for kind in kinds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 
 import pytest
@@ -62,3 +63,26 @@ def test_a_job_that_waits_for_its_turn_can_be_stopped() -> None:
     leave.set()
     first.wait(60)
     assert first.result() and not another_run_is_active()
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer that interrupts a wait")
+def test_a_wait_that_a_signal_interrupts_does_not_end_the_run() -> None:
+    """As a second Ctrl-C does while the host closes. Thread.join then takes the running thread for an ended one."""
+    go_on = threading.Event()
+    job = Job(lambda controls: go_on.wait(60))
+    job.start()
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            job.wait()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert not job.done
+    go_on.set()
+    job.wait()
+    assert job.done and job.result() is True
