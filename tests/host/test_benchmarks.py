@@ -1,9 +1,10 @@
-"""The step benchmark runs, with a small model and few steps; its figures are not looked at."""
+"""Benchmarks run, small and with few steps; their figures are not looked at."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from benchmarks import dataset_scan
 from benchmarks.host_process import Task
 from benchmarks.step_time import adapter_bound, measure, summary, table
 from benchmarks.wan_shape import WanShape, write_wan
@@ -26,3 +27,10 @@ def test_the_bound_counts_the_adapters() -> None:
     shape = WanShape(768, 3072, 6)
     low, high = (adapter_bound(shape, 256, 128, rank) - 1 for rank in (16, 64))
     assert 0.04 < low < 0.05 and abs(high - 4 * low) < 1e-9
+
+
+def test_looking_and_decoding_take_turns(tmp_path: Path) -> None:
+    rows = dataset_scan.by_kind(tmp_path, files=2)
+    assert len(rows) == 4 and all(one > 0 and other > 0 for _, one, other in rows)
+    assert "| ratio |" in dataset_scan.table(rows, ("file", "decoding", "looking at it"), "ratio")
+    assert len(dataset_scan.known(tmp_path, 3)) == 3

@@ -32,6 +32,17 @@ class FactsCache:
         self._known = self._read()
         self._new: dict[str, list[Any]] = {}
 
+    def known(self, path: Path) -> Facts | None:
+        """Of an image or clip that has been measured in its present state."""
+        entry = self._known.get(shown(path.relative_to(self._root)))
+        if entry is None:
+            return None
+        try:
+            status = path.stat()
+        except OSError:
+            return None
+        return Facts(**entry[2]) if entry[:2] == [status.st_size, status.st_mtime_ns] else None
+
     def facts(self, path: Path, measure: Callable[[Path], Facts]) -> Facts:
         """Of an image or clip."""
         values = self._look(path, lambda: dataclasses.asdict(measure(path)))

@@ -39,6 +39,7 @@ SYSTEM_FOLDERS = frozenset(
     ("@eadir", "__macosx", "#recycle", "@recycle", "$recycle.bin", "system volume information", "lost+found")
 )
 _SYSTEM_FILES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "picasa.ini", "icon\r"))
+_NUMBER = re.compile(r"(\d+)")
 _REPEATS = re.compile(r"(\d{1,4})_(.*)")
 _YEARS = range(1900, 2100)  # 2024_summer is no number of repeats
 
@@ -50,7 +51,8 @@ def name_key(name: str) -> str:
 
 def ending(name: str) -> str:
     """The last part of a file's name from the dot on, in lower case."""
-    return os.path.splitext(name)[1].lower()
+    dot = name.rfind(".")
+    return name[dot:].lower() if dot > 0 else ""
 
 
 @dataclass
@@ -89,8 +91,9 @@ def find_files(folder: Path, recursive: bool, also: str = "") -> Found:
         for name in names:
             if not name.startswith("."):
                 _sort_in(found, here, name)
-    for each in (found.media, found.sidecars, found.labels, found.unread):
-        each.sort(key=natural_key)
+    found.media.sort(key=natural_key)
+    for each in (found.sidecars, found.labels, found.unread):
+        each.sort()
     return found
 
 
@@ -108,7 +111,7 @@ def folder_state(folder: Path, recursive: bool, also: str = "") -> str:
 
 def natural_key(path: Path) -> list[tuple[int, int, str]]:
     """a2 before a10."""
-    parts = re.split(r"(\d+)", str(path).casefold())
+    parts = _NUMBER.split(str(path).casefold())
     return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts]
 
 

@@ -71,10 +71,12 @@ def open_still(path: Path, at_least: int = 0) -> tuple[Image.Image, tuple[int, i
         if at_least and opened.format == "JPEG":
             shrink = max(1, min(full) // at_least)
             opened.draft(None, (full[0] // shrink, full[1] // shrink))
-        image = ImageOps.exif_transpose(opened)
-        if (image.width > image.height) != (opened.width > opened.height):
+        wide = opened.width > opened.height
+        ImageOps.exif_transpose(opened, in_place=True)
+        if (opened.width > opened.height) != wide:
             full = (full[1], full[0])
-        return _to_rgb(image), full
+        opened.load()
+        return _to_rgb(opened), full
 
     _learn(ending(path.name), path)
     try:
@@ -107,7 +109,7 @@ def read_pixels(path: Path, at_least: int = 0) -> Image.Image:
 def flatten(image: Image.Image) -> Image.Image:
     """RGB or RGBA -> RGB on white."""
     if image.mode != "RGBA":
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     page = Image.new("RGB", image.size, "white")
     page.paste(image, mask=image.getchannel("A"))
     return page
@@ -213,7 +215,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         rgba = image.convert("RGBA")
         lowest = rgba.getchannel("A").getextrema()[0]
         return rgba if isinstance(lowest, int) and lowest < 255 else rgba.convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

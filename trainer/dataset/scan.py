@@ -88,11 +88,14 @@ def scan_folder(
     items: list[Item] = []
     bad: list[tuple[Path, KilnError]] = []
     with ThreadPoolExecutor(THREADS) as pool:
-        looks = [pool.submit(beside.cache.facts, path, measure_file) for path in found.media]
+        known = {path: beside.cache.known(path) for path in found.media}
+        looks = {
+            p: pool.submit(beside.cache.facts, p, measure_file) for p, facts in known.items() if not facts
+        }
         try:
-            for done, (path, look) in enumerate(zip(found.media, looks, strict=True), 1):
+            for done, (path, facts) in enumerate(known.items(), 1):
                 try:
-                    items.append(beside.item(path, look.result()))
+                    items.append(beside.item(path, facts or looks[path].result()))
                 except KilnError as error:
                     bad.append((path, error))
                 on_progress(done, len(found.media))

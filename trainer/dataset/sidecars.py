@@ -85,8 +85,8 @@ class Sidecars:
 
     def of(self, media: Path) -> list[Path]:
         """Those of one file, the one that counts first: those of just its name, else those of a like one."""
-        names = dict.fromkeys((media.stem, media.name))
-        found = [each for name in names for each in self._by_owner.get((media.parent, name_key(name)), ())]
+        names, folder = dict.fromkeys((media.stem, media.name)), media.parent
+        found = [each for name in names for each in self._by_owner.get((folder, name_key(name)), ())]
         exact = [path for owner, path in found if owner in names]
         files = exact or [path for _, path in found]
         self._owned.update(files)

@@ -14,7 +14,16 @@ from tests.tiny_wan.world import concept_scenes
 from trainer.dataset.augment import Augmentation
 from trainer.dataset.buckets import BucketOptions
 from trainer.dataset.contact_sheet import SIDE, contact_sheet, variants_sheet
-from trainer.dataset.facts import Facts, looks_like_text, measure, perceptual_hash, sharp_scale
+from trainer.dataset.facts import (
+    SHARP,
+    Facts,
+    _has_sharp_edges,
+    _percentile,
+    looks_like_text,
+    measure,
+    perceptual_hash,
+    sharp_scale,
+)
 from trainer.dataset.items import Dataset, Item
 from trainer.dataset.quality import (
     find_problems,
@@ -194,3 +203,32 @@ def test_training_without_captions_must_be_meant() -> None:
         KilnError, match=r"2 of 3 items have no caption \(the first is 1.png\); write captions"
     ):
         require_captions(dataset(["one", " ", ""]))
+
+
+def test_percentiles_are_numpys() -> None:
+    rng = np.random.default_rng(0)
+    for size in (1, 2, 7, 100, 4096):
+        values = rng.integers(0, 256, size, dtype=np.uint8)
+        for percent in (0.5, 50, 99.5):
+            found = _percentile(np.bincount(values, minlength=256), percent)
+            assert found == pytest.approx(np.percentile(values, percent))
+
+
+def test_edges_are_counted_as_they_were_sorted() -> None:
+    """The 99.9th percentile of the second differences over the contrast, written down as the formula says."""
+
+    def sorted_out(pixels: np.ndarray) -> bool:
+        p = pixels.astype(np.float32)
+        low, high = np.percentile(p[::4, ::4], (0.5, 99.5))
+        second = np.abs(4 * p[1:-1, 1:-1] - p[:-2, 1:-1] - p[2:, 1:-1] - p[1:-1, :-2] - p[1:-1, 2:])
+        index = int(0.999 * (second.size - 1))
+        return bool(high - low >= 8 and np.sort(second, axis=None)[index] >= SHARP * 4 * (high - low))
+
+    answers = []
+    for seed in range(24):
+        blurred = scene(seed, (200 + seed, 150)).convert("L").filter(ImageFilter.GaussianBlur(seed / 8))
+        pixels = np.asarray(blurred)
+        answers.append(sorted_out(pixels))
+        assert _has_sharp_edges(pixels) == answers[-1]
+    assert 4 < sum(answers) < 20
+    assert not _has_sharp_edges(np.full((64, 64), 90, np.uint8))
