@@ -26,6 +26,7 @@ SPOKEN = (
     "trainer/dataset/buckets.py",
     "trainer/dataset/encoded.py",
     "trainer/dataset/items.py",
+    "trainer/dataset/pieces.py",
     "trainer/dataset/remarks.py",
     "trainer/dataset/upload.py",
     "trainer/lora_files/merge.py",

@@ -155,7 +155,7 @@ def test_stills_clips_and_masks_train_together(run_graph: RunGraph, make_folder:
     assert "2 images and 2 clips" in text_of(outputs, "dataset") and "2 with a mask" in text_of(
         outputs, "dataset"
     )
-    assert "2 of 16x1x8x8" in text_of(outputs, "encoded") and "2 of 16x2x8x8" in text_of(outputs, "encoded")
+    assert "latents 16x1x8x8 (2), 16x2x8x8 (2)" in text_of(outputs, "encoded")
     assert "64x64, 5 frames: 2 items" in text_of(outputs, "encoded")
     assert text_of(outputs, "train").startswith("done: 6 steps")
 

@@ -76,8 +76,9 @@ class Dataset:
         masked = sum(i.masked for i in self.items)
         if masked:
             files = sum(i.mask is not None for i in self.items)
-            sources = {"files": files, "transparency": masked - files}
-            where = ", ".join(f"{count} from {source}" for source, count in sources.items() if count)
+            where = f"{files} from files, {masked - files} from transparency"
+            if files in (0, masked):
+                where = f"{masked} from files" if files else f"{masked} from transparency"
             lines.append(f"{masked} with a mask: {where}")
         roles = Counter(i.role for i in self.items)
         if set(roles) != {"subject"}:

@@ -52,8 +52,9 @@ def describe_use(dataset: Dataset, options: BucketOptions) -> Iterator[str]:
     """Sentences on what of the clips is not seen, and on those that are slower than training."""
     used, whole = seconds_used(dataset, options)
     if whole:
-        rest = f"; {1 - used / whole:.0%} is not seen, which clip_part decides" if used < whole else ""
-        yield f"clips: {used:.1f} of {whole:.1f} s are trained on{rest}"
+        seen = f"clips: {used:.1f} of {whole:.1f} s are trained on"
+        missed = f"{1 - used / whole:.0%}"
+        yield f"{seen}; {missed} is not seen, which clip_part decides" if used < whole else seen
     slow = {
         i.path
         for i in dataset.items
