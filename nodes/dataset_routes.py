@@ -25,6 +25,7 @@ from ..trainer.dataset.loading import read_thumbnail
 from ..trainer.dataset.masks import Masks
 from ..trainer.dataset.names import inside
 from ..trainer.dataset.pixels import open_still, read_mask
+from ..trainer.dataset.remarks import unread_sentences
 from ..trainer.errors import KilnError
 from .dataset_scans import figures
 from .guards import Refused, answering, choice, json_body, number, text_field
@@ -33,6 +34,7 @@ from .host.canvas.dataset_changes import tell_pages
 from .host.canvas.monitor import route_table
 
 BASE = "/lora_kiln/dataset"
+FIRST = 24  # pictures on the node
 SIDES = (96, 512)  # pixels; least and most of a thumbnail
 MOST_ITEMS = 50_000  # of one change
 WRITING = ("caption", "add", "remove", "replace", "fields")
@@ -44,6 +46,7 @@ def add_dataset_routes() -> None:
     """Called once, when the host loads the pack."""
     routes = route_table()
     routes.get(BASE + "/folders")(answering(folders))
+    routes.get(BASE + "/glance")(answering(glance))
     routes.get(BASE + "/items")(answering(items))
     routes.get(BASE + "/figures")(answering(figures_of_items))
     routes.get(BASE + "/thumbnail")(answering(thumbnail))
@@ -60,6 +63,26 @@ async def folders(request: web.Request) -> web.Response:
     """{"folders": [[name, pictures and clips in it]]} below ComfyUI/input."""
     found = await asyncio.to_thread(dataset_folders, paths.input_folder())
     return web.json_response({"folders": found})
+
+
+async def glance(request: web.Request) -> web.Response:
+    """?folder=&recursive=&also= -> what the node shows of a folder: figures and the first items."""
+    folder, part = _folder(request.query.get("folder")), _part(request.query)
+
+    def look() -> dict[str, Any]:
+        contents = Contents(folder, part)
+        every = contents.items()
+        read = [item for item in every if not item.aside]
+        return {
+            "count": len(read),
+            "clips": sum(item.clip for item in read),
+            "without": sum(not item.caption for item in read),
+            "aside": len(every) - len(read),
+            "left_out": [*unread_sentences(contents.unread()), *(item.error for item in read if item.error)],
+            "first": [{"name": i.name, "stamp": i.stamp, "clip": i.clip} for i in read[:FIRST]],
+        }
+
+    return web.json_response(await asyncio.to_thread(look))
 
 
 async def items(request: web.Request) -> web.Response:

@@ -16,8 +16,8 @@ from scripts.host_files import REPO
 
 CATALOGUE = REPO / "web" / "server_texts.mjs"
 SAYS = {"KilnError", "warn", "MessageEvent", "StartEvent", "__init__"}
-REFUSALS = {"Refused", "_refuse"}
-"""Their second argument is what is said, behind the status."""
+LATER = {"Refused": 1, "_refuse": 1, "Problem": 2}
+"""Where what is said is a later argument, and which."""
 
 SPOKEN = (
     "nodes/captions.py",
@@ -63,8 +63,9 @@ def said() -> Iterator[str]:
                     yield from _sentences(
                         [*node.args[:1], *(k.value for k in node.keywords if k.arg == "text")]
                     )
-                elif isinstance(node, ast.Call) and _name(node.func) in REFUSALS:
-                    yield from _sentences(node.args[1:2])
+                elif isinstance(node, ast.Call) and _name(node.func) in LATER:
+                    place = LATER[_name(node.func)]
+                    yield from _sentences(node.args[place : place + 1])
             if file.relative_to(REPO).as_posix() in SPOKEN:
                 yield from _sentences([n for n in ast.walk(tree) if isinstance(n, ast.JoinedStr)])
 

@@ -152,19 +152,42 @@ export async function estimateMemory(question) {
  * @typedef {{bytes: number, checkpoints: number, samples: number, lora: boolean, kept: string[]}} Artifacts
  */
 
+/** The server said no: its sentence, and what else it has sent. */
+export class ServerError extends Error {
+  /** @param {string} sentence @param {number} status @param {any} answer */
+  constructor(sentence, status, answer) {
+    super(sentence);
+    this.status = status;
+    this.answer = answer;
+  }
+}
+
 /**
- * Ask about past runs.
- * @param {string} path below /lora_kiln/history
+ * Ask the server.
+ * @param {string} path below /lora_kiln
  * @param {any} [body] sent by POST
  * @returns {Promise<any>}
- * @throws {Error} with the server's sentence
+ * @throws {ServerError}
  */
-async function history(path, body) {
+export async function ask(path, body) {
   const options = body && { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" } };
-  const answer = await api.fetchApi(`/lora_kiln/history${path}`, options);
+  const answer = await api.fetchApi(`/lora_kiln${path}`, options);
   const found = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Error(found.error ?? `The server answered ${answer.status}.`);
+  if (!answer.ok) throw new ServerError(found.error ?? `The server answered ${answer.status}.`, answer.status, found);
   return found;
+}
+
+/** The address of something that an element loads by itself. @param {string} path below /lora_kiln */
+export const address = (path) => api.apiURL(`/lora_kiln${path}`);
+
+/** @param {string} path @param {any} [body] @returns {Promise<any>} about past runs */
+const history = (path, body) => ask(`/history${path}`, body);
+
+/** @param {(change: {folder: string, names: string[]}) => void} listener of changes to datasets, by any page */
+export function onDataset(listener) {
+  /** @type {EventTarget} */ (api).addEventListener("lora_kiln.dataset", (event) =>
+    listener(/** @type {CustomEvent<any>} */ (event).detail),
+  );
 }
 
 /** @param {string} run */

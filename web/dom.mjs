@@ -21,9 +21,11 @@ export function make(tag, attributes = {}, ...children) {
   return made;
 }
 
-/** Load our style sheet once. */
+/** Load our style sheets once. */
 export function addStyle() {
   if (document.querySelector("link[data-kiln]")) return;
-  const href = new URL("./kiln.css", import.meta.url).href;
-  document.head.append(make("link", { rel: "stylesheet", href, "data-kiln": true }));
+  for (const sheet of ["./kiln.css", "./dataset.css"]) {
+    const href = new URL(sheet, import.meta.url).href;
+    document.head.append(make("link", { rel: "stylesheet", href, "data-kiln": true }));
+  }
 }

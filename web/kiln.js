@@ -2,6 +2,8 @@
 // Registers LoRA Kiln's part of the canvas. Only the host's two public modules are imported: bare specifiers such as
 // vue are gone from frontends newer than 1.33.
 import { app } from "../../scripts/app.js";
+import { addStrip, watchStrips } from "./dataset_node.mjs";
+import { watchDatasets } from "./dataset_page.mjs";
 import { showErrors } from "./errors.mjs";
 import { addEstimate, watchEstimates } from "./estimate.mjs";
 import { keepNodeTexts } from "./node_texts.mjs";
@@ -24,12 +26,15 @@ app.registerExtension({
     showErrors(app);
     translateProgressTexts(app);
     watchEstimates();
+    watchStrips();
+    watchDatasets();
     followTheme();
     addRunsTab(app);
     colourSockets(app);
   },
   nodeCreated(/** @type {any} */ node) {
     labelOptions(node);
+    if (node.comfyClass === "KilnLoadDataset") addStrip(node, app);
     if (node.comfyClass !== "KilnTrainLora") return;
     fillFromPreset(node, app);
     addPanel(node, app);

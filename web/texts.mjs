@@ -1,11 +1,13 @@
 // @ts-check
 // The panel's own words, in English and Chinese. Node names and tooltips are in locales/, which the host reads.
 import { app } from "../../scripts/app.js";
+import { DATASET } from "./texts_dataset.mjs";
 import { RUNS } from "./texts_runs.mjs";
 import { toChinese } from "./to_chinese.mjs";
 
 /** @type {Record<string, [string, string]>} */
 const TEXTS = {
+  ...DATASET,
   ...RUNS,
   chart: ["Loss over steps", "损失随步数变化"],
   chartHelp: [

@@ -118,6 +118,10 @@ class Contents:
             files = [f for f in files if name_key(f.name).startswith(name_key(path.name))]
         return list(dict.fromkeys([path, *files]))
 
+    def unread(self) -> list[Path]:
+        """Files of kinds that are not read."""
+        return self._read.found.unread
+
     def tables(self) -> list[Path]:
         """The tables that are read."""
         return sorted(self._read.found.tables.values())

@@ -1,0 +1,269 @@
+// @ts-check
+// One item of the dataset page: its picture or clip, figures, caption and fields.
+import * as server from "./dataset_api.mjs";
+import { make } from "./dom.mjs";
+import { inUsersLanguage, t } from "./texts.mjs";
+
+/** @typedef {import("./dataset_api.mjs").Item} Item */
+
+const SHOWN_WHOLE = /\.(png|jpe?g|webp|gif|avif|bmp|apng|jfif)$/i; // what browsers draw
+const LARGE = 12e6; // bytes, from which on a smaller copy is shown
+
+export class DetailPanel {
+  /** @param {import("./dataset_page.mjs").DatasetPage} page */
+  constructor(page) {
+    this.page = page;
+    /** @type {Item | null} */ this.item = null;
+    this.based = ""; // the caption that the user began to edit
+    /** @type {Promise<boolean> | null} */ this.saving = null;
+    this.view = make("div", { class: "kiln-view" });
+    this.name = make("h3", {});
+    this.facts = make("div", { class: "kiln-faint" });
+    this.warnings = make("ul", { class: "kiln-warnings" });
+    this.mask = make("input", { type: "checkbox", onchange: () => this.showMask() });
+    this.maskRow = make("label", { hidden: true }, this.mask, ` ${t("showMask")}`);
+    this.caption = make("textarea", {
+      rows: 5,
+      "data-kiln": "caption",
+      title: t("captionHelp"),
+      onchange: () => this.save(),
+      onkeydown: (/** @type {KeyboardEvent} */ event) => this.key(event),
+    });
+    this.conflict = make("div", { class: "kiln-ask", role: "alert", hidden: true });
+    this.fields = make("div", { class: "kiln-fields" });
+    this.question = make("div", {});
+    this.actions = make("div", { class: "kiln-row" });
+    this.root = make(
+      "section",
+      { class: "kiln-detail" },
+      this.view,
+      this.maskRow,
+      this.name,
+      this.facts,
+      this.warnings,
+      this.caption,
+      this.conflict,
+      this.fields,
+      this.actions,
+      this.question,
+    );
+  }
+
+  focus() {
+    this.caption.focus();
+  }
+
+  get dirty() {
+    return this.item !== null && this.caption.value.trim() !== this.based.trim();
+  }
+
+  /** @param {Item | null} item */
+  show(item) {
+    const other = item?.name !== this.item?.name;
+    if (other) void this.save();
+    const typed = !other && this.dirty && item?.caption.trim() !== this.caption.value.trim();
+    const before = this.item;
+    this.item = item;
+    this.root.hidden = !item;
+    if (!item) return;
+    if (other || before?.stamp !== item.stamp) this.showPicture(item);
+    this.name.textContent = item.name;
+    this.showFacts(item);
+    if (typed && item.caption !== this.based) this.askWhich(item);
+    else if (!typed) {
+      this.caption.value = this.based = item.caption;
+      this.conflict.hidden = true;
+    }
+    this.caption.setAttribute("aria-label", t("captionOf", item.name));
+    this.caption.placeholder = t("noCaption");
+    this.caption.readOnly = !this.page.writable;
+    if (other || !this.fields.contains(document.activeElement)) this.showFields(item);
+    if (other) this.question.replaceChildren();
+    this.showActions(item);
+  }
+
+  /** @param {Item} item */
+  showPicture(item) {
+    const { folder } = this.page.part;
+    const small = () => make("img", { src: server.thumbnail(folder, item, 512), alt: item.name });
+    /** @type {HTMLElement} */ let shown = small();
+    if (item.clip) {
+      const video = make("video", { src: server.whole(folder, item), controls: true, loop: true, "aria-label": item.name });
+      video.muted = true;
+      video.autoplay = !matchMedia("(prefers-reduced-motion: reduce)").matches;
+      video.onerror = () => this.view.replaceChildren(small(), make("p", { class: "kiln-faint", text: t("playsNot") }));
+      shown = video;
+    } else if (SHOWN_WHOLE.test(item.name) && item.bytes < LARGE) {
+      const picture = make("img", { src: server.whole(folder, item), alt: item.name });
+      picture.onerror = () => picture.replaceWith(small());
+      shown = picture;
+    }
+    this.view.replaceChildren(shown);
+    this.showMask();
+  }
+
+  showMask() {
+    this.view.querySelector(".kiln-overlay")?.remove();
+    const item = this.item;
+    const masked = !!item && (item.mask || !!this.page.figures?.[item.name]?.masked); // not there yet while it is made
+    this.maskRow.hidden = !masked;
+    if (!item || !masked || !this.mask.checked) return;
+    const over = make("img", { class: "kiln-overlay", src: server.overlay(this.page.part.folder, item), alt: "" });
+    this.view.append(over);
+  }
+
+  /** @param {Item} item */
+  showFacts(item) {
+    const figures = this.page.figures[item.name];
+    const size = item.bytes < 1e6 ? `${Math.ceil(item.bytes / 1e3)} kB` : `${(item.bytes / 1e6).toFixed(1)} MB`;
+    const lines = [];
+    if (!figures) lines.push(`${size} · ${t("factsUnknown")}`);
+    else {
+      const { width, height, frames, seconds, bucket, lost, repeats } = figures;
+      lines.push(frames > 1 ? t("factsClip", width, height, frames, seconds, size) : t("factsStill", width, height, size));
+      lines.push(t("factsBucket", bucket, Math.round(lost * 100), repeats));
+    }
+    this.facts.replaceChildren(...lines.map((text) => make("div", { text })));
+    const said = [...(item.error ? [item.error] : []), ...(figures?.warnings ?? []).map((warning) => warning.text)];
+    this.warnings.replaceChildren(...said.map((text) => make("li", { text: inUsersLanguage(text) })));
+    this.showMask();
+  }
+
+  /** Another tab has changed what is being edited here. @param {Item} item */
+  askWhich(item) {
+    const mine = () => {
+      this.based = item.caption;
+      return void this.save();
+    };
+    const theirs = () => {
+      this.caption.value = this.based = item.caption;
+      this.conflict.hidden = true;
+      this.caption.focus();
+    };
+    this.conflict.hidden = false;
+    this.conflict.replaceChildren(
+      make("div", { text: t("captionTheirs", item.caption || t("noCaption")) }),
+      make(
+        "div",
+        { class: "kiln-row" },
+        make("button", { type: "button", "data-kiln": "keepMine", text: t("keepMine"), onclick: mine }),
+        make("button", { type: "button", "data-kiln": "takeTheirs", text: t("takeTheirs"), onclick: theirs }),
+      ),
+    );
+  }
+
+  /** @param {KeyboardEvent} event */
+  key(event) {
+    if (event.key === "Escape") {
+      event.preventDefault(); // it would close the page
+      void this.save();
+      this.page.grid.root.focus();
+    } else if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) void this.save();
+  }
+
+  /**
+   * Write what is typed.
+   * @returns {Promise<boolean>} false where it could not be written and is still only here
+   */
+  save() {
+    const item = this.item;
+    if (!item || !this.dirty || !this.page.writable) return Promise.resolve(true);
+    if (item.caption !== this.based) return Promise.resolve(false); // the user is being asked which one counts
+    this.saving ??= this.write(item, this.caption.value).finally(() => {
+      this.saving = null;
+    });
+    return this.saving;
+  }
+
+  /** @param {Item} item @param {string} caption @returns {Promise<boolean>} */
+  async write(item, caption) {
+    if (await this.page.write("caption", [{ name: item.name, version: item.version, caption }])) return true;
+    if (this.item?.name !== item.name) this.page.goBackTo(item.name);
+    const now = this.page.items.get(item.name);
+    if (now && this.item?.name === item.name) {
+      this.caption.value = caption; // what was typed is not lost by going to another item
+      this.askWhich((this.item = now));
+    }
+    return false;
+  }
+
+  /** @param {Item} item */
+  showFields(item) {
+    const rows = Object.entries(item.fields).map(([name, value]) => this.fieldRow(name, value));
+    const known = new Set(this.page.fieldNames);
+    for (const each of this.page.items.values()) for (const name of Object.keys(each.fields)) known.add(name);
+    const fresh = [...known].filter((name) => !(name in item.fields));
+    const list = make("datalist", { id: "kiln-field-names" }, ...fresh.map((value) => make("option", { value })));
+    const name = make("input", { type: "text", list: "kiln-field-names", placeholder: t("fieldName"), "aria-label": t("fieldName") });
+    const value = make("input", { type: "text", placeholder: t("fieldValue"), "aria-label": t("fieldValue") });
+    const add = () => name.value.trim() && value.value.trim() && this.setField(name.value.trim(), value.value);
+    value.addEventListener("keydown", (event) => event.key === "Enter" && add());
+    const button = make("button", { type: "button", "data-kiln": "addField", text: t("addField"), onclick: add });
+    this.fields.replaceChildren(
+      make("h4", { text: t("fields"), title: t("fieldsHelp", "{lighting}") }),
+      ...rows,
+      make("div", { class: "kiln-field-row", hidden: !this.page.writable }, list, name, value, button),
+    );
+  }
+
+  /** @param {string} name @param {string} value */
+  fieldRow(name, value) {
+    const input = make("input", { type: "text", "aria-label": t("fieldOf", name), onchange: () => this.setField(name, input.value) });
+    input.value = value;
+    input.readOnly = !this.page.writable;
+    return make("div", { class: "kiln-field-row" }, make("span", { text: name }), input);
+  }
+
+  /** @param {string} name @param {string} value "" removes it */
+  async setField(name, value) {
+    const item = this.item;
+    if (!item) return;
+    await this.page.write("fields", [{ name: item.name, version: item.version, fields: { [name]: value } }]);
+    const now = this.page.items.get(item.name);
+    if (now && this.item?.name === item.name) this.showFields((this.item = now));
+  }
+
+  /** @param {Item} item */
+  showActions(item) {
+    const back = item.aside ? "bringBack" : "setAside";
+    this.actions.hidden = !this.page.writable;
+    this.actions.replaceChildren(
+      make("button", { type: "button", "data-kiln": back, title: t(`${back}Help`), text: t(back), onclick: () => this.page.aside([item]) }),
+      make("button", {
+        type: "button",
+        "data-kiln": "deleteItem",
+        title: t("deleteItemHelp"),
+        text: t("deleteItem"),
+        onclick: () => askToDelete(this.question, t("deleteItemAsk", item.name), () => this.page.remove([item])),
+      }),
+    );
+  }
+}
+
+/** @param {HTMLElement} place @param {string} sentence @param {() => any} act */
+export function askToDelete(place, sentence, act) {
+  const before = /** @type {HTMLElement | null} */ (document.activeElement);
+  const leave = () => {
+    place.replaceChildren();
+    before?.focus();
+  };
+  const keep = make("button", { type: "button", text: t("keep"), onclick: leave });
+  const sure = () => {
+    place.replaceChildren();
+    void act();
+  };
+  const onkeydown = (/** @type {KeyboardEvent} */ event) => {
+    if (event.key !== "Escape") return;
+    event.preventDefault(); // it would close the page
+    leave();
+  };
+  place.replaceChildren(
+    make(
+      "div",
+      { class: "kiln-ask", role: "alertdialog", "aria-label": t("deleteItem"), onkeydown },
+      make("div", { text: sentence }),
+      make("div", { class: "kiln-row" }, keep, make("button", { type: "button", "data-kiln": "reallyDeleteItem", text: t("deleteItem"), onclick: sure })),
+    ),
+  );
+  keep.focus();
+}
