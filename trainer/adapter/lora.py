@@ -64,10 +64,12 @@ class LoraAdapter(Adapter):
         for index, name in enumerate(targets):
             layer = modules[name]
             assert isinstance(layer, PeftLinear), f"peft made {type(layer).__name__} of {name}"
+            for part in (layer.lora_A["default"], layer.lora_B["default"]):
+                empty = torch.empty(part.weight.shape, dtype=torch.float32, device=device)
+                part.weight = nn.Parameter(empty)
             fused = FusedLoraLinear.fuse(layer, weights, index, config.rank_dropout)
             a, b = fused.matrices
             # Drawn on the CPU, whatever the device, so that a seed means the same start everywhere
-            a.data, b.data = (torch.empty(p.shape, dtype=torch.float32, device=device) for p in (a, b))
             self._initialise(fused, a, b, generator(seed, "init", index))
             self.layers[name] = fused
         share_inputs(self.layers)

@@ -56,8 +56,7 @@ class PeftAdapter(Adapter):
                 if config.kind in ("loha", "lokr") and config.rank_dropout:
                     _drop_outputs(layer, config.rank_dropout)
                 layer.base_layer = FrozenLinear(layer.base_layer, weights, device)
-                for parameter in _adapter_parameters(layer).values():
-                    parameter.data = parameter.data.to(device, torch.float32)
+                _move_parameters(layer, device)
                 if config.kind == "dora":
                     _set_magnitude(layer)
                 if config.dropout or config.rank_dropout:
@@ -161,6 +160,16 @@ def _adapter_parameters(layer: nn.Module) -> dict[str, nn.Parameter]:
         for name, parameter in layer.named_parameters()
         if not name.startswith("base_layer.")
     }
+
+
+def _move_parameters(layer: nn.Module, device: torch.device | None) -> None:
+    """The adapter's, to a device in fp32."""
+    for name, owner in layer.named_modules():
+        if name.partition(".")[0] != "base_layer":
+            for key, parameter in owner._parameters.items():
+                if parameter is not None:
+                    moved = parameter.detach().to(device, torch.float32)
+                    owner._parameters[key] = nn.Parameter(moved, parameter.requires_grad)
 
 
 def _rotate_outputs(layer: Any, block: int, config: AdapterConfig) -> None:

@@ -16,6 +16,7 @@ from ..conditioning import ItemConditioning, map_tensors
 from ..config import ObjectiveConfig, TrainConfig
 from ..dataset.batches import Batch, BatchOrder, ItemStore, LoadedItem, SampleDraw
 from ..denoiser import Conditioning, ConditioningBatch, Denoiser
+from ..memory.streams import streams_of
 from ..noise_defaults import family_is_told_sizes
 from ..rng import generator
 from . import objective
@@ -173,9 +174,12 @@ SIZES = frozenset({"width", "height", "crop_w", "crop_h", "target_width", "targe
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """From pinned memory the copy does not wait for the work that the device still has."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    streams = streams_of(device)
+    if streams is None or tensor.device.type != "cpu":
+        return tensor.to(device)
+    pinned, copy = streams.pinned(tensor).copy_(tensor), torch.empty_like(tensor, device=device)
+    streams.copy(copy, pinned, streams.current())
+    return copy
 
 
 def _take(noised: objective.NoisyInput, items: tuple[int, ...]) -> objective.NoisyInput:

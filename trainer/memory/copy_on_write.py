@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .plain import is_plain
+
 
 class SavedTensor:
     """A tensor as it was when it was saved."""
@@ -168,7 +170,7 @@ def _value(saved: SavedTensor) -> Tensor:
 
 def _has_memory(tensor: Tensor) -> bool:
     """Other kinds of tensors (quantised weights) are never written into."""
-    return type(tensor) in (Tensor, nn.Parameter) and tensor.numel() > 0 and not tensor.is_meta
+    return is_plain(tensor) and tensor.numel() > 0 and not tensor.is_meta
 
 
 def _storage(tensor: Tensor) -> int:

@@ -31,6 +31,7 @@ from .blocks import find_blocks
 from .compiled import compile_blocks
 from .ledger import Ledger, size_of
 from .mapped import is_mapped, map_weights
+from .plain import is_plain
 from .quantised_base import QuantisedBase
 from .recompute import RecomputedForward, checkpoint_blocks
 from .ring import BlockRing, StoredWeight
@@ -219,4 +220,4 @@ def _binder(ring: BlockRing, index: int) -> Callable[[], None]:
 
 def _is_plain(tensor: Tensor) -> bool:
     """Bytes that may be copied as they are; a tensor subclass (a quantised weight) knows itself how it moves."""
-    return type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta
+    return is_plain(tensor) and not tensor.is_meta

@@ -4,9 +4,8 @@
     backward  n-1 ... 2 1 0        when block i is recomputed, the copy of block i-1 starts
 
 The last two blocks of forward are the first two of backward, and the other way round: they are not fetched again.
-Copies run on a thread, and on CUDA on a stream of their own: from pinned memory directly, from other memory (or a
-mapped file) through a pinned buffer. On the CPU the same code runs with plain copies: tests there cover the order of
-blocks and slots, not streams and events.
+Copies run on a thread, and on a GPU on a stream of their own (streams.py): from pinned memory directly, from other
+memory (or a mapped file) through a pinned buffer. On the CPU the same code runs with plain copies.
 
 A block whose weights are not in a slot has its stored ones, which the layers bring to the device themselves: an
 unforeseen order costs time and is never wrong. Nothing that autograd saves may point into a slot once another block is
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from .ledger import Ledger
+from .streams import Streams, streams_of
 
 ALIGNMENT = 256  # bytes: what CUDA's allocator and vector instructions like
 
@@ -140,11 +140,11 @@ class _Slot:
         self.holds: int | None = None
         self._memory = torch.empty(size, dtype=torch.uint8, device=device)
         self._copying: Future[None] | None = None
-        self._on_cuda = device.type == "cuda"
-        if self._on_cuda:
-            self._stream = torch.cuda.Stream(device)
-            self._copied = torch.cuda.Event()
-            self._staging: Tensor | None = None  # pinned; only where a weight is stored in memory that is not
+        self._copied: torch.Event | None = None
+        self._staging: Tensor | None = None  # pinned; only where a weight is stored in memory that is not
+        self._streams = streams_of(device)
+        if self._streams is not None:
+            self._stream = self._streams.make()
 
     def views(self, block: list[StoredWeight]) -> list[Tensor]:
         """The slot's memory as this block's tensors."""
@@ -153,44 +153,48 @@ class _Slot:
     def begin(self, index: int, block: list[StoredWeight], thread: _CopyThread) -> None:
         """Start copying the block in. Work that reads the slot's present block is on the current stream already."""
         self.holds = index
-        if self._on_cuda:
-            self._stream.wait_stream(torch.cuda.current_stream(self._memory.device))
-        self._copying = thread.submit(lambda: self._copy(block))
+        streams = self._streams
+        if streams is None:
+            self._copying = thread.submit(lambda: self._copy(block))
+            return
+        streams.wait(self._stream, streams.record(streams.current()))
+        self._copying = thread.submit(lambda: self._copy_beside_work(block, streams))
 
     @torch.no_grad()
     def _copy(self, block: list[StoredWeight]) -> None:
+        for weight, view in zip(block, self.views(block), strict=True):
+            view.copy_(weight.stored)
+
+    @torch.no_grad()
+    def _copy_beside_work(self, block: list[StoredWeight], streams: Streams) -> None:
         views = self.views(block)
-        if not self._on_cuda:
-            for weight, view in zip(block, views, strict=True):
-                view.copy_(weight.stored)
-            return
-        direct = [w.stored.is_cuda or w.stored.is_pinned() for w in block]
-        with torch.cuda.stream(self._stream):
-            if not all(direct):
-                self._copied.synchronize()  # the pinned buffer is still read by the copy before this one
-                if self._staging is None:
-                    self._staging = torch.empty(len(self._memory), dtype=torch.uint8, pin_memory=True)
-            staged = views if self._staging is None else _views(self._staging, block)
-            for weight, view, stage, is_direct in zip(block, views, staged, direct, strict=True):
-                if is_direct:
-                    view.copy_(weight.stored, non_blocking=True)
-                else:
-                    stage.copy_(weight.stored)
-                    view.copy_(stage, non_blocking=True)
-            self._copied.record(self._stream)
+        direct = [streams.is_direct(w.stored) for w in block]
+        if not all(direct):
+            if self._copied is not None:
+                streams.wait_on_cpu(
+                    self._copied
+                )  # the pinned buffer is still read by the copy before this one
+            if self._staging is None:
+                self._staging = streams.pinned(self._memory)
+        staged = views if self._staging is None else _views(self._staging, block)
+        for weight, view, stage, is_direct in zip(block, views, staged, direct, strict=True):
+            if not is_direct:
+                stage.copy_(weight.stored)
+            streams.copy(view, weight.stored if is_direct else stage, self._stream)
+        self._copied = streams.record(self._stream)
 
     def wait(self) -> None:
         """Make the current stream wait for the copy."""
         if self._copying is not None:
             self._copying.result()
             self._copying = None
-        if self._on_cuda:
-            torch.cuda.current_stream(self._memory.device).wait_event(self._copied)
+        if self._streams is not None and self._copied is not None:
+            self._streams.wait(self._streams.current(), self._copied)
 
     def finish(self) -> None:
         """Wait for the last copy, so that the memory can be freed."""
-        if self._on_cuda:
-            self._stream.synchronize()
+        if self._streams is not None and self._copied is not None:
+            self._streams.wait_on_cpu(self._copied)
         self.holds = self._copying = None
 
 

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .plain import is_plain
+
 _TREE = ("_modules", "_parameters", "_buffers")  # attributes that are not copied as they are
 _ORIGINAL = "kiln_original"  # attribute of a clone's module
 
@@ -63,7 +65,7 @@ class SharedClone:
                 for original, clone in self._pairs:
                     fresh = {k: self._rebound(v) for k, v in self._plain_attributes(original).items()}
                     # A table that a network made when it was loaded and keeps as a plain attribute
-                    tables = {k: ordinary(v) for k, v in fresh.items() if type(v) is Tensor}
+                    tables = {k: ordinary(v) for k, v in fresh.items() if is_plain(v)}
                     clone.__dict__.update({**fresh, **tables})
                     clone._parameters.update({n: _frozen(p) for n, p in original._parameters.items()})
                     clone._buffers.update(
@@ -92,7 +94,7 @@ def is_shared(tensor: Tensor | None, original: Tensor | None) -> bool:
 
 
 def _frozen(parameter: nn.Parameter | None) -> nn.Parameter | None:
-    if parameter is None or type(parameter) is not nn.Parameter:
+    if parameter is None or not is_plain(parameter):
         return parameter  # a tensor subclass (quantised weight)
     return nn.Parameter(ordinary(parameter), requires_grad=False)
 

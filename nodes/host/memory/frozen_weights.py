@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ....trainer.adapter.targets import is_linear
 from ....trainer.memory.mapped import is_mapped
+from ....trainer.memory.plain import is_plain
 from ....trainer.memory.shared_clone import is_shared, original_of
 
 DYNAMIC_STATE = frozenset(
@@ -30,7 +31,7 @@ def host_weights(layer: nn.Module, like: Tensor) -> AbstractContextManager[tuple
     if own_cast is not None:  # ComfyUI-GGUF's layers dequantise and patch their weight themselves
         return nullcontext(own_cast(like))
     weight = layer.weight
-    if not is_cast(layer) and weight.dtype == like.dtype and type(weight) is nn.Parameter:
+    if not is_cast(layer) and weight.dtype == like.dtype and is_plain(weight):
         return nullcontext((weight, layer.bias))  # type: ignore[arg-type]
     return _cast(layer, like)
 

@@ -16,6 +16,7 @@ from torch import nn
 from ....trainer.errors import KilnError
 from ....trainer.memory.mapped import release_copies
 from ....trainer.memory.shared_clone import SharedClone
+from ....trainer.memory.streams import copy_in_turn
 from .frozen_weights import DYNAMIC_STATE, as_linear_layers
 from .lent_layers import request_weights_in_backward
 
@@ -31,6 +32,8 @@ class ModelLoader:
         self._network: nn.Module = patcher.model.diffusion_model
         self._batch_shape = batch_shape
         self._device = torch.device(patcher.load_device)
+        if not comfy.model_management.device_supports_non_blocking(self._device):
+            copy_in_turn(self._device.type)
         self._clone: SharedClone | None = None
 
     @property

@@ -1,0 +1,126 @@
+"""What a training step takes of a card's memory, counted without the card: a simulation at real shapes.
+
+    python -m benchmarks.small_card --model wan-14b --dtype fp8-scaled --size 512 --level auto --card-gb 12
+
+The host's own classes, our adapter and the whole placement run forward, backward and an optimizer step on a device that
+exists in Python only (tests/pretend_device.py): no values are computed, and every allocation is counted as torch's
+allocators round it. What is not simulated: fragmentation, workspaces of matrix multiplications and convolutions, the
+CUDA context (about 0.5 GB), other programs, host 0.33's dynamic memory. Not a measurement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from scripts.host_files import ensure_venv, get_host
+
+MODELS = ("wan-1.3b", "wan-14b", "sdxl", "flux", "qwen-image")
+DTYPES = ("bf16", "fp8", "fp8-scaled")
+LEVELS = ("auto", "resident", "checkpoint activations", "stream blocks", "stream from file")
+GB = 10**9
+
+
+@dataclass(frozen=True)
+class Case:
+    """One simulated run."""
+
+    model: str
+    dtype: str  # of the model's file
+    width: int
+    height: int
+    frames: int = 1
+    level: str = "auto"
+    offload: bool = False  # block inputs, at the levels that recompute
+    base_precision: str = "as it is"
+    rank: int = 32
+    batch: int = 1
+    nvidia: bool = True  # on other cards the host keeps 40 % of the free memory full of weights
+    card_gb: float = 0.0  # 10^9 bytes that are free; 0 for a card of any size
+
+
+def simulate(cases: list[Case]) -> Iterator[dict[str, Any]]:
+    """One after the other in a process of its own; see small_card_worker.py."""
+    host = get_host()
+    worker = Path(__file__).with_name("small_card_worker.py")
+    with tempfile.TemporaryFile("w+") as errors:  # the host prints there
+        running = subprocess.Popen(
+            [str(ensure_venv(host)), str(worker), json.dumps([asdict(case) for case in cases])],
+            cwd=host,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+        assert running.stdout is not None
+        for line in running.stdout:
+            yield json.loads(line)
+        if running.wait():
+            errors.seek(0)
+            raise SystemExit(f"the simulation ended:\n{errors.read()[-4000:]}")
+
+
+def size_of(text: str) -> tuple[int, int, int]:
+    """ "512", "480x832" or "480x832x81" -> height, width, frames."""
+    sides = [int(part) for part in text.split("x")]
+    if len(sides) == 1:
+        return sides[0], sides[0], 1
+    return sides[0], sides[1], sides[2] if len(sides) > 2 else 1
+
+
+def sentence(found: dict[str, Any]) -> str:
+    """For people."""
+    parts = ", ".join(f"{name} {size / GB:.2f}" for name, size in found["parts"].items())
+    return (
+        f"{found['level']}{' + inputs in CPU memory' if found['offload'] else ''}: peak "
+        f"{found['peak_device_bytes'] / GB:.2f} GB of the device ({parts}), planned {found['planned_device_bytes'] / GB:.2f}; pinned "
+        f"{found['peak_pinned_bytes'] / GB:.2f}, planned {found['planned_pinned_bytes'] / GB:.2f} (simulated)"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", choices=MODELS, default="wan-14b")
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of the model's file")
+    parser.add_argument("--size", default="512", help="512, 480x832 or, for clips, 480x832x81")
+    parser.add_argument("--level", choices=LEVELS, default="auto")
+    parser.add_argument("--offload-block-inputs", action="store_true")
+    parser.add_argument("--base-precision", choices=("as it is", "fp8", "nf4"), default="as it is")
+    parser.add_argument(
+        "--card-gb", type=float, default=0.0, help="10^9 bytes that are free on the card; 0: any number"
+    )
+    parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="write all figures here")
+    arguments = parser.parse_args()
+    height, width, frames = size_of(arguments.size)
+    (found,) = simulate(
+        [
+            Case(
+                model=arguments.model,
+                dtype=arguments.dtype,
+                width=width,
+                height=height,
+                frames=frames,
+                level=arguments.level,
+                offload=arguments.offload_block_inputs,
+                base_precision=arguments.base_precision,
+                rank=arguments.rank,
+                batch=arguments.batch,
+                card_gb=arguments.card_gb,
+            )
+        ]
+    )
+    print(sentence(found))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
