@@ -79,7 +79,8 @@ def sentence(found: dict[str, Any]) -> str:
     parts = ", ".join(f"{name} {size / GB:.2f}" for name, size in found["parts"].items())
     return (
         f"{found['level']}{' + inputs in CPU memory' if found['offload'] else ''}: peak "
-        f"{found['peak_device_bytes'] / GB:.2f} GB of the device ({parts}), planned {found['planned_device_bytes'] / GB:.2f}; pinned "
+        f"{found['peak_device_bytes'] / GB:.2f} GB of the device ({parts}), planned "
+        f"{found['planned_device_bytes'] / GB:.2f}; pinned "
         f"{found['peak_pinned_bytes'] / GB:.2f}, planned {found['planned_pinned_bytes'] / GB:.2f} (simulated)"
     )
 

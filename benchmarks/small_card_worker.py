@@ -1,4 +1,6 @@
-"""Cases of small_card.py: `python small_card_worker.py CASES.json`, in the host's folder. Prints a line of JSON for each."""
+"""Cases of small_card.py: `python small_card_worker.py CASES.json`, in the host's folder.
+
+Prints a line of JSON for each."""
 
 from __future__ import annotations
 
