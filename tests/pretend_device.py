@@ -244,7 +244,8 @@ def pretending(memory: Any) -> Iterator[Allocations]:
     """
     streams, plain = (importlib.import_module(f"{memory.__name__}.{name}") for name in ("streams", "plain"))
     copy_on_write, recompute, ring = (
-        importlib.import_module(f"{memory.__name__}.{name}") for name in ("copy_on_write", "recompute", "ring")
+        importlib.import_module(f"{memory.__name__}.{name}")
+        for name in ("copy_on_write", "recompute", "ring")
     )
     device, counted, generator = pretend_device(), Allocations(), torch.Generator
     with ExitStack() as entered:
