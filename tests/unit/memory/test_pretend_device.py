@@ -66,7 +66,7 @@ def pretend() -> Iterator[Allocations]:
     """With files that are read and written for real: what has no values is written as zeros."""
     with ExitStack() as entered:
         for module, name in (
-            (encoded_files, "_read_with_header"),
+            (encoded_files, "load"),
             (checkpoint, "save_file"),
             (checkpoint, "load_file"),
             (checkpoint, "read_adapter"),
