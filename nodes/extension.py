@@ -22,6 +22,7 @@ from .dataset_routes import add_dataset_routes
 from .history_routes import add_history_routes
 from .host.canvas.whole_prompt import refuse_whole_prompts
 from .host.running.background import save_on_exit
+from .host.running.unfinished import remove_unfinished
 from .routes import add_routes
 from .upload_routes import add_upload_routes
 
@@ -31,6 +32,7 @@ class LoraKilnExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         save_on_exit()
+        remove_unfinished()
         add_routes()  # here and not in on_load, which host 0.3.75 never calls
         add_history_routes()
         add_dataset_routes()

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .errors import KilnError
-from .json_text import parse_json
+from .parsers import parse_json
 
 ItemConditioning = dict[str, Any]
 """One entry of a CONDITIONING; tensors have a batch dimension of 1 where the host gives them one."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import KilnError
+from .temporary import temporary_path
 
 ENDINGS = (".safetensors", ".sft")
 
@@ -34,7 +34,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         KilnError: writing failed; nothing is left behind.
     """
-    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}.tmp")
+    temporary = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

@@ -16,7 +16,7 @@ import folder_paths
 from ...trainer.dataset.names import check_new_name, inside, shown_name
 from ...trainer.errors import KilnError, shortened
 from ...trainer.runs.samples import sample_path
-from ...trainer.safefile import is_safetensors
+from ...trainer.safefile import is_safetensors, write_text
 
 RUN_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{4}")  # see new_run_folder
 DATASET_KEY = "kiln_datasets"
@@ -84,12 +84,15 @@ def kiln_directory() -> Path:
 
 
 def encoded_cache() -> tuple[Path, str]:
-    """The folder of encoded items, made when missing, and its id: another one after it has been deleted."""
+    """The folder of encoded items, made when missing, and its id: another one after it has been deleted.
+
+    Raises:
+        KilnError: it cannot be written.
+    """
     folder = kiln_directory() / "encoded"
-    folder.mkdir(parents=True, exist_ok=True)
     marker = folder / "id"
     if not marker.is_file():
-        marker.write_text(secrets.token_hex(8), "utf-8")
+        write_text(marker, secrets.token_hex(8))
     return folder, marker.read_text("utf-8")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from scripts.host import RunningHost, start_host
 from scripts.host_client import EventStream, HostClient, failure_of
 from scripts.host_files import link, workspace
+from trainer.temporary import temporary_path
 
 RunGraph = Callable[..., dict[str, Any]]
 
@@ -27,11 +30,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.host)
 
 
+UNFINISHED = ("output/loras/kiln", "output/diffusion_models", "user/__lora_kiln/runs/20260101-000000-aaaa")
+"""Folders in which a process that was killed has left something when the server starts."""
+
+
+def leave_unfinished(base: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    mine = f"-{os.getpid():x}-"
+    for folder in UNFINISHED:
+        path = temporary_path(base / folder / "x.safetensors")
+        path = path.with_name(path.name.replace(mine, f"-{ended.pid:x}-"))
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"x" * 1000)
+
+
 @pytest.fixture(scope="session")
 def host() -> Iterator[RunningHost]:
     """The server. Its workspace starts empty, apart from the pack, the tiny Wan and the concept images."""
     base = workspace("tests", fresh=True)
     link(Path(__file__).parent / "probe_pack", base / "custom_nodes" / "kiln_probe")
+    leave_unfinished(base)
     with start_host(base, python=Path(sys.executable), cpu=True) as running:
         yield running
 

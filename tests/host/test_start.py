@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 
 from scripts.host import RunningHost
 from scripts.host_client import EventStream, HostClient, HostError, decode_binary
+
+from .conftest import UNFINISHED
 
 
 def own_tracebacks(log: str) -> list[str]:
@@ -43,6 +46,14 @@ def test_nothing_of_ours_failed_to_load(host: RunningHost) -> None:
     assert started
     assert own_tracebacks(log) == []
     assert not re.search(r"\(IMPORT FAILED\)|Cannot import \S*custom_nodes|comfy_entrypoint in", log), log
+
+
+def test_what_a_killed_process_has_left_goes_at_the_start(host: RunningHost) -> None:
+    deadline = time.monotonic() + 60
+    while "Unfinished files of ended processes" not in host.read_log():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert [p for folder in UNFINISHED for p in (host.base / folder).glob(".*")] == []
 
 
 def test_a_graph_runs_and_its_events_arrive(

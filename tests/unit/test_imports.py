@@ -81,7 +81,13 @@ def forbidden_imports(source: str, module: str, *, is_package: bool) -> list[str
 # The floors of the house, from the ground up: a room imports from rooms before it, and from its own. A file of
 # trainer's root is a room of its own. Modules in one tuple stand side by side and do not import each other.
 FLOORS: list[tuple[str, ...]] = [
-    ("trainer.errors", "trainer.families", "trainer.rng", "trainer.toml_text", "trainer.json_text"),
+    (
+        "trainer.errors",
+        "trainer.families",
+        "trainer.rng",
+        "trainer.parsers",
+        "trainer.temporary",
+    ),
     ("trainer.events", "trainer.safefile", "trainer.conditioning", "trainer.patterns"),
     ("trainer.config",),
     ("trainer.denoiser", "trainer.report", "trainer.noise_defaults"),

@@ -9,8 +9,7 @@ from typing import Any
 import yaml
 
 from ..errors import KilnError, shortened
-from ..json_text import parse_json
-from ..toml_text import parse_toml
+from ..parsers import parse_json, parse_toml
 
 Path = tuple[str, ...]
 """Sections and key: ("config", "process", "train", "lr"). A list of sections adds nothing to it."""

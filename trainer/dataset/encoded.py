@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..conditioning import HEADER, ItemConditioning, equal, pack, unpack, unpack_tensors_only
 from ..errors import KilnError
-from ..json_text import parse_json
+from ..parsers import parse_json
 from ..safefile import write_safetensors
 from .items import Role
 

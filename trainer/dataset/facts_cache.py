@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..json_text import parse_json
+from ..parsers import parse_json
 from .facts import Facts
 from .files import VIDEO_ENDINGS, ending
 from .pixels import shown

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import KilnError
-from ..json_text import parse_json
+from ..parsers import parse_json
 from ..safefile import write_text
 from .names import shown_name
 

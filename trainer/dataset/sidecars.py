@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import KilnError
-from ..json_text import parse_json
+from ..parsers import parse_json
 from .files import CAPTION_ENDINGS, Found, ending, name_key
 from .pixels import shown
 from .tables import CAPTION_KEYS, NAME_KEYS, Row, value_of

@@ -8,7 +8,7 @@ from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
 from ..errors import KilnError
-from ..json_text import parse_json
+from ..parsers import parse_json
 from .files import ending
 from .tables import NAME_KEYS, SEPARATORS, FileNames, plain_path, value_of
 

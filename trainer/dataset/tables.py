@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import KilnError
-from ..json_text import parse_json
+from ..parsers import parse_json
 from .files import Found, ending, name_key
 from .pixels import shown
 from .remarks import rows_of_nothing, rows_without_effect

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..json_text import parse_json
+from ..parsers import parse_json
 from .formulas import (
     LayerTensors,
     changes_nothing,

@@ -28,7 +28,7 @@ from ..config import Prediction, TrainConfig
 from ..dataset.caption_variants import COMMAS
 from ..dataset.encoded import EncodedDataset, EncodedItem
 from ..families import model_spec
-from ..json_text import parse_json
+from ..parsers import parse_json
 from ..safefile import HASH
 from .formulas import group_by_layer, rank_of, scale_of
 from .lora_weights import LoraWeights

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import KilnError, shortened
-from ..json_text import parse_json
+from ..parsers import parse_json
 from ..patterns import compile_pattern
 from .formulas import LayerTensors, group_by_layer, listed, rank_of, unknown_keys
 from .keys import PREFIX, own_layers, part_widths, split_key, to_diffusers

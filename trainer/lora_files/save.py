@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from ..errors import KilnError
 from ..safefile import is_safetensors, write_safetensors
+from ..temporary import temporary_path
 from .convert import convert_keys, family_of, peft_config_fields
 from .formulas import group_by_layer, kind_of
 from .keys import diffusers_prefix
@@ -91,7 +91,7 @@ def _write_peft(
     Raises:
         KilnError: the folder exists and holds other files, or cannot be written.
     """
-    temporary = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}.tmp")
+    temporary = temporary_path(folder)
     try:
         if folder.is_dir() and {p.name for p in folder.iterdir()} - {PEFT_CONFIG, PEFT_FILE, "README.md"}:
             raise KilnError(

@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ..errors import KilnError
-from ..json_text import parse_json
 from ..lora_files.keys import to_diffusers
+from ..parsers import parse_json
 from .safetensors_file import Entry, PlannedTensor, SafetensorsFile, write_tensors
 
 INDEX = "model_index.json"

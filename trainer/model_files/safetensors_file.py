@@ -11,7 +11,6 @@ import errno
 import json
 import math
 import os
-import secrets
 import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,8 +22,9 @@ import torch
 from torch import Tensor
 
 from ..errors import KilnError, shortened
-from ..json_text import parse_json
 from ..lora_files.read import check_safetensors
+from ..parsers import parse_json
+from ..temporary import temporary_path
 
 DTYPES = {
     "F64": torch.float64,
@@ -241,7 +241,7 @@ def _temporary(path: Path) -> Iterator[_FullWriter]:
     Raises:
         KilnError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}.tmp")
+    temporary = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb", buffering=0) as file:

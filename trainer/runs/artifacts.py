@@ -15,7 +15,7 @@ from typing import Any
 from safetensors import safe_open
 
 from ..errors import KilnError
-from ..json_text import parse_json
+from ..parsers import parse_json
 from .run import LORA
 
 # Names that the engine itself gives: checkpoints, samples, the LoRA and what describes the run
@@ -68,7 +68,8 @@ def delete_artifacts(folder: Path) -> Artifacts:
             folder.rmdir()
     except OSError as error:
         raise KilnError(
-            f"The run {folder.name} cannot be deleted ({error}); close what uses its files."
+            f"The run {folder.name} cannot be deleted ({error}); close what uses its files, or give ComfyUI's user "
+            "permission to write there."
         ) from error
     return artifacts
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import shutil
@@ -24,9 +25,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import KilnError
-from ..json_text import parse_json
+from ..parsers import parse_json
+from ..safefile import write_text
+from ..temporary import temporary_path
 from .checkpoint_list import STATE, checkpoint_path, find_checkpoints, is_whole
 from .optimizer_state import restore_state, state_to_save
+
+log = logging.getLogger(__name__)
 
 ADAPTER, OUTPUT, OPTIMIZER = "adapter.safetensors", "output.safetensors", "optimizer.safetensors"
 
@@ -76,9 +81,8 @@ def save_checkpoint(
     final = checkpoint_path(run_folder, state.step)
     if is_whole(final):
         return final
-    temporary = run_folder / f".{final.name}.tmp"
+    temporary = temporary_path(final)
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         tensors, remembered = state_to_save(optimizer)
         save_file(adapter, temporary / ADAPTER)
@@ -96,10 +100,16 @@ def save_checkpoint(
             shutil.rmtree(final)
         os.replace(temporary, final)
         _flush(run_folder)
-        _clean_up(run_folder, keep, state.best_step)
     except Exception as error:  # safetensors wraps OSError in its own type
         shutil.rmtree(temporary, ignore_errors=True)
         raise KilnError(f"Cannot write the checkpoint {final} ({error}); free some disk space.") from error
+    try:
+        _clean_up(run_folder, keep, state.best_step)
+    except (
+        OSError,
+        KilnError,
+    ) as error:  # the checkpoint is whole; the list of them is made anew with the next
+        log.warning("After writing %s: %s", final, error)
     return final
 
 
@@ -184,10 +194,7 @@ def _clean_up(run_folder: Path, keep: int, best_step: int | None) -> None:
             shutil.rmtree(old, ignore_errors=True)
     names = [p.name for p in find_checkpoints(run_folder)]
     manifest = {"newest": names[-1], "best": best if best in names else None, "whole": names}
-    temporary = run_folder / ".manifest.tmp"
-    temporary.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    _flush(temporary)
-    os.replace(temporary, run_folder / "manifest.json")
+    write_text(run_folder / "manifest.json", json.dumps(manifest, indent=1))
 
 
 def _hash(file: Path) -> str:

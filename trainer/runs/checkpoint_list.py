@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..json_text import parse_json
+from ..parsers import parse_json
 
 STATE = "state.json"
 _PREFIX = "step-"

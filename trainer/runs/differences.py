@@ -10,7 +10,7 @@ from typing import Any
 from ..config import AdapterConfig, TrainConfig
 from ..dataset.encoded import EncodedItem
 from ..errors import KilnError
-from ..json_text import parse_json
+from ..parsers import parse_json
 from .checkpoint_list import read_summary
 
 ITEMS = "dataset.json"  # in a run's folder; see runfile.py

@@ -13,7 +13,7 @@ import math
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,15 +96,17 @@ class History:
         Raises:
             KilnError: it is damaged, or was written by a newer version.
         """
-        self._lock = threading.RLock()
+        self._lock, self._path = threading.RLock(), path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = _connect(path)
             self._db.execute("PRAGMA foreign_keys = ON")
             self._migrate(path)
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, sqlite3.OperationalError) as error:  # the disk, not the file
+            raise _unwritable(path, error) from error
+        except sqlite3.Error as error:
             raise KilnError(
-                f"The history of runs {path} cannot be opened ({error}); move it away and a new one is made."
+                f"The history of runs {path} is damaged ({error}); move it away and a new one is made."
             ) from error
 
     def close(self) -> None:
@@ -132,14 +134,19 @@ class History:
 
     @contextmanager
     def _transaction(self) -> Any:
+        """Raises KilnError where the disk is full or read only; then nothing is changed."""
         with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
             try:
-                yield self._db
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._db
+                    self._db.execute("COMMIT")
+                except BaseException:
+                    if self._db.in_transaction:  # a full disk has ended it already
+                        self._db.execute("ROLLBACK")
+                    raise
+            except sqlite3.Error as error:
+                raise _unwritable(self._path, error) from error
 
     def start(
         self,
@@ -319,6 +326,13 @@ _WITH_FIGURES = """
     FROM runs"""
 
 
+def _unwritable(path: Path, error: Exception) -> KilnError:
+    return KilnError(
+        f"The history of runs {path} cannot be written ({error}); free some disk space, or give ComfyUI's user "
+        "permission to write there."
+    )
+
+
 def _connect(path: Path) -> sqlite3.Connection:
     """The file, made when missing; on a disk that cannot be written, for reading.
 
@@ -343,8 +357,9 @@ def _connect(path: Path) -> sqlite3.Connection:
         if not path.is_file():
             raise
         log.warning("The history of runs %s is opened for reading only: %s", path, error)
-        # Where there is no log, nor room for one, the file is read as it lies on the disk
-        has_log = path.with_name(path.name + "-wal").is_file()
+        # Where there is no log (or an empty one), nor room for one, the file is read as it lies on the disk
+        wal = path.with_name(path.name + "-wal")
+        has_log = wal.is_file() and wal.stat().st_size > 0
         return connect(path.absolute().as_uri() + f"?mode=ro{'' if has_log else '&immutable=1'}")
 
 
@@ -403,12 +418,19 @@ def as_table(records: Sequence[Record]) -> str:
 
 
 class Recorder:
-    """A listener that writes one run's curves and advice, a few times a minute and at every measurement."""
+    """A listener that writes one run's curves, advice and samples, a few times a minute and at every measurement.
 
-    def __init__(self, history: History, run_id: str) -> None:
-        self._history, self._run_id = history, run_id
+    What cannot be written, because the disk is full, is kept and written later; the user is told once.
+    """
+
+    def __init__(self, history: History, run_id: str, warn: Callable[[str], None] = log.warning) -> None:
+        """warn: told why something cannot be written."""
+        self._history, self._run_id, self._warn = history, run_id, warn
         self._points: list[tuple[str, int, float]] = []
+        self._advice: tuple[str, ...] | None = None
+        self._samples: list[SampleEvent] = []
         self._last = time.monotonic()
+        self._failed = False
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, StepEvent):
@@ -424,13 +446,28 @@ class Recorder:
             self._points += [(f"band {i}", event.step, v) for i, v in enumerate(event.bands)]
             self.flush()
         elif isinstance(event, AdviceEvent):
-            self._history.set_advice(self._run_id, event.advice)
+            self._advice = event.advice
+            self.flush()
         elif isinstance(event, SampleEvent):
-            self._history.add_sample(self._run_id, event.step, event.prompt, event.path)
+            self._samples.append(event)
+            self.flush()
 
     def flush(self) -> None:
-        """Write what is waiting."""
+        """Write what is waiting, as far as the disk takes it."""
         self._last = time.monotonic()
-        if self._points:
-            self._history.add_points(self._run_id, self._points)
-            self._points.clear()
+        try:
+            if self._points:
+                self._history.add_points(self._run_id, self._points)
+                self._points.clear()
+            while self._samples:
+                drawn = self._samples[0]
+                self._history.add_sample(self._run_id, drawn.step, drawn.prompt, drawn.path)
+                self._samples.pop(0)
+            if self._advice is not None:
+                self._history.set_advice(self._run_id, self._advice)
+                self._advice = None
+            self._failed = False
+        except KilnError as error:
+            if not self._failed:
+                self._warn(str(error))
+            self._failed = True

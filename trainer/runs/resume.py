@@ -12,7 +12,7 @@ from pathlib import Path
 from ..config import AdapterConfig, TrainConfig
 from ..dataset.encoded import EncodedItem
 from ..errors import CannotResume, KilnError, shortened
-from ..json_text import parse_json
+from ..parsers import parse_json
 from ..safefile import write_text
 from .checkpoint import read_state
 from .checkpoint_list import (
@@ -170,7 +170,7 @@ def continue_run(resumed: Path, fresh: Path, config: TrainConfig, dataset: str) 
         dataset: fingerprint of the dataset that is connected.
 
     Raises:
-        KilnError: nothing would be left to train.
+        KilnError: nothing would be left to train, or the copy cannot be written; nothing is left of it.
     """
     state, name = read_state(resumed), resumed.parent.name
     changed = changed_settings(state.config, config)
@@ -189,9 +189,16 @@ def continue_run(resumed: Path, fresh: Path, config: TrainConfig, dataset: str) 
         )
     if newest and not changed:
         return Continuation(folder=resumed.parent, checkpoint=resumed)
-    folder = run_folder_for(resumed, fresh, copy=True)
-    for copied in folder.glob("step-*"):
-        _adopt(copied, dataset)
+    try:
+        folder = run_folder_for(resumed, fresh, copy=True)
+        for copied in folder.glob("step-*"):
+            _adopt(copied, dataset)
+    except (OSError, KilnError) as error:  # shutil.Error is an OSError
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise KilnError(
+            f"The checkpoint {resumed.name} of the run {name} cannot be copied for a new run "
+            f"({shortened(str(error))}); free some disk space."
+        ) from error
     why = f" ({'; '.join(changed)})" if changed else ""
     notice = f"A new run that goes on from step {state.step} of the run {name}{why}."
     return Continuation(folder=folder, checkpoint=folder / resumed.name, parent=name, notice=notice)

@@ -13,9 +13,9 @@ from safetensors import safe_open
 from ..config import TrainConfig
 from ..errors import KilnError
 from ..events import ValidationPoint
-from ..json_text import parse_json
 from ..lora_files.formulas import group_by_layer, is_zero
 from ..lora_files.lora_weights import LoraWeights
+from ..parsers import parse_json
 from ..safefile import write_text
 
 

@@ -13,9 +13,8 @@ from typing import Any
 from ..config import THEMES, TrainConfig
 from ..dataset.encoded import EncodedDataset, EncodedItem
 from ..errors import KilnError
-from ..json_text import parse_json
+from ..parsers import parse_json, parse_toml
 from ..safefile import write_text
-from ..toml_text import parse_toml
 
 NAME = "run.toml"
 

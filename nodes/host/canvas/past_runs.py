@@ -95,11 +95,11 @@ def delete(run_id: str) -> dict[str, Any]:
     """
     folder = _folder(run_id)
     with _history() as history:
-        live = find_run(run_id)
-        if _known(history, run_id).status == "running" or (live is not None and live.controls is not None):
+        if _status(_known(history, run_id)) == "running" or _is_live(run_id):
             raise KilnError("This run is still going on; finish it first.")
-        gone = artifacts.delete_artifacts(folder)
-        shutil.rmtree(paths.tensorboard_folder(folder.name), ignore_errors=True)
+    gone = artifacts.delete_artifacts(folder)
+    shutil.rmtree(paths.tensorboard_folder(folder.name), ignore_errors=True)
+    with _history() as history:  # opened anew: on a full disk there is room to write only now
         history.forget(run_id)
     return _described(gone)
 
@@ -142,13 +142,12 @@ def _place(record: Record) -> Path:
 def _shown(history: History, record: Record) -> dict[str, Any]:
     folder = _place(record)
     samples = history.samples(record.id)
-    live = find_run(record.id)
     has_lora = (folder / LORA).is_file()
     return {
         "id": record.id,
         "started": record.started,
-        "status": record.status,
-        "live": live is not None and live.controls is not None,
+        "status": _status(record),
+        "live": _is_live(record.id),
         "step": record.step,
         "seconds": record.seconds,
         "items": record.items,
@@ -168,6 +167,18 @@ def _shown(history: History, record: Record) -> dict[str, Any]:
         "lora": paths.shown(folder / LORA) if has_lora else "",
         "resumable": any(folder.glob("step-*")),
     }
+
+
+def _is_live(run_id: str) -> bool:
+    live = find_run(run_id)
+    return live is not None and live.controls is not None
+
+
+def _status(record: Record) -> str:
+    """How a run stands: that it ended in this process is known here, also where the disk was too full to note it."""
+    live = find_run(record.id)
+    ended = live is not None and live.controls is None
+    return live.status if live is not None and ended and record.status == "running" else record.status
 
 
 def _changed(config: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:

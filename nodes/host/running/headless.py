@@ -18,6 +18,7 @@ from ....trainer.events import Controls
 from ....trainer.loop.distributed import ProcessGroup
 from ....trainer.report.console import ConsoleListener
 from ....trainer.runs.job import Job
+from ....trainer.runs.run import LORA
 from ....trainer.runs.runfile import RunFile, read_dataset, read_run_file
 from ..models.fingerprint import model_fingerprint
 from .train_run import train_run
@@ -57,7 +58,11 @@ def train_file(path: Path, group: ProcessGroup) -> Path | None:
         return None
     print("\n".join([run.sentence(), *run.advice]), file=sys.stderr)
     output = path.parent / run_file.output
-    (run.folder / "lora.safetensors").replace(output) if output.parent == run.folder else _copy(run, output)
+    written = run.folder / LORA
+    if output.parent == run.folder and written.is_file():
+        written.replace(output)
+    else:
+        _copy(run, output)
     return output
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ....trainer.config import TrainConfig
 from ....trainer.dataset.encoded import EncodedDataset
+from ....trainer.errors import KilnError
 from ....trainer.events import Listener
 from ....trainer.report.tensorboard import TensorBoardListener
 from ....trainer.runs import runfile
+from ....trainer.runs.artifacts import delete_artifacts
 from ....trainer.runs.history import History, Recorder
 from .. import paths
+
+log = logging.getLogger(__name__)
 
 
 class RunRecord:
@@ -23,13 +28,19 @@ class RunRecord:
         listeners: of the run's events.
     """
 
-    def __init__(self, run_id: str, history: History, board: TensorBoardListener | None) -> None:
-        self._run_id, self._history = run_id, history
-        self._recorder = Recorder(history, run_id)
+    def __init__(
+        self,
+        run_id: str,
+        history: History,
+        board: TensorBoardListener | None,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._run_id, self._history, self._warn = run_id, history, warn
+        self._recorder = Recorder(history, run_id, warn)
         self.listeners: list[Listener] = [self._recorder, *([board] if board else [])]
 
     def end(self, status: str, *, advice: Sequence[str] | None = None, **details: Any) -> None:
-        """Write what is left, and how the run ended.
+        """Write what is left, and how the run ended; where the disk is full, say so.
 
         Args:
             status: "done", "stopped" or "failed".
@@ -37,9 +48,12 @@ class RunRecord:
             details: see trainer.runs.history.History.end.
         """
         self._recorder.flush()
-        if advice is not None:
-            self._history.set_advice(self._run_id, list(advice))
-        self._history.end(self._run_id, status, **details)
+        try:
+            if advice is not None:
+                self._history.set_advice(self._run_id, list(advice))
+            self._history.end(self._run_id, status, **details)
+        except KilnError as error:
+            self._warn(str(error))
 
 
 @contextmanager
@@ -54,6 +68,7 @@ def run_record(
     place: tuple[str, str] = ("", ""),
     parent: str = "",
     step: int = 0,
+    warn: Callable[[str], None],
 ) -> Iterator[RunRecord]:
     """Begin the record of a run; an exception inside is recorded as its failure.
 
@@ -65,24 +80,55 @@ def run_record(
         tensorboard: whether TensorBoard files are written too.
         place: ids of the training node and of its graph on the canvas.
         parent, step: the run and the step that a new run goes on from.
+        warn: told what cannot be written while the run goes on.
 
     Raises:
-        KilnError: run.toml cannot be written.
+        KilnError: run.toml or the history cannot be written; nothing is left of a run that is new.
     """
     model = {**(source or {"loader": ""}), "fingerprint": base_model}
-    runfile.write_run_file(folder, runfile.RunFile(model=model, config=config), encoded)
     with ExitStack() as at_end:
-        history = History(paths.history_file())
-        at_end.callback(history.close)
-        history.start(
-            folder.name, folder, config.to_dict(), encoded, base_model, place=place, parent=parent, step=step
-        )
-        board = TensorBoardListener(paths.tensorboard_folder(folder.name)) if tensorboard else None
+        try:
+            runfile.write_run_file(folder, runfile.RunFile(model=model, config=config), encoded)
+            history = History(paths.history_file())
+            at_end.callback(history.close)
+            history.start(
+                folder.name,
+                folder,
+                config.to_dict(),
+                encoded,
+                base_model,
+                place=place,
+                parent=parent,
+                step=step,
+            )
+        except BaseException:
+            if parent or not step:  # a folder of its own, of which nothing is to be left
+                with suppress(KilnError):
+                    delete_artifacts(folder)
+            raise
+        board = _open_board(folder.name, warn) if tensorboard else None
         if board is not None:
-            at_end.callback(board.close)
-        record = RunRecord(folder.name, history, board)
+            at_end.callback(_close_board, board)
+        record = RunRecord(folder.name, history, board, warn)
         try:
             yield record
         except BaseException as error:
             record.end("failed", message=str(error))
             raise
+
+
+def _open_board(run_id: str, warn: Callable[[str], None]) -> TensorBoardListener | None:
+    try:
+        return TensorBoardListener(paths.tensorboard_folder(run_id))
+    except OSError as error:
+        warn(
+            f"No TensorBoard files are written ({error}); training goes on. Free some disk space for the next run."
+        )
+        return None
+
+
+def _close_board(board: TensorBoardListener) -> None:
+    try:
+        board.close()
+    except OSError as error:
+        log.warning("TensorBoard files: %s", error)

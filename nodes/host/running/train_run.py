@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import torch
 from ....trainer.config import TrainConfig
 from ....trainer.dataset.encoded import EncodedDataset
 from ....trainer.errors import KilnError
-from ....trainer.events import Controls, Listener, MemoryPlanEvent, StartEvent, emitter
+from ....trainer.events import Controls, Listener, MemoryPlanEvent, MessageEvent, StartEvent, emitter
 from ....trainer.loop.distributed import ProcessGroup
 from ....trainer.lora_files.lora_weights import LoraWeights
 from ....trainer.lora_files.metadata import Origin, figures_only, origin_metadata
@@ -109,6 +110,10 @@ def train_run(
     plan = plan_memory(model, denoiser, config, largest, file)
     _say_plan(plan, listeners)
 
+    def warn(text: str) -> None:
+        log.warning("%s", text)
+        emitter(listeners)(MessageEvent(text=text))
+
     recording = run_record(
         folder,
         config,
@@ -119,6 +124,7 @@ def train_run(
         place=place,
         parent=parent,
         step=step,
+        warn=warn,
     )
     with recording if group.is_main else nullcontext() as record:
         result = train(
@@ -149,7 +155,9 @@ def train_run(
             thumbnail=latest_thumbnail(folder),
         )
         run = _as_run(model, result, folder, origin)
-        files = _save(run) if group.is_main else []
+        files, problem = _save(run) if group.is_main else ([], "")
+        if problem:
+            run = replace(run, advice=[*run.advice, problem])
         if record:
             status = "stopped" if run.stopped else "done"
             record.end(status, advice=run.advice, seconds=run.seconds, files=files)
@@ -244,9 +252,9 @@ def _as_run(model: Any, result: Any, folder: Path, origin: Origin) -> Any:
     )
 
 
-def _save(run: Any) -> list[Path]:
-    """Write the LoRA and the run's result; returns the LoRA's file. A full disk is a warning in the log: the LoRA goes
-    on to the next node, which may save it elsewhere."""
+def _save(run: Any) -> tuple[list[Path], str]:
+    """Write the LoRA and the run's result; returns the LoRA's file, and what to tell the user where the disk is full:
+    the LoRA goes on to the next node, which may save it elsewhere."""
     from ....trainer.runs.run import LORA, save_result
 
     path: Path = run.folder / LORA
@@ -256,5 +264,5 @@ def _save(run: Any) -> list[Path]:
             save_result(run)
     except KilnError as error:
         log.warning("%s", error)
-        return []
-    return [path]
+        return [], f"The run's own copy of the LoRA is missing: {error} Save the LoRA with the nodes behind."
+    return [path], ""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from trainer.config.import_settings import import_settings
 from trainer.config.settings_text import DEEPEST, LONGEST, MOST_VALUES
 from trainer.errors import MOST, KilnError
-from trainer.toml_text import parse_toml
+from trainer.parsers import parse_toml
 
 REFERENCES = "a0: &a0 [1,1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1},*a{i - 1}]\n" for i in range(1, 60))
 

@@ -1,7 +1,8 @@
-"""TOML texts on every Python that the pack supports."""
+"""JSON and TOML texts of any origin, on every Python that the pack supports: what is none is one kind of error."""
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Any
 
@@ -19,5 +20,17 @@ def parse_toml(text: str) -> dict[str, Any]:
     """
     try:
         return dict(tomllib.loads(text))
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is no JSON, is nested too deep, or holds a number of thousands of digits.
+    """
+    try:
+        return json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error

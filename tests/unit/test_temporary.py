@@ -1,0 +1,96 @@
+"""What a killed process has left is found and removed; what another one is writing, and a user's own files, stay."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from trainer.temporary import SILENT_SECONDS, is_temporary, remove_stale, temporary_path
+
+REPO = Path(__file__).parents[2]
+NAME_IN_ANOTHER_PROCESS = (
+    "import sys; sys.path.insert(0, '.'); from pathlib import Path; from trainer.temporary import temporary_path\n"
+    "path = temporary_path(Path(sys.argv[1])); path.write_bytes(b'x' * 1000); print(path, flush=True); input()"
+)
+
+
+@pytest.fixture
+def left(tmp_path: Path) -> Path:
+    """A file that a process has left that was killed."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", NAME_IN_ANOTHER_PROCESS, str(tmp_path / "merged.safetensors")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=REPO,
+    )
+    assert process.stdout is not None
+    path = Path(process.stdout.readline().strip())
+    assert remove_stale([tmp_path]) == 0 and path.is_file(), "its process lives"
+    process.kill()
+    process.wait()
+    return path
+
+
+def test_what_a_killed_process_has_left_goes_at_once(left: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert remove_stale([left.parent, left.parent / "nowhere"]) == 1000
+    assert not left.exists() and left.name in caplog.text
+
+
+def test_what_is_being_written_stays(tmp_path: Path) -> None:
+    mine = temporary_path(tmp_path / "a.safetensors")
+    mine.write_text("x")
+    elsewhere = tmp_path / ".a.safetensors-k00000000-1-00000000.tmp"  # another machine on the same disk
+    elsewhere.write_text("x")
+    assert remove_stale([tmp_path]) == 0 and mine.exists() and elsewhere.exists()
+    later = time.time() + SILENT_SECONDS + 1
+    assert remove_stale([tmp_path], later) == 2 and not mine.exists() and not elsewhere.exists()
+
+
+def test_a_folder_counts_by_what_changes_in_it(tmp_path: Path) -> None:
+    """A checkpoint of an earlier version, which wrote no process into the name."""
+    folder = tmp_path / ".step-00000250.tmp"
+    folder.mkdir()
+    (folder / "adapter.safetensors").write_bytes(b"x" * 10)
+    old = time.time() - SILENT_SECONDS - 10
+    os.utime(folder, (old, old))
+    assert remove_stale([tmp_path]) == 0, "a file in it has changed just now"
+    os.utime(folder / "adapter.safetensors", (old, old))
+    os.utime(folder, (old, old))
+    assert remove_stale([tmp_path]) == 10 and not folder.exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "notes.tmp",
+        ".notes.tmp",
+        "merged-0123abcd.tmp",
+        ".step-250.tmp",
+        "step-00000250",
+        ".cache",
+        ".x-0123.tmp",
+    ],
+)
+def test_names_of_others_are_left(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("x")
+    assert not is_temporary(name)
+    assert remove_stale([tmp_path], time.time() + 10 * SILENT_SECONDS) == 0 and (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("name", [".lora.safetensors-0123abcd.tmp", ".manifest.tmp", ".step-00000250.tmp"])
+def test_names_of_earlier_versions_are_known(name: str) -> None:
+    assert is_temporary(name)
+
+
+def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").write_text("x")
+    (tmp_path / ".link-0123abcd.tmp").symlink_to(tmp_path / "kept")
+    assert remove_stale([tmp_path], time.time() + 10 * SILENT_SECONDS) == 0
+    assert (tmp_path / "kept" / "file").exists()

@@ -1,0 +1,106 @@
+"""Names of temporary files and folders that tell whose they are, so that those of a process that was killed are found.
+
+    .lora.safetensors-k3f9a2c1b-1a2b-5c6d7e8f.tmp      machine, process, a random part
+
+A merge that is killed may leave 28 GB. What is left is removed at the next start: at once where the machine and the
+process say that nobody writes it any more, else (another machine or container on the same disk, an earlier version)
+when it has not changed for an hour.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import platform
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+SILENT_SECONDS = 3600.0  # whoever writes changes a file far more often
+_MACHINE = "k" + hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+_OURS = re.compile(r"\..+-(?P<machine>k[0-9a-f]{8})-(?P<process>[0-9a-f]+)-[0-9a-f]{8}\.tmp")
+_OF_EARLIER_VERSIONS = re.compile(r"\.(.+-[0-9a-f]{8}|step-\d{8,}|manifest)\.tmp")
+
+
+def temporary_path(path: Path) -> Path:
+    """A name beside `path` that nothing else has."""
+    return path.with_name(f".{path.name}-{_MACHINE}-{os.getpid():x}-{secrets.token_hex(4)}.tmp")
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file or folder of that name is an unfinished one of ours."""
+    return _OURS.fullmatch(name) is not None or _OF_EARLIER_VERSIONS.fullmatch(name) is not None
+
+
+def remove_stale(folders: Iterable[Path], now: float | None = None) -> int:
+    """Remove what processes that are no more have left in these folders themselves; returns its bytes.
+
+    Args:
+        folders: not looked into any deeper; one that is not there is passed over.
+        now: seconds since 1970.
+
+    What cannot be removed is logged and stays.
+    """
+    freed = 0
+    for path in _stale(folders, time.time() if now is None else now):
+        try:
+            size = _size(path)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        except OSError as error:
+            log.warning("The unfinished %s cannot be removed (%s)", path, error)
+            continue
+        freed += size
+        log.warning(
+            "Removed %s (%.1f MB), which a process that was ended has left unfinished", path, size / 1e6
+        )
+    return freed
+
+
+def _stale(folders: Iterable[Path], now: float) -> Iterator[Path]:
+    for folder in folders:
+        try:
+            found = [folder / name for name in os.listdir(folder) if is_temporary(name)]
+        except OSError:
+            continue
+        yield from (path for path in found if not path.is_symlink() and _is_stale(path, now))
+
+
+def _is_stale(path: Path, now: float) -> bool:
+    ours = _OURS.fullmatch(path.name)
+    if ours is not None and ours["machine"] == _MACHINE:
+        process = int(ours["process"], 16)
+        if process != os.getpid() and not _lives(process):
+            return True
+    try:
+        return now - _changed(path) > SILENT_SECONDS
+    except OSError:
+        return False
+
+
+def _lives(process: int) -> bool:
+    """Whether there is such a process on this machine; where that cannot be asked, there may be."""
+    if os.name != "posix":  # os.kill would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # of another user
+        pass
+    return True
+
+
+def _changed(path: Path) -> float:
+    inside = path.iterdir() if path.is_dir() else ()
+    return max(each.lstat().st_mtime for each in (path, *inside))
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else (path,)
+    return sum(file.lstat().st_size for file in files)
