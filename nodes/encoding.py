@@ -8,6 +8,7 @@ from comfy_api.latest import io, ui
 
 from ..trainer.dataset.buckets import BucketOptions, plan
 from ..trainer.dataset.encode import encode_dataset
+from ..trainer.dataset.encode_progress import EncodeProgress
 from ..trainer.dataset.from_graph import encoded_from_latents
 from ..trainer.dataset.items import Dataset
 from ..trainer.dataset.pieces import CLIP_PARTS, ClipPart, cut_clips, describe_use
@@ -119,12 +120,16 @@ class KilnEncodeDataset(io.ComfyNode):
         if not without_captions:
             require_captions(dataset)
         progress = NodeProgress(cls.hidden.unique_id)
+
+        def tell(state: EncodeProgress) -> None:
+            progress.step(state.done, state.total, state.sentence())
+
         cache, _ = paths.encoded_cache()
         options = BucketOptions(
             resolution=resolution, max_frames=max_frames, fps=fps, max_upscale=max_upscale
         )
         items = cut_clips(dataset, options, clip_part, pieces)
-        encoded = encode_dataset(items, HostEncoder(vae, clip, prompt_syntax), cache, options, progress.step)
+        encoded = encode_dataset(items, HostEncoder(vae, clip, prompt_syntax), cache, options, tell)
         shown = "\n".join(
             [encoded.describe(), plan(items, options).describe(), *describe_use(items, options)]
         )

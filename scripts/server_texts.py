@@ -24,6 +24,7 @@ SPOKEN = (
     "nodes/encoding.py",
     "nodes/upload_routes.py",
     "trainer/dataset/buckets.py",
+    "trainer/dataset/encode_progress.py",
     "trainer/dataset/encoded.py",
     "trainer/dataset/items.py",
     "trainer/dataset/pieces.py",

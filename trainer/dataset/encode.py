@@ -7,7 +7,7 @@ keeps what is done.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import KilnError
+from ..errors import KilnError, shortened
 from ..safefile import write_safetensors
 from .buckets import Bucket, BucketOptions, bucket_of
 from .caption_variants import caption_variants
+from .encode_progress import OnProgress, Tracker
 from .encoded import (
     FORMAT,
     EncodedDataset,
@@ -35,10 +36,12 @@ from .encoded import (
 )
 from .items import Dataset, Item
 from .loading import Pixels, crop_offset, load_pixels
+from .pixels import shown
 from .remarks import mask_remarks, names_of
 from .video import MIDDLE, stride_of
 
 BATCH_ITEMS = 8
+BATCH_TEXTS = 8
 BATCH_PIXELS = 4 << 20  # of all frames of a batch: four stills of 1024 x 1024
 
 
@@ -57,7 +60,7 @@ def encode_dataset(
     encoder: Encoder,
     cache: Path,
     options: BucketOptions,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: OnProgress = lambda progress: None,
 ) -> EncodedDataset:
     """Encode what is not in the cache yet.
 
@@ -66,10 +69,11 @@ def encode_dataset(
         encoder: the graph's VAE and CLIP.
         cache: folder of the encoded files; made when missing.
         options: training sizes.
-        on_progress: called with (done, total) after each file; may raise to stop (what is done stays done).
+        on_progress: called before each batch and after each file; may raise to stop (what is done stays done).
 
     Raises:
-        KilnError: a file cannot be read, the text encoder gives what cannot be kept, or the disk is full.
+        KilnError: a file cannot be read, the text encoder gives what cannot be kept, the masks keep nothing of any
+            item, or the disk is full.
     """
     jobs = [
         [_job(item, options, variant, encoder, cache) for variant in range(_variants(item))]
@@ -79,34 +83,35 @@ def encode_dataset(
     latents = {job.path: job for group in jobs for job in group}
     texts = {path: caption for group in captions for path, caption in group.items()}
     missing_latents = [job for path, job in latents.items() if not is_whole(path)]
-    missing_texts = {path: caption for path, caption in texts.items() if not is_kept_whole(path)}
-    total = len(latents) + len(texts)
-    done = total - len(missing_latents) - len(missing_texts)
-    on_progress(done, total)
-    if missing_latents or missing_texts:
+    missing_texts = [(path, caption) for path, caption in texts.items() if not is_kept_whole(path)]
+    total, now = len(latents) + len(texts), len(missing_latents) + len(missing_texts)
+    tracker = Tracker(total - now, total, on_progress)
+    if now:
         encoder.make_room()
-    for path, tensors in _encode_latents(missing_latents, encoder, options.fps):
-        write_safetensors(path, tensors)
-        done += 1
-        on_progress(done, total)
-    for path, caption in missing_texts.items():
-        complete_conditioning(path, encoder.encode_text(caption))
-        done += 1
-        on_progress(done, total)
+    _encode_latents(missing_latents, encoder, options.fps, tracker)
+    _encode_texts(missing_texts, encoder, tracker)
     items = [
         _encoded(item, j, list(c), options.fps)
         for item, j, c in zip(dataset.items, jobs, captions, strict=True)
     ]
-    nothing = [i.path for i, e in zip(dataset.items, items, strict=True) if learns_nothing(e)]
-    if len(nothing) == len(items):
+    remarks = tuple(_mask_remarks(dataset.items, items))
+    return EncodedDataset(tuple(items), now, trigger_word=dataset.trigger_word, remarks=remarks)
+
+
+def _mask_remarks(items: Sequence[Item], encoded: Sequence[EncodedItem]) -> Iterator[str]:
+    """On items of which the masks keep nothing, as they may after cropping.
+
+    Raises:
+        KilnError: so it is with all that are trained on.
+    """
+    nothing = [item for item, e in zip(items, encoded, strict=True) if learns_nothing(e)]
+    trained = sum(i.role != "validation" for i in items)
+    if trained and sum(i.role != "validation" for i in nothing) == trained:
         raise KilnError(
-            f"The masks keep nothing of all {len(items)} items after cropping ({names_of(nothing)}), so nothing would "
-            "be learned; mend them or switch masks off."
+            f"The masks keep nothing of all {trained} items after cropping ({names_of(i.path for i in nothing)}), so "
+            "nothing would be learned; mend them or switch masks off."
         )
-    now = len(missing_latents) + len(missing_texts)
-    return EncodedDataset(
-        tuple(items), now, trigger_word=dataset.trigger_word, remarks=tuple(mask_remarks((), (), nothing))
-    )
+    yield from mask_remarks((), (), [i.path for i in nothing])
 
 
 def _variants(item: Item) -> int:
@@ -152,20 +157,44 @@ def _text_address(text: str, encoder: Encoder) -> str:
     return address_of(FORMAT, [text, encoder.text_fingerprint, *([reading] if reading else [])])
 
 
-def _encode_latents(
-    jobs: list[_Job], encoder: Encoder, fps: float
-) -> Iterator[tuple[Path, dict[str, Tensor]]]:
+def _encode_latents(jobs: Sequence[_Job], encoder: Encoder, fps: float, tracker: Tracker) -> None:
     by_bucket: dict[Bucket, list[_Job]] = defaultdict(list)
     for job in jobs:
         by_bucket[job.bucket].append(job)
+    tracker.begin("image", sum(_pixels(job.bucket) for job in jobs))
     for bucket, group in by_bucket.items():
-        size = max(1, min(BATCH_ITEMS, BATCH_PIXELS // (bucket.frames * bucket.height * bucket.width)))
+        size = max(1, min(BATCH_ITEMS, BATCH_PIXELS // _pixels(bucket)))
         for start in range(0, len(group), size):
             part = group[start : start + size]
+            tracker.now(shown(Path(part[0].item.path.name)))
             loaded = [load_pixels(job.item, bucket, fps, job.variant) for job in part]
             latents = encoder.encode_pixels(np.stack([p.frames for p in loaded]))
             for job, pixels, latent in zip(part, loaded, latents, strict=True):
-                yield job.path, _pack_latent(latent, pixels)
+                write_safetensors(job.path, _pack_latent(latent, pixels))
+                name = shown(Path(job.item.path.name))
+                tracker.wrote(job.path.stat().st_size, _pixels(bucket), name)
+            tracker.batch_done()
+
+
+def _encode_texts(missing: Sequence[tuple[Path, str]], encoder: Encoder, tracker: Tracker) -> None:
+    tracker.begin("caption", len(missing))
+    for start in range(0, len(missing), BATCH_TEXTS):
+        part = missing[start : start + BATCH_TEXTS]
+        tracker.now(_beginning(part[0][1]))
+        conditionings = encoder.encode_texts([caption for _, caption in part])
+        for (path, caption), conditioning in zip(part, conditionings, strict=True):
+            complete_conditioning(path, conditioning)
+            tracker.wrote(path.stat().st_size, 1, _beginning(caption))
+        tracker.batch_done()
+
+
+def _beginning(caption: str) -> str:
+    """Of a caption, in one line and quotes."""
+    return repr(shortened(" ".join(caption.split()), 40))
+
+
+def _pixels(bucket: Bucket) -> int:
+    return bucket.frames * bucket.height * bucket.width
 
 
 def _pack_latent(latent: Tensor, pixels: Pixels) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -51,6 +51,10 @@ class Encoder(Protocol):
     def encode_text(self, caption: str) -> ItemConditioning:
         """Conditioning of one caption, whole: "cross_attn" (1, L, D) and whatever else the text encoder gives."""
         ...
+
+    def encode_texts(self, captions: Sequence[str]) -> list[ItemConditioning]:
+        """Of several captions, each as if it were encoded alone."""
+        return [self.encode_text(caption) for caption in captions]
 
 
 class EncodedFile(NamedTuple):

@@ -34,10 +34,10 @@ class NodeProgress:
         if text:
             self.say(text)
 
-    def step(self, value: int, total: int) -> None:
+    def step(self, value: int, total: int, text: str = "") -> None:
         """Move the bar, and end the node if the user has interrupted: for work on the prompt's own thread."""
         throw_exception_if_processing_interrupted()
-        self.show(value, total)
+        self.show(value, total, text)
 
     def say(self, text: str) -> None:
         """Put a text on the node."""

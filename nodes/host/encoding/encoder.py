@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import comfy.model_management
@@ -16,6 +17,9 @@ from ....trainer.errors import KilnError
 from ..memory.gate import DeviceGate
 from ..models.fingerprint import module_fingerprint
 from .literal import literal, might_be_syntax
+from .text_batches import encode_together, equal_alone
+
+FEWEST = 3  # captions that are worth comparing
 
 
 class HostEncoder(Encoder):
@@ -30,6 +34,7 @@ class HostEncoder(Encoder):
         self._clip, self._as_prompt = clip, clip
         if not prompt_syntax:
             self._clip = word_for_word(clip)
+        self._together, self._compared = True, False
         self._video = vae.latent_dim == 3 and not getattr(vae, "not_video", False)
         self.image_fingerprint = module_fingerprint(vae.first_stage_model)
         options = (
@@ -80,6 +85,29 @@ class HostEncoder(Encoder):
         cond, extras = scheduled[0]
         check_trainable(extras)
         return {**extras, "cross_attn": cond}
+
+    def encode_texts(self, captions: Sequence[str]) -> list[ItemConditioning]:
+        """Of several captions at once, where that gives what the host gives for each alone."""
+        if self._together and len(captions) >= FEWEST:
+            found = self._encode_together(captions)
+            if found is not None:
+                return found
+            self._together = False
+        return [self.encode_text(caption) for caption in captions]
+
+    def _encode_together(self, captions: Sequence[str]) -> list[ItemConditioning] | None:
+        try:
+            found = encode_together(
+                self._clip.cond_stage_model, len(captions), lambda number: self.encode_text(captions[number])
+            )
+        except comfy.model_management.OOM_EXCEPTION:
+            comfy.model_management.soft_empty_cache()
+            return None
+        if found is not None and not self._compared:
+            longest = max(range(len(captions)), key=lambda number: len(captions[number]))
+            self._compared = equal_alone(found[longest], self.encode_text(captions[longest]))
+            return found if self._compared else None
+        return found
 
 
 def word_for_word(clip: Any) -> Any:

@@ -22,6 +22,7 @@ from trainer.dataset.batches import BatchOrder, ItemStore, SampleDraw
 from trainer.dataset.buckets import BucketOptions, bucket_of
 from trainer.dataset.caption_variants import CaptionVariation
 from trainer.dataset.encode import encode_dataset
+from trainer.dataset.encode_progress import EncodeProgress, Tracker
 from trainer.dataset.encoded import EncodedDataset, EncodedItem, PixelSize, load_latent
 from trainer.dataset.items import Dataset
 from trainer.dataset.loading import crop_offset, load_pixels
@@ -83,8 +84,8 @@ def test_empty_caption_keeps_its_length(tmp_path: Path) -> None:
 
 
 def test_interruption_keeps_what_is_done(tmp_path: Path) -> None:
-    def interrupt(done: int, total: int) -> None:
-        if done == 2:
+    def interrupt(progress: EncodeProgress) -> None:
+        if progress.done == 2:
             raise InterruptedError
 
     encoder = ToyEncoder()
@@ -342,3 +343,43 @@ def test_the_crop_of_a_variant_is_where_its_pixels_come_from(tmp_path: Path) -> 
         assert abs(left - cut) < 2.0 and abs(top - ((pixels[1, :, 1].mean() / 2 + 0.5) * scale - 1.5)) < 2.0
         flips += bool(first > last)
     assert 0 < flips < 8
+
+
+def test_progress_names_the_item_the_bytes_and_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 10_000, 10))
+    monkeypatch.setattr("trainer.dataset.encode_progress.time.monotonic", lambda: next(clock))
+    dataset, said = folder_of(tmp_path, 18), []
+    encode_dataset(dataset, ToyEncoder(), tmp_path / "cache", BucketOptions(resolution=64), said.append)
+    assert (said[0].done, said[0].total, said[0].sentence()) == (0, 36, "")
+    first = said[1].sentence()
+    assert first == "encoding the image 0.png: 0 of 36 files, 0.0 MB written" and said[1].seconds_left is None
+    written = sum(p.stat().st_size for p in (tmp_path / "cache").rglob("*.safetensors"))
+    assert said[-1].done == 36 and said[-1].bytes_written == written
+    assert [s.name for s in said if s.kind == "image"][-1] == "17.png"
+    (text,) = {s.sentence().partition(":")[0] for s in said if s.name == "'number xxxx'"}
+    assert text == "encoding the caption 'number xxxx'"
+    timed = [s for s in said if s.seconds_left]
+    assert {s.kind for s in timed} == {"image", "caption"} and "left for this part" in timed[0].sentence()
+    again = []
+    encode_dataset(dataset, ToyEncoder(), tmp_path / "cache", BucketOptions(resolution=64), again.append)
+    assert [s.done for s in again] == [36]
+
+
+def test_the_time_left_is_that_of_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("trainer.dataset.encode_progress.time.monotonic", lambda: now[0])
+    said: list[EncodeProgress] = []
+    tracker = Tracker(0, 4, said.append)
+    tracker.begin("image", 100)
+    now[0] = 50  # the model is loaded meanwhile
+    tracker.wrote(7, 10, "a")
+    tracker.batch_done()
+    assert said[-1].seconds_left is None
+    now[0] = 60
+    tracker.wrote(7, 20, "b")
+    assert said[-1].seconds_left == pytest.approx(10 / 20 * 70) and "about 35 s left" in said[-1].sentence()
+    tracker.begin("caption", 2)
+    tracker.now("c")
+    assert said[-1].seconds_left is None and said[-1].bytes_written == 14
