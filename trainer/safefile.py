@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -73,6 +73,17 @@ def _fill_in_hash(path: Path) -> None:
             digest.update(block)
         file.seek(8)
         file.write(header.replace(HASH.encode(), digest.hexdigest().encode()))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a safetensors file, in memory of their own, and its metadata. Those of safetensors are views
+    of the mapped file, which then could not be replaced or deleted on Windows.
+
+    Raises:
+        SafetensorError, OSError: it is gone or damaged.
+    """
+    with safe_open(path, "pt") as opened:
+        return {key: opened.get_tensor(key).clone() for key in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
 
 
 def write_text(path: Path, text: str) -> None:

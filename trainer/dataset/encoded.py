@@ -274,7 +274,7 @@ def _mask(path: Path) -> Tensor:
     """(1, [F,] h, w), without reading the latent."""
     try:
         with safe_open(path, "pt") as opened:
-            return opened.get_tensor("mask")
+            return opened.get_tensor("mask").clone()
     except Exception as error:
         raise KilnError(_damaged(path, error)) from error
 

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import KilnError, shortened
 from ..parsers import parse_json
 from ..patterns import compile_pattern
+from ..safefile import read_tensors
 from .formulas import LayerTensors, group_by_layer, listed, rank_of, unknown_keys
 from .keys import PREFIX, own_layers, part_widths, split_key, to_diffusers
 from .layer_checks import check_layer
@@ -167,8 +168,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     check_safetensors(path)
     try:
-        with safe_open(path, "pt") as opened:
-            return {k: opened.get_tensor(k) for k in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+        return read_tensors(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise KilnError(f"{path.name} is damaged ({error}); download or make it again.") from error
 

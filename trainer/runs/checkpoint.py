@@ -21,12 +21,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import KilnError
 from ..parsers import parse_json
-from ..safefile import write_text
+from ..safefile import read_tensors, write_text
 from ..temporary import temporary_path
 from .checkpoint_list import STATE, checkpoint_path, find_checkpoints, is_whole
 from .optimizer_state import restore_state, state_to_save
@@ -177,7 +177,7 @@ def _read_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
     try:
         if _hash(checkpoint / name) != expected:
             raise ValueError(f"{name} has changed since it was written")
-        return load_file(checkpoint / name)
+        return read_tensors(checkpoint / name)[0]
     except Exception as error:  # safetensors has its own error type
         raise _unreadable(checkpoint, error) from error
 

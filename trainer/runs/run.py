@@ -8,15 +8,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
 from ..config import TrainConfig
 from ..errors import KilnError
 from ..events import ValidationPoint
 from ..lora_files.formulas import group_by_layer, is_zero
 from ..lora_files.lora_weights import LoraWeights
 from ..parsers import parse_json
-from ..safefile import write_text
+from ..safefile import read_tensors, write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,9 +104,7 @@ def load_run(folder: Path) -> Run:
         raise KilnError(f"The run {folder.name} has left no LoRA yet; resume it on the training node.")
     try:
         values = parse_json((folder / RESULT).read_text("utf-8"))
-        with safe_open(folder / LORA, "pt") as opened:
-            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a dict
-            lora = LoraWeights(tensors, opened.metadata())
+        lora = LoraWeights(*read_tensors(folder / LORA))
         lora.metadata.pop("modelspec.title", None)  # the run's name: a file that is saved of it has its own
         values["losses"] = [math.nan if x is None else x for x in values["losses"]]
         values["validation"] = [ValidationPoint(**p) for p in values["validation"]]
