@@ -66,8 +66,13 @@ async def folders(request: web.Request) -> web.Response:
 
 
 async def glance(request: web.Request) -> web.Response:
-    """?folder=&recursive=&also= -> what the node shows of a folder: figures and the first items."""
-    folder, part = _folder(request.query.get("folder")), _part(request.query)
+    """?folder=&recursive=&also= -> what the node shows of a folder: figures and the first items; {"missing": sentence}
+    where there is none, which is no error on a node that has just been made."""
+    part = _part(request.query)
+    try:
+        folder = _folder(request.query.get("folder"))
+    except Refused as refused:
+        return web.json_response({"missing": str(refused)})
 
     def look() -> dict[str, Any]:
         contents = Contents(folder, part)

@@ -35,7 +35,7 @@ import { address, ask, ServerError } from "./api.mjs";
  *   skipped?: string[], remarks?: string[]}} Measured
  * @typedef {{changed: boolean, files: number, items: Item[], undo: Undo | null}} Changed
  * @typedef {{name: string, version: string, caption?: string, fields?: Record<string, string>}} Change
- * @typedef {{count: number, clips: number, without: number, aside: number, left_out: string[],
+ * @typedef {{missing?: string, count: number, clips: number, without: number, aside: number, left_out: string[],
  *   first: {name: string, stamp: number, clip: boolean}[]}} Glance
  * @typedef {{taken: string[], clashing: string[], refused: [string, string][], renamed: Record<string, string>,
  *   exists: boolean, limit?: number, token?: string}} Answer what becomes of files that are to be uploaded

@@ -34,7 +34,8 @@ export class BulkPanel {
     this.text = make("input", { type: "text", "data-kiln": "opText", list: "kiln-bulk-names", oninput: () => this.preview() });
     this.other = make("input", { type: "text", "data-kiln": "opOther", oninput: () => this.preview() });
     this.names = make("datalist", { id: "kiln-bulk-names" });
-    this.result = make("div", { class: "kiln-preview", "aria-live": "polite" });
+    this.count = make("div", { role: "status" });
+    this.result = make("ul", { class: "kiln-preview", tabindex: 0, "aria-label": t("previewOf") });
     this.apply = make("button", { type: "button", "data-kiln": "apply", class: "kiln-main", onclick: () => this.write() });
     this.aside = make("button", { type: "button", "data-kiln": "setAside", onclick: () => page.aside(this.items) });
     this.question = make("div", {});
@@ -45,6 +46,7 @@ export class BulkPanel {
       this.heading,
       make("p", { class: "kiln-faint", text: t("manyHelp") }),
       make("div", { class: "kiln-stack" }, this.operation, this.text, this.other, this.names),
+      this.count,
       this.result,
       this.apply,
       make("div", { class: "kiln-row" }, this.aside, make("button", { type: "button", "data-kiln": "deleteItem", title: t("deleteItemHelp"), text: t("deleteItem"), onclick: remove })),
@@ -101,7 +103,9 @@ export class BulkPanel {
       make("li", {}, make("b", { text: item.name }), make("del", { text: before || t("noCaption") }), make("ins", { text: after || t("noCaption") })),
     );
     if (changes.length > SHOWN) shown.push(make("li", { text: t("previewMore", changes.length - SHOWN) }));
-    this.result.replaceChildren(make("div", { text: t("preview", changes.length, this.items.length) }), make("ul", {}, ...shown));
+    this.count.textContent = t("preview", changes.length, this.items.length);
+    this.result.replaceChildren(...shown);
+    this.result.hidden = !shown.length;
     this.apply.textContent = t("apply", changes.length);
     this.apply.disabled = !changes.length || !this.page.writable;
   }

@@ -39,7 +39,14 @@ class Strip {
     });
     const button = (/** @type {string} */ name, /** @type {string} */ text, /** @type {() => void} */ act) =>
       make("button", { type: "button", "data-kiln": name, text: t(text), title: t(`${text}Help`), onclick: act });
-    this.pictures = make("div", { class: "kiln-pictures", onclick: () => this.openPage() });
+    this.pictures = make("div", {
+      class: "kiln-pictures",
+      role: "group",
+      tabindex: 0, // it scrolls
+      "aria-label": t("datasetItems"),
+      onclick: () => this.openPage(),
+      onkeydown: (/** @type {KeyboardEvent} */ event) => event.key === "Enter" && this.openPage(),
+    });
     this.figures = make("div", { class: "kiln-figures", role: "status" });
     this.root = make(
       "div",
@@ -140,11 +147,12 @@ class Strip {
     const part = this.part();
     try {
       const found = await glance(part);
-      if (question === this.asked) this.show(part.folder, found);
-    } catch (error) {
       if (question !== this.asked) return;
-      const missing = /** @type {any} */ (error).status === 404 && !/^([/~]|\.\.|[A-Za-z]:)/.test(part.folder);
-      this.say(missing ? t("glanceNoFolder") : inUsersLanguage(/** @type {Error} */ (error).message));
+      const below = !/^([/~]|\.\.|[A-Za-z]:)/.test(part.folder); // then it can be made
+      if (!found.missing) this.show(part.folder, found);
+      else this.say(below ? t("glanceNoFolder") : inUsersLanguage(found.missing));
+    } catch (error) {
+      if (question === this.asked) this.say(inUsersLanguage(/** @type {Error} */ (error).message));
     }
   }
 

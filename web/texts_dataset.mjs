@@ -90,6 +90,7 @@ export const DATASET = {
   opWith: ["Replace by", "替换为"],
   opCaption: ["Caption", "描述"],
   preview: ["{0} of {1} would change", "{1} 个中将改动 {0} 个"],
+  previewOf: ["What would change", "将要改动的内容"],
   previewMore: ["and {0} more", "还有 {0} 个"],
   apply: ["Change {0}", "修改 {0} 个"],
   applied: ["{0} items are changed.", "已修改 {0} 个样本。"],

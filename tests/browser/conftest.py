@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import subprocess
 import sys
 import time
 import uuid
@@ -27,6 +28,7 @@ CHINESE = {"Comfy.Locale": "zh"}
 NODES_2 = {"Comfy.VueNodes.Enabled": True}
 # The button in the sidebar: a class in the older frontend, a test id in the newer one
 RUNS_TAB = ".lora-kiln-runs-tab-button, [data-testid=lora-kiln-runs-tab-button]"
+AXE = "axe-core@4.10.3"  # finds what assistive technology cannot use
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -55,6 +57,19 @@ def host(request: pytest.FixtureRequest) -> Iterator[RunningHost]:
 @pytest.fixture(scope="session")
 def client(host: RunningHost) -> HostClient:
     return HostClient(host.url)
+
+
+@pytest.fixture(scope="session")
+def axe() -> str:
+    """The source of axe-core, fetched once by the environment's npm."""
+    folder = REPO / ".work" / "axe"
+    script = folder / "node_modules" / "axe-core" / "axe.min.js"
+    if not script.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        command = ["npm", "install", "--no-save", "--no-audit", "--no-fund", "--silent", AXE]
+        subprocess.run(command, cwd=folder, env={**os.environ, "PATH": path}, check=True)
+    return script.read_text("utf-8")
 
 
 @pytest.fixture(scope="session")

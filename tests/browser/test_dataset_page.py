@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Locator, expect
@@ -133,7 +134,7 @@ def test_many_are_changed_after_a_preview(canvas: Canvas, folder: Path) -> None:
     page.locator("[data-kiln=chooseAll]").click()
     page.locator("[data-kiln=operation]").select_option("addFirst")
     page.locator("[data-kiln=opText]").fill("k1ln")
-    expect(page.locator(".kiln-preview")).to_contain_text("4 of 4 would change")
+    expect(page.locator(".kiln-detail")).to_contain_text("4 of 4 would change")
     expect(page.locator(".kiln-preview ins").first).to_have_text("k1ln, indoors, at noon, scene 1")
     assert "k1ln" not in (folder / "photo 1.txt").read_text(), "nothing is written before it is asked for"
     canvas.shot("preview")
@@ -248,6 +249,38 @@ def test_two_tabs_lose_no_edit(canvas: Canvas, folder: Path, host: RunningHost, 
     other_page.close()
     canvas.problems = [p for p in canvas.problems if "409" not in p]  # the browser notes each refusal
     assert other_canvas.problems == []
+
+
+def complaints(canvas: Canvas, axe: str, selector: str) -> list[str]:
+    """What axe finds within an element: rule, and the elements that break it."""
+    canvas.page.evaluate(axe)
+    found: list[dict[str, Any]] = canvas.page.evaluate(
+        "async selector => (await axe.run(selector, {resultTypes: ['violations']})).violations", selector
+    )
+    return [f"{rule['id']}: {[node['html'][:200] for node in rule['nodes']]}" for rule in found]
+
+
+def test_assistive_technology_can_use_it(canvas: Canvas, folder: Path, axe: str) -> None:
+    page = open_page(canvas, folder)
+    measured(page)
+    for summary in page.locator("details:not([hidden]) > summary").all():
+        summary.click()
+    tile(page, "photo 2.jpg").click()
+    page.locator("[data-kiln=deleteItem]").click()
+    assert complaints(canvas, axe, "dialog.kiln-page") == []
+    page.get_by_role("button", name="Keep it").click()
+    page.locator("[data-kiln=chooseAll]").click()
+    page.locator("[data-kiln=opText]").fill("k1ln")
+    assert complaints(canvas, axe, "dialog.kiln-page") == []
+    with canvas.page.expect_file_chooser() as chooser:
+        page.locator("[data-kiln=pageUpload]").click()
+    chooser.value.set_files([folder / "photo 0.jpg", folder / "notes.pdf"])
+    expect(canvas.page.locator("dialog.kiln-dialog fieldset")).to_be_visible()
+    assert complaints(canvas, axe, "dialog.kiln-dialog") == []
+    canvas.page.locator("[data-kiln=uploadCancel]").click()
+    page.locator("[data-kiln=closePage]").click()
+    canvas.page.wait_for_selector(".kiln-strip img")
+    assert complaints(canvas, axe, ".kiln-strip") == []
 
 
 def test_thousands_of_items(canvas: Canvas, host: RunningHost) -> None:

@@ -96,6 +96,11 @@ def test_what_is_in_a_folder(client: HostClient, folder: Path) -> None:
     assert [*found][:-1] == ["0.png", "1.png", "clip.mp4"] and found[""]["writable"]
     assert found["0.png"]["caption"] == "caption 0" and found["clip.mp4"]["clip"] and found["1.png"]["mask"]
     assert [folder.name, 3] in get(client, "folders")[1]["folders"]
+    seen = get(client, "glance", folder=folder.name)[1]
+    assert (seen["count"], seen["clips"], seen["without"]) == (3, 1, 1) and seen["first"][0][
+        "name"
+    ] == "0.png"
+    assert "does not exist" in get(client, "glance", folder="nowhere")[1]["missing"]
     (folder / "broken.png").write_bytes(b"no picture")
     figures = wait_figures(client, folder)
     assert figures["items"]["0.png"] | {"warnings": 0} == {
@@ -311,7 +316,7 @@ def test_fuzzed_requests_touch_nothing_outside(
         )
 
     posts = ("write", "set_aside", "bring_back", "delete", "undo", "upload/look", "upload/unpack")
-    gets = ("items", "figures", "thumbnail", "overlay", "file", "folders")
+    gets = ("items", "glance", "figures", "thumbnail", "overlay", "file", "folders")
     allowed = {200, 400, 404, 409, 413, 415}
     for number in range(400):
         what = rng.choice((*posts, *gets, "upload/file", "upload/archive"))
