@@ -21,12 +21,14 @@ LATER = {"Refused": 1, "_refuse": 1, "Problem": 2}
 
 SPOKEN = (
     "nodes/captions.py",
+    "nodes/dataset_scans.py",
     "nodes/encoding.py",
     "nodes/upload_routes.py",
     "trainer/dataset/buckets.py",
     "trainer/dataset/encode_progress.py",
     "trainer/dataset/encoded.py",
     "trainer/dataset/items.py",
+    "trainer/dataset/names.py",
     "trainer/dataset/pieces.py",
     "trainer/dataset/remarks.py",
     "trainer/dataset/upload.py",
@@ -69,6 +71,9 @@ def said() -> Iterator[str]:
                     yield from _sentences(node.args[place : place + 1])
             if file.relative_to(REPO).as_posix() in SPOKEN:
                 yield from _sentences([n for n in ast.walk(tree) if isinstance(n, ast.JoinedStr)])
+                yield from _sentences(
+                    [n.value for n in ast.walk(tree) if isinstance(n, ast.Return) and n.value]
+                )
 
 
 def _name(function: ast.expr) -> str:
