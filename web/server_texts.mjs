@@ -428,6 +428,8 @@ export const CHINESE = {
   "The checkpoint {} of the run {} cannot be copied for a new run ({}); free some disk space.": "训练记录 {1} 的检查点 {0} 无法复制到新的训练（{2}）；请释放磁盘空间。",
   "No TensorBoard files are written ({}); training goes on. Free some disk space for the next run.": "没有写入 TensorBoard 文件（{}）；训练继续。请在下次训练前释放磁盘空间。",
   "The run's own copy of the LoRA is missing: {} Save the LoRA with the nodes behind.": "训练记录中没有 LoRA 文件：{} 请用后面的节点保存 LoRA。",
+  "A table of settings is {}; write name = value below its head.": "设置表为 {}；请在表头下写 name = value。",
+  "The run file {} is not as a run writes it: [model] holds texts, [train] settings, and dataset, output and resume are texts; export it again or mend it.": "运行文件 {} 与训练写出的不同：[model] 中为文本，[train] 中为设置，dataset、output 和 resume 为文本；请重新导出或修正。",
   "A new run: the run {} ({} steps) is not gone on with, because {}.": "新的训练：没有接着训练记录 {}（{} 步），因为 {}。",
   "A new run that goes on from step {} of the run {}{}.": "新的训练，从训练记录 {1} 的第 {0} 步继续{2}。",
   "The run {} cannot be resumed: {}. {}{}": "训练记录 {} 无法恢复：{}。{}{}",

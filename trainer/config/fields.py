@@ -7,7 +7,7 @@ import math
 from dataclasses import field
 from typing import Any
 
-from ..errors import KilnError
+from ..errors import KilnError, shortened
 
 
 def setting(
@@ -44,10 +44,24 @@ def check_ranges(config: Any) -> None:
     """Raise KilnError for the first setting outside its range or options."""
     for name, f in field_info(type(config)).items():
         value, info = getattr(config, name), f.metadata
+        if not _is_comparable(value, f.default):
+            raise KilnError(
+                f"{name} is {shortened(repr(value))}; it must be of the kind of {f.default!r} "
+                f"({type(f.default).__name__})."
+            )
         if info["options"] is not None and value not in info["options"]:
-            raise KilnError(f"{name} is {value!r}; choose one of {', '.join(info['options'])}.")
+            raise KilnError(
+                f"{name} is {shortened(repr(value))}; choose one of {', '.join(info['options'])}."
+            )
         if isinstance(value, float) and not math.isfinite(value):
             raise KilnError(f"{name} is {value}; give a finite number.")
         low, high = info["minimum"], info["maximum"]
         if (low is not None and value < low) or (high is not None and value > high):
-            raise KilnError(f"{name} is {value}; it must lie between {low:g} and {high:g}.")
+            raise KilnError(f"{name} is {shortened(str(value))}; it must lie between {low:g} and {high:g}.")
+
+
+def _is_comparable(value: Any, default: Any) -> bool:
+    """Whether a value that comes from a file can be checked: numbers are numbers, texts are texts."""
+    if isinstance(default, str):
+        return isinstance(value, str)
+    return isinstance(value, (int, float)) or not isinstance(default, (int, float))

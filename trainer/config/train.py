@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from ..errors import KilnError
+from ..errors import KilnError, shortened
 from .adapter import AdapterConfig
 from .fields import check_ranges, setting
 from .guards import GuardConfig
@@ -109,8 +109,14 @@ THEMES: dict[str, type] = {
 
 
 def _build(config_class: type[T], values: dict[str, Any]) -> T:
+    if not isinstance(values, dict):
+        raise KilnError(
+            f"A table of settings is {shortened(repr(values))}; write name = value below its head."
+        )
     known = {f.name for f in dataclasses.fields(config_class)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - known)
     if unknown:
-        raise KilnError(f"Unknown setting {unknown[0]!r}; known here are {', '.join(sorted(known))}.")
+        raise KilnError(
+            f"Unknown setting {shortened(repr(unknown[0]))}; known here are {', '.join(sorted(known))}."
+        )
     return config_class(**values)

@@ -77,6 +77,16 @@ class PixelSize:
     target_height: int
 
 
+_PLAIN: dict[str, type | tuple[type, ...]] = {
+    "caption": str,
+    "role": str,
+    "repeats": int,
+    "masked": bool,
+    "noise_mask": bool,
+    **dict.fromkeys(("loss_weight", "caption_dropout", "frame_rate"), (int, float)),
+}
+
+
 @dataclass(frozen=True)
 class EncodedItem:
     """Where one item's tensors lie."""
@@ -121,6 +131,11 @@ class EncodedItem:
         Raises:
             TypeError, KeyError: the values are not an item's.
         """
+        for name, kind in _PLAIN.items():
+            if name in values and not isinstance(values[name], kind):
+                raise TypeError(f"{name} is of another kind")
+        if not all(type(side) is int and side > 0 for side in values["shape"]):
+            raise TypeError("shape is none")
         empty = values.get("empty_text")
         paths = {
             "latent_path": Path(values["latent_path"]),

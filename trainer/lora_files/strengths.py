@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from ..errors import KilnError
 
-_BLOCK_NUMBER = re.compile(r"blocks\.(\d+)\.")
-_RANGE = re.compile(r"^(\d+)(?:\s*-\s*(\d+))?$")
+_BLOCK_NUMBER = re.compile(r"blocks\.(\d{1,9})\.")
+_RANGE = re.compile(r"^(\d{1,9})(?:\s*-\s*(\d{1,9}))?$")
 MAX_SWEEP = 64  # strengths of one sweep
 
 

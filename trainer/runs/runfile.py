@@ -77,8 +77,16 @@ def read_run_file(path: Path) -> RunFile:
             f"{', '.join(sorted(known))}."
         )
     train = values.pop("train", {})
+    tables, texts = (values["model"], train), [*_values(values["model"]), *_values(values, but="model")]
+    if not all(isinstance(t, dict) for t in tables) or not all(isinstance(t, str) for t in texts):
+        raise KilnError(
+            f"The run file {path.name} is not as a run writes it: [model] holds texts, [train] settings, and dataset, "
+            "output and resume are texts; export it again or mend it."
+        )
     objective = train.get("objective", {})
-    if objective.keys() >= WRITTEN_BEFORE_SIZES:  # every setting there was, written out by a run
+    if (
+        isinstance(objective, dict) and objective.keys() >= WRITTEN_BEFORE_SIZES
+    ):  # every setting there was, written out by a run
         objective.setdefault("size_conditioning", "768")
     config = TrainConfig.from_dict(train)
     return RunFile(**values, config=config)
@@ -94,14 +102,16 @@ def read_dataset(path: Path) -> EncodedDataset:
         listed = parse_json(path.read_text("utf-8"))
         items = tuple(EncodedItem.from_dict(item) for item in listed["items"])
         trigger_word = str(listed.get("trigger_word", ""))  # files of earlier versions have none
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        gone = next((f for item in items for f in item.files if not f.is_file()), None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise KilnError(f"The dataset file {path} cannot be read ({error}); export the run again.") from error
-    for file in (f for item in items for f in item.files):
-        if not file.is_file():
-            raise KilnError(
-                f"The encoded file {file} of {path.name} is gone; run the Encode Dataset node again."
-            )
+    if gone is not None:
+        raise KilnError(f"The encoded file {gone} of {path.name} is gone; run the Encode Dataset node again.")
     return EncodedDataset(items, trigger_word=trigger_word)
+
+
+def _values(table: Any, but: str = "") -> list[Any]:
+    return [v for k, v in table.items() if k != but] if isinstance(table, dict) else []
 
 
 def _pairs(table: dict[str, Any]) -> list[str]:

@@ -61,11 +61,15 @@ def pipeline_path(name: str) -> Path | None:
 
 def _pipelines() -> dict[str, Path]:
     found: dict[str, Path] = {}
+    seen: set[str] = set()  # links may lead in a circle
     for root in (r for kind in ("diffusers", KIND) for r in folder_paths.get_folder_paths(kind)):
         for folder, below, files in os.walk(root, followlinks=True):
+            real = os.path.realpath(folder)
             if INDEX in files:
                 found.setdefault(os.path.relpath(folder, root), Path(folder))
-                below.clear()  # a pipeline holds no other
+            if INDEX in files or real in seen:  # a pipeline holds no other
+                below.clear()
+            seen.add(real)
     return dict(sorted(found.items()))
 
 
