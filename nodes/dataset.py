@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io, ui
@@ -19,6 +21,16 @@ from .listing import listed
 
 MASKS = ("alpha and masks folder", "off")
 ROLES = ("subject", "regularisation", "validation")
+
+
+def control_folders_of(names: str, dataset: Path) -> tuple[Path, ...]:
+    """The folders that a user names, in order; a dot is the dataset's own.
+
+    Raises:
+        KilnError: one does not exist, or lies outside the host's input folder.
+    """
+    named = [name.strip() for name in re.split(r"[,\n]", names) if name.strip()]
+    return tuple(dataset if name == "." else paths.dataset_folder(name) for name in named)
 
 
 class KilnLoadDataset(io.ComfyNode):
@@ -75,6 +87,14 @@ class KilnLoadDataset(io.ComfyNode):
                     optional=True,
                     tooltip="Sub-folder whose items are held out instead of a share. Empty: none.",
                 ),
+                io.String.Input(
+                    "control_folders",
+                    default="",
+                    optional=True,
+                    tooltip="Folders of control pictures under ComfyUI/input, for edits and steered models: each holds "
+                    "one for every item, with its name. Several with commas between. A dot: beside the items, as "
+                    "photo_control.png.",
+                ),
             ],
             outputs=[
                 types.Dataset.Output(
@@ -85,8 +105,12 @@ class KilnLoadDataset(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, recursive: bool, validation_folder: str = "", **_: Any) -> Any:
-        return files.folder_state(paths.dataset_folder(folder), recursive, validation_folder.strip())
+    def fingerprint_inputs(
+        cls, folder: str, recursive: bool, validation_folder: str = "", control_folders: str = "", **_: Any
+    ) -> Any:
+        state = files.folder_state(paths.dataset_folder(folder), recursive, validation_folder.strip())
+        controls = control_folders_of(control_folders, paths.dataset_folder(folder))
+        return [state, *(files.folder_state(each, recursive=True) for each in controls)]
 
     @classmethod
     def execute(
@@ -98,6 +122,7 @@ class KilnLoadDataset(io.ComfyNode):
         masks: str = MASKS[0],
         validation_share: float = 0.0,
         validation_folder: str = "",
+        control_folders: str = "",
     ) -> io.NodeOutput:
         progress = NodeProgress(cls.hidden.unique_id)
         options = ScanOptions(
@@ -107,6 +132,7 @@ class KilnLoadDataset(io.ComfyNode):
             masks=masks != "off",
             validation_share=validation_share,
             validation_folder=validation_folder.strip(),
+            control_folders=control_folders_of(control_folders, paths.dataset_folder(folder)),
         )
         dataset = scan_folder(
             paths.dataset_folder(folder),

@@ -17,8 +17,46 @@ from . import types
 from .host import paths
 from .host.canvas.progress import NodeProgress
 from .host.encoding.encoder import HostEncoder
+from .host.encoding.image_conditioning import CONTROL_WAYS, FIRST_FRAMES, ControlWay, FirstFrame
 from .inputs import max_frames_input, repeats_input, resolution_input
 from .listing import listed
+
+
+def _image_conditioning_inputs() -> list[Any]:
+    """What the model is given of pixels beside the text."""
+    return [
+        io.Combo.Input(
+            "first_frame",
+            options=list(FIRST_FRAMES),
+            default=FIRST_FRAMES[0],
+            optional=True,
+            tooltip="For image-to-video models: give the model each clip's own first frame (or its first and last "
+            "one), as ComfyUI's node for this model does. The VAE tells which model it is.",
+        ),
+        io.Float.Input(
+            "first_frame_dropout",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            optional=True,
+            tooltip="Share 0-1 of the samples that are trained without the first frame or control picture; 0.1 keeps a "
+            "model of both kinds able to do without.",
+        ),
+        io.Combo.Input(
+            "controls",
+            options=list(CONTROL_WAYS),
+            default=CONTROL_WAYS[0],
+            optional=True,
+            tooltip="How the model is given control pictures (control_folders on Load Dataset). auto: Qwen-Image-Edit "
+            "Plus with Qwen-Image's text encoder, else reference latents (Kontext, Flux 2, Omnigen2); for Wan choose.",
+        ),
+        io.ClipVision.Input(
+            "clip_vision",
+            optional=True,
+            tooltip="For models that also look at the first frame through CLIP, as Wan 2.1 i2v and FLF2V do.",
+        ),
+    ]
 
 
 class KilnEncodeDataset(io.ComfyNode):
@@ -90,6 +128,7 @@ class KilnEncodeDataset(io.ComfyNode):
                     tooltip="Train although most items have no caption. Off: the node stops and says how many have "
                     "none.",
                 ),
+                *_image_conditioning_inputs(),
             ],
             outputs=[
                 types.Encoded.Output(display_name="encoded", tooltip="Latents and conditioning, on disk.")
@@ -116,6 +155,10 @@ class KilnEncodeDataset(io.ComfyNode):
         pieces: int = 4,
         prompt_syntax: bool = False,
         without_captions: bool = False,
+        first_frame: FirstFrame = "none",
+        first_frame_dropout: float = 0.0,
+        controls: ControlWay = "auto",
+        clip_vision: Any = None,
     ) -> io.NodeOutput:
         if not without_captions:
             require_captions(dataset)
@@ -129,7 +172,8 @@ class KilnEncodeDataset(io.ComfyNode):
             resolution=resolution, max_frames=max_frames, fps=fps, max_upscale=max_upscale
         )
         items = cut_clips(dataset, options, clip_part, pieces)
-        encoded = encode_dataset(items, HostEncoder(vae, clip, prompt_syntax), cache, options, tell)
+        encoder = HostEncoder(vae, clip, prompt_syntax, first_frame, controls, clip_vision)
+        encoded = encode_dataset(items, encoder, cache, options, tell, first_frame_dropout)
         shown = "\n".join(
             [encoded.describe(), plan(items, options).describe(), *describe_use(items, options)]
         )

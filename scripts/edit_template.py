@@ -16,9 +16,9 @@ INSTRUCTION = "make it a pencil drawing"
 NOTE = """## An edit, learned from pairs
 
 1. Choose the model files in **1 Model**; ComfyUI offers the download of those that are missing.
-2. Make pictures of {width} x {side} pixels: left what there is before the edit, right what shall come out. Put 20-50
-   into **ComfyUI/input/my_pairs**, each beside a text file of the same name with the instruction ({instruction}).
-3. Press R, so that the folder is in the list, then **Run**.
+2. Put 20-50 pictures as they shall come out into **ComfyUI/input/my_edits**, each beside a text file of the same name
+   with the instruction ({instruction}), and what they are made from, with the same names, into **my_edits_before**.
+3. Press **Run**.
 4. At the end your picture in step 4 is edited without the LoRA and with it.
 
 {more}"""
@@ -77,8 +77,8 @@ def _yours(text: Any) -> Any:
 
 KONTEXT = Edit(
     title="Flux Kontext - an edit from pairs",
-    more="The left half goes into the conditioning as the reference, the right half is what is trained on. Omnigen2 "
-    "learns in the same way. Flux Kontext has 12 billion parameters; its file is in fp8, 12 GB.",
+    more="The picture before is given to the model as a reference latent. Flux 2 and Omnigen2 learn in the same way. "
+    "Flux Kontext has 12 billion parameters; its file is in fp8, 12 GB.",
     loaders=flux(files.FLUX_KONTEXT, files.FLUX_T5_FP8),
     prefix="kiln/kontext_edit",
     condition=_with_reference,
@@ -86,8 +86,8 @@ KONTEXT = Edit(
 )
 QWEN = Edit(
     title="Qwen-Image-Edit - an edit from pairs",
-    more="The text encoder looks at the left half, and it goes into the conditioning as the reference; the right half "
-    "is what is trained on. Qwen-Image-Edit 2509 has 20 billion parameters; its file is in fp8, 20 GB.",
+    more="The text encoder looks at the picture before, and it is a reference latent too. Qwen-Image-Edit 2509 has 20 "
+    "billion parameters; its file is in fp8, 20 GB.",
     loaders=separate(files.QWEN_EDIT, files.QWEN_TEXT, "qwen_image", files.QWEN_VAE),
     prefix="kiln/qwen_edit",
     condition=_seen_by_text_encoder,
@@ -99,16 +99,16 @@ EDITS = (KONTEXT, QWEN)
 
 
 def edit_template(info: Info, edit: Edit) -> Graph:
-    """Pairs -> two halves -> a reference and a target -> a LoRA, and a picture edited with it."""
+    """Two folders -> a LoRA, and a picture edited with it."""
     graph = Graph(info)
     graph.step("", "")
     graph.column(440)
-    graph.note(NOTE.format(width=2 * SIDE, side=SIDE, instruction=INSTRUCTION, more=edit.more), 480)
+    graph.note(NOTE.format(instruction=INSTRUCTION, more=edit.more), 480)
     graph.step("1 Model", BLUE)
     graph.column(340)
     model, clip, vae = edit.loaders(graph)
     graph.step("2 Pictures", GREEN)
-    encoded = _pairs(graph, edit, clip, vae)
+    encoded = _pairs(graph, clip, vae)
     chosen: dict[str, Any] = {"preset": "edit from pairs", **PRESETS["edit from pairs"]}
     graph.step("3 Train", BROWN)
     graph.column(360)
@@ -126,18 +126,11 @@ def edit_template(info: Info, edit: Edit) -> Graph:
     return graph
 
 
-def _pairs(graph: Graph, edit: Edit, clip: Link, vae: Link) -> Link:
-    """The folder of pairs as an encoded dataset."""
+def _pairs(graph: Graph, clip: Link, vae: Link) -> Link:
+    """The two folders as an encoded dataset."""
     graph.column(360)
-    graph.add("pairs", "LoadImageTextDataSetFromFolder", color=YOURS, folder="my_pairs")
-    for name, x in (("before", 0), ("after", SIDE)):
-        graph.add(name, "ImageCrop", title=name, image=("pairs", 0), width=SIDE, height=SIDE, x=x, y=0)
-    graph.column(340)
-    reference: Link = ("before latent", 0)
-    for name in ("before", "after") if edit.condition is _with_reference else ("after",):
-        graph.add(f"{name} latent", "VAEEncode", title=f"encode: {name}", pixels=(name, 0), vae=vae)
-    positive = edit.condition(graph, "instructions", clip, vae, ("pairs", 1), ("before", 0), reference)
-    graph.add("encoded", "KilnEncodedFromLatents", latents=("after latent", 0), positive=positive)
+    graph.add("pairs", "KilnLoadDataset", color=YOURS, folder="my_edits", control_folders="my_edits_before")
+    graph.add("encoded", "KilnEncodeDataset", dataset=("pairs", 0), vae=vae, clip=clip, resolution=SIDE)
     return ("encoded", 0)
 
 

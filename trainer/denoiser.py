@@ -55,6 +55,9 @@ class Denoiser(Protocol):
     """Whether a part of the latents may be given, as a first frame is: then it is not noised and the model is told
     ("denoise_mask" of a conditioning, (1, C, [F,] h, w), 0 where it is given)."""
 
+    needs_start_image: bool = False
+    """Whether it is an image-to-video model, which is always given an image ("concat_latent_image")."""
+
     latent_channels: int
     """Channels C that latents must have."""
 

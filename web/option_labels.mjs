@@ -43,6 +43,8 @@ const LABELS = {
     "stream from file": "从文件载入",
   },
   base_precision: { "as it is": "原样" },
+  first_frame: { none: "无", "first frame": "首帧", "first and last frame": "首帧与尾帧" },
+  controls: { auto: "自动", "reference latents": "参考潜变量", "Wan Fun control": "Wan Fun 控制" },
   format: {},
   dtype: { keep: "保持", base: "同基础模型" },
   mode: { stills: "图像", video: "视频" },

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from scripts.host import RunningHost, start_host
 from scripts.host_client import HostClient
@@ -79,6 +79,9 @@ def browser() -> Iterator[Browser]:
         started = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield started
         started.close()
+
+
+expect.set_options(timeout=30_000)  # milliseconds: the machine runs other tests beside these
 
 
 class Canvas:

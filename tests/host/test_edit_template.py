@@ -27,24 +27,27 @@ TINY = {"UNETLoader": "model", "DualCLIPLoader": "clip", "CLIPLoader": "clip", "
 def test_pairs_become_references_and_targets(
     client: HostClient, run_graph: RunGraph, host: RunningHost, edit: Edit
 ) -> None:
-    folder = host.base / "input" / "my_pairs"
-    folder.mkdir(exist_ok=True)
-    for number in range(3):  # left black, right of one colour
-        pixels = np.zeros((SIDE, 2 * SIDE, 3), np.uint8)
-        pixels[:, SIDE:] = 60 * (number + 1)
-        Image.fromarray(pixels).save(folder / f"pair_{number}.png")
-        (folder / f"pair_{number}.txt").write_text("a red circle", "utf-8")
+    for place, colour in (("my_edits", 60), ("my_edits_before", 0)):
+        folder = host.base / "input" / place
+        folder.mkdir(exist_ok=True)
+        for number in range(3):
+            pixels = np.full((SIDE, SIDE, 3), colour * (number + 1), np.uint8)
+            Image.fromarray(pixels).save(folder / f"pair_{number}.png")
+            if place == "my_edits":
+                (folder / f"pair_{number}.txt").write_text("a red circle", "utf-8")
     workflow = json.loads((REPO / "workflows" / f"{edit.title}.json").read_text("utf-8"))
     prompt = to_prompt(workflow, client.object_info())
-    titles = {node["_meta"]["title"]: key for key, node in prompt.items()}
     kinds = {node["class_type"]: key for key, node in prompt.items()}
     tiny = {prompt_id: TINY[kind] for kind, prompt_id in kinds.items() if kind in TINY}
     wanted = graph_before(prompt, kinds["KilnSaveLora"], tiny) | loaders()
     train = wanted[kinds["KilnTrainLora"]]["inputs"]
     train.update(preset="custom", steps=2, rank=2, alpha=2.0)
+    encode = wanted[kinds["KilnEncodeDataset"]]["inputs"]
+    assert encode.get("controls", "auto") == "auto"
+    encode["controls"] = "reference latents"  # what auto means for the model of the template, not for Wan
     outputs = run_graph(wanted)
-    assert outputs[kinds["KilnEncodedFromLatents"]]["text"][0].startswith("3 items")
-    assert titles.keys() >= {"before", "after", "instructions"}
+    assert outputs[kinds["KilnEncodeDataset"]]["text"][0].startswith("3 items")
+    assert "3 with control pictures" in outputs[kinds["KilnLoadDataset"]]["text"][0]
     lora = load_file(outputs[kinds["KilnSaveLora"]]["path"][0])
     assert lora and all(torch.isfinite(t).all() for t in lora.values())
 

@@ -59,6 +59,7 @@ class ToyDenoiser:
     timestep_scale = 1000.0
     noise_scale = 1.0
     guidance_distilled = False
+    needs_start_image = False
     takes_given_parts = False
     latent_channels = CHANNELS
     device = torch.device("cpu")
@@ -122,7 +123,7 @@ class ToyEncoder(Encoder):
         ]  # (B, 3, F', h, w): every 4th frame, as a video VAE has
         return torch.cat([rgb, rgb.mean(1, keepdim=True)], 1)
 
-    def encode_text(self, caption: str) -> ItemConditioning:
+    def encode_text(self, caption: str, controls: Sequence[np.ndarray] = ()) -> ItemConditioning:
         self.texts += 1
         self.calls.append(caption)
         rows = torch.zeros(1, 5, TEXT)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..conditioning import ItemConditioning
 from ..rng import generator
-from .encoded import EncodedItem, PixelSize, unpack_text
+from .encoded import NOISE_MASK, EncodedItem, PixelSize, unpack_text
 from .read_ahead import FileReader
 
 
@@ -109,11 +109,18 @@ class ItemStore:
         items = []
         for draw in draws:
             item = self.items[draw.item]
-            latent, text = self.choose(draw)
+            latent, text, *guide = self.choose(draw)
             loaded.append(self.reader.get(latent).tensors)
             size = item.sizes[item.latents.index(latent)] if item.sizes else None
             noise_mask = loaded[-1].get("mask") if item.noise_mask else None
             conditioning = unpack_text(text, self.reader.get(text))
+            for path in guide:
+                given = unpack_text(path, self.reader.get(path))
+                noise_mask = given.pop(NOISE_MASK, None)
+                conditioning.update(given)
+                if noise_mask is not None:  # what is given is not learned
+                    mask = loaded[-1].get("mask", torch.ones_like(noise_mask))
+                    loaded[-1] = {**loaded[-1], "mask": mask * noise_mask}
             items.append(LoadedItem(conditioning, size, item.frame_rate, noise_mask))
         return Batch(
             latents=torch.stack([each["latent"] for each in loaded]),
@@ -122,16 +129,19 @@ class ItemStore:
             mask=stack_masks(loaded),
         )
 
-    def choose(self, draw: SampleDraw) -> tuple[Path, Path]:
-        """The latent and the text that a draw gets."""
+    def choose(self, draw: SampleDraw) -> tuple[Path, ...]:
+        """The latent, the text and, where it has one, the guide that a draw gets."""
         item = self.items[draw.item]
         if item.role == "validation":
-            return item.latent_path, item.text_path
+            return item.latent_path, item.text_path, *item.guides[:1]
         draws = generator(self.seed, "variant", draw.epoch, draw.entry)
         latent = item.latents[int(torch.randint(len(item.latents), (1,), generator=draws))]
         text = item.texts[int(torch.randint(len(item.texts), (1,), generator=draws))]
         dropped = float(torch.rand(1, generator=draws)) < item.caption_dropout
-        return latent, item.empty_text if dropped and item.empty_text else text
+        text = item.empty_text if dropped and item.empty_text else text
+        if not item.guides or float(torch.rand(1, generator=draws)) < item.guide_dropout:
+            return latent, text
+        return latent, text, item.guides[item.latents.index(latent)]
 
 
 def stack_masks(loaded: list[dict[str, Tensor]]) -> Tensor | None:

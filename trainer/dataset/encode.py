@@ -1,4 +1,5 @@
-"""Encoding what is not on disk yet: first all pixels, in batches of one size, then all captions.
+"""Encoding what is not on disk yet: first all pixels, in batches of one size, then what of them is given to the model,
+then all captions.
 
 So the host holds the VAE and then the text encoder on the device, each once. Files appear one by one: an interruption
 keeps what is done.
@@ -35,7 +36,7 @@ from .encoded import (
     learns_nothing,
 )
 from .items import Dataset, Item
-from .loading import Pixels, crop_offset, load_pixels
+from .loading import Pixels, crop_offset, load_controls, load_pixels
 from .pixels import shown
 from .remarks import mask_remarks, names_of
 from .video import MIDDLE, stride_of
@@ -53,6 +54,7 @@ class _Job:
     bucket: Bucket
     variant: int
     path: Path
+    guide: Path | None  # what of its pixels is given to the model
 
 
 def encode_dataset(
@@ -61,6 +63,7 @@ def encode_dataset(
     cache: Path,
     options: BucketOptions,
     on_progress: OnProgress = lambda progress: None,
+    guide_dropout: float = 0.0,
 ) -> EncodedDataset:
     """Encode what is not in the cache yet.
 
@@ -70,6 +73,7 @@ def encode_dataset(
         cache: folder of the encoded files; made when missing.
         options: training sizes.
         on_progress: called before each batch and after each file; may raise to stop (what is done stays done).
+        guide_dropout: probability 0-1 of a sample without what `encoder.encode_guide` gives.
 
     Raises:
         KilnError: a file cannot be read, the text encoder gives what cannot be kept, the masks keep nothing of any
@@ -79,19 +83,25 @@ def encode_dataset(
         [_job(item, options, variant, encoder, cache) for variant in range(_variants(item))]
         for item in dataset.items
     ]
-    captions = [_captions(item, encoder, cache) for item in dataset.items]
+    captions = [
+        _captions(item, group[0], encoder, cache) for item, group in zip(dataset.items, jobs, strict=True)
+    ]
     latents = {job.path: job for group in jobs for job in group}
+    guides = {job.guide: job for group in jobs for job in group if job.guide is not None}
     texts = {path: caption for group in captions for path, caption in group.items()}
     missing_latents = [job for path, job in latents.items() if not is_whole(path)]
-    missing_texts = [(path, caption) for path, caption in texts.items() if not is_kept_whole(path)]
-    total, now = len(latents) + len(texts), len(missing_latents) + len(missing_texts)
+    missing_guides = [job for path, job in guides.items() if not is_kept_whole(path)]
+    missing_texts = [(path, *text) for path, text in texts.items() if not is_kept_whole(path)]
+    now = len(missing_latents) + len(missing_guides) + len(missing_texts)
+    total = len(latents) + len(guides) + len(texts)
     tracker = Tracker(total - now, total, on_progress)
     if now:
         encoder.make_room()
     _encode_latents(missing_latents, encoder, options.fps, tracker)
-    _encode_texts(missing_texts, encoder, tracker)
+    _encode_guides(missing_guides, encoder, options.fps, tracker)
+    _encode_texts(missing_texts, encoder, options.fps, tracker)
     items = [
-        _encoded(item, j, list(c), options.fps)
+        _encoded(item, j, list(c), options.fps, guide_dropout)
         for item, j, c in zip(dataset.items, jobs, captions, strict=True)
     ]
     remarks = tuple(_mask_remarks(dataset.items, items))
@@ -127,7 +137,14 @@ def _job(item: Item, options: BucketOptions, variant: int, encoder: Encoder, cac
         parts.append(f"mask {item.mask_sha256 or 'alpha'}")
     if item.augmentation is not None:
         parts += [_drawn_from(item), f"variant {variant}"]
-    return _Job(item, bucket, variant, cache_path(cache / "latents", address_of(FORMAT, parts)))
+    guide = None
+    if way := encoder.guide_of(item, bucket.frames):
+        guide = cache_path(cache / "guides", address_of(FORMAT, [*parts, way, *_controls_id(item)]))
+    return _Job(item, bucket, variant, cache_path(cache / "latents", address_of(FORMAT, parts)), guide)
+
+
+def _controls_id(item: Item) -> list[str]:
+    return [c.facts.sha256 for c in item.controls]
 
 
 def _own_times(item: Item, bucket: Bucket, fps: float) -> list[str]:
@@ -144,17 +161,30 @@ def _drawn_from(item: Item) -> str:
     return repr((a.crop_min_scale, a.horizontal_flip, a.color_jitter, a.noise_min, a.noise_max, a.seed))
 
 
-def _captions(item: Item, encoder: Encoder, cache: Path) -> dict[Path, str]:
-    """Every text of an item by its file; the empty caption last where it may be shown."""
+def _captions(item: Item, job: _Job, encoder: Encoder, cache: Path) -> dict[Path, tuple[str, _Job | None]]:
+    """Every text of an item by its file, with the job whose control pictures the text encoder looks at; the empty
+    caption last where it may be shown."""
     wanted = caption_variants(item.caption, item.caption_variation)
     if item.caption_variation is not None and item.caption_variation.dropout:
         wanted.append("")
-    return {cache_path(cache / "texts", _text_address(text, encoder)): text for text in wanted}
+    seen = encoder.text_sees_controls(item)
+    if seen and _variants(item) > 1:
+        raise KilnError(
+            f"The text encoder looks at the control pictures, and {item.path.name} has {_variants(item)} variants of "
+            "them; set variants to 1 on Augment Dataset."
+        )
+    pictures = [seen, repr(tuple(job.bucket)), *_controls_id(item)] if seen else []
+    if pictures and item.augmentation is not None:
+        pictures += [_drawn_from(item), item.facts.sha256]
+    return {
+        cache_path(cache / "texts", _text_address(text, encoder, pictures)): (text, job if seen else None)
+        for text in wanted
+    }
 
 
-def _text_address(text: str, encoder: Encoder) -> str:
+def _text_address(text: str, encoder: Encoder, pictures: list[str]) -> str:
     reading = encoder.reading_of(text)
-    return address_of(FORMAT, [text, encoder.text_fingerprint, *([reading] if reading else [])])
+    return address_of(FORMAT, [text, encoder.text_fingerprint, *([reading] if reading else []), *pictures])
 
 
 def _encode_latents(jobs: Sequence[_Job], encoder: Encoder, fps: float, tracker: Tracker) -> None:
@@ -176,15 +206,39 @@ def _encode_latents(jobs: Sequence[_Job], encoder: Encoder, fps: float, tracker:
             tracker.batch_done()
 
 
-def _encode_texts(missing: Sequence[tuple[Path, str]], encoder: Encoder, tracker: Tracker) -> None:
+def _encode_guides(jobs: Sequence[_Job], encoder: Encoder, fps: float, tracker: Tracker) -> None:
+    tracker.begin("image", sum(_pixels(job.bucket) for job in jobs))
+    for job in jobs:
+        assert job.guide is not None
+        tracker.now(name := shown(Path(job.item.path.name)))
+        frames = load_pixels(job.item, job.bucket, fps, job.variant).frames
+        controls = load_controls(job.item, job.bucket, fps, job.variant)
+        complete_conditioning(job.guide, encoder.encode_guide(job.item, frames, controls))
+        tracker.wrote(job.guide.stat().st_size, _pixels(job.bucket), name)
+        tracker.batch_done()
+
+
+def _encode_texts(
+    missing: Sequence[tuple[Path, str, _Job | None]], encoder: Encoder, fps: float, tracker: Tracker
+) -> None:
+    """In batches; one by one where the text encoder looks at an item's control pictures."""
     tracker.begin("caption", len(missing))
-    for start in range(0, len(missing), BATCH_TEXTS):
-        part = missing[start : start + BATCH_TEXTS]
+    plain = [(path, caption) for path, caption, seen in missing if seen is None]
+    for start in range(0, len(plain), BATCH_TEXTS):
+        part = plain[start : start + BATCH_TEXTS]
         tracker.now(_beginning(part[0][1]))
         conditionings = encoder.encode_texts([caption for _, caption in part])
         for (path, caption), conditioning in zip(part, conditionings, strict=True):
             complete_conditioning(path, conditioning)
             tracker.wrote(path.stat().st_size, 1, _beginning(caption))
+        tracker.batch_done()
+    for path, caption, seen in missing:
+        if seen is None:
+            continue
+        tracker.now(_beginning(caption))
+        controls = load_controls(seen.item, seen.bucket, fps, seen.variant)
+        complete_conditioning(path, encoder.encode_text(caption, controls))
+        tracker.wrote(path.stat().st_size, 1, _beginning(caption))
         tracker.batch_done()
 
 
@@ -210,7 +264,9 @@ def latent_mask(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
     return small.reshape(1, *[1] * (len(shape) - 3), *shape[-2:]).expand(1, *shape[1:]).contiguous()
 
 
-def _encoded(item: Item, jobs: list[_Job], texts: list[Path], fps: float) -> EncodedItem:
+def _encoded(
+    item: Item, jobs: list[_Job], texts: list[Path], fps: float, guide_dropout: float
+) -> EncodedItem:
     variation = item.caption_variation
     dropout = variation.dropout if variation else 0.0
     orders = len(caption_variants(item.caption, variation))
@@ -229,6 +285,8 @@ def _encoded(item: Item, jobs: list[_Job], texts: list[Path], fps: float) -> Enc
         masked=item.masked,
         sizes=tuple(_pixel_size(job) for job in jobs),
         frame_rate=_frame_rate(jobs[0], fps),
+        guides=(guides := tuple(job.guide for job in jobs if job.guide is not None)),
+        guide_dropout=guide_dropout if guides else 0.0,
     )
 
 

@@ -25,7 +25,10 @@ from ..conditioning import HEADER, ItemConditioning, equal, pack, unpack, unpack
 from ..errors import KilnError
 from ..parsers import parse_json
 from ..safefile import write_safetensors
-from .items import Role
+from .items import Item, Role
+
+NOISE_MASK = "kiln_noise_mask"
+"""Entry of a guide that is no conditioning of the model."""
 
 FORMAT = "2"  # part of every address: raise it when what is stored changes meaning
 
@@ -48,13 +51,41 @@ class Encoder(Protocol):
         """Told apart from others in a caption's address: "" for the reading that prompts have."""
         return ""
 
-    def encode_text(self, caption: str) -> ItemConditioning:
-        """Conditioning of one caption, whole: "cross_attn" (1, L, D) and whatever else the text encoder gives."""
+    def encode_text(self, caption: str, controls: Sequence[np.ndarray] = ()) -> ItemConditioning:
+        """Conditioning of one caption, whole: "cross_attn" (1, L, D) and whatever else the text encoder gives.
+
+        controls: control pictures, for a text encoder that looks at them.
+        """
         ...
 
     def encode_texts(self, captions: Sequence[str]) -> list[ItemConditioning]:
         """Of several captions, each as if it were encoded alone."""
         return [self.encode_text(caption) for caption in captions]
+
+    def guide_of(self, item: Item, frames: int) -> str:
+        """What is made of an item's own frames or of its control pictures beside its text, told apart from other ways
+        and other models; "" for nothing.
+
+        Raises:
+            KilnError: it is wanted and cannot be made of this item.
+        """
+        return ""
+
+    def text_sees_controls(self, item: Item) -> str:
+        """How the text encoder looks at the item's control pictures; "" when it does not."""
+        return ""
+
+    def encode_guide(
+        self, item: Item, frames: np.ndarray, controls: Sequence[np.ndarray]
+    ) -> ItemConditioning:
+        """What `guide_of` has announced, as entries of a conditioning. NOISE_MASK among them, (1, [F,] h, w), is 0
+        where a sampler is given the latent and adds no noise.
+
+        Args:
+            frames: the item, (F, H, W, 3) fp32 in 0..1.
+            controls: its control pictures, each (F, H, W, 3).
+        """
+        return {}
 
 
 class EncodedFile(NamedTuple):
@@ -105,6 +136,8 @@ class EncodedItem:
     masked: bool = False
     sizes: tuple[PixelSize, ...] = ()  # one per latent; none where the pixels are not known
     frame_rate: float = 0.0  # of a clip, in frames per second; 0: a still, or not known
+    guides: tuple[Path, ...] = ()  # one per latent: what of its pixels is given to the model beside the text
+    guide_dropout: float = 0.0  # probability of a sample without it
     noise_mask: bool = False  # the mask is that of a graph's latent: 0 where a sampler adds no noise
 
     @property
@@ -118,7 +151,7 @@ class EncodedItem:
     @property
     def files(self) -> tuple[Path, ...]:
         """Every file that training may open."""
-        return (*self.latents, *self.texts, *([self.empty_text] if self.empty_text else []))
+        return (*self.latents, *self.texts, *([self.empty_text] if self.empty_text else []), *self.guides)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -143,6 +176,7 @@ class EncodedItem:
             "more_latents": tuple(Path(p) for p in values.get("more_latents", ())),
             "more_texts": tuple(Path(p) for p in values.get("more_texts", ())),
             "empty_text": None if empty is None else Path(empty),
+            "guides": tuple(Path(p) for p in values.get("guides", ())),
             "sizes": tuple(PixelSize(**size) for size in values.get("sizes", ())),
         }
         return cls(**{**values, **paths, "shape": tuple(values["shape"])})
@@ -165,8 +199,9 @@ class EncodedDataset:
     def fingerprint(self) -> str:
         """Of everything that is trained on, in order."""
         parts = (
-            "".join(p.stem for p in (*i.latents, *i.texts))
+            "".join(p.stem for p in (*i.latents, *i.texts, *i.guides))
             + f"{i.repeats}{i.role}{i.loss_weight}{i.caption_dropout}"
+            + (f"{i.guide_dropout}" if i.guides else "")
             for i in self.items
         )
         return address_of("dataset", parts)
@@ -174,7 +209,7 @@ class EncodedDataset:
     @property
     def files(self) -> int:
         """Encoded files in use: variants of every item counted."""
-        return sum(len(i.latents) + len(i.texts) + (i.empty_text is not None) for i in self.items)
+        return sum(len(i.files) for i in self.items)
 
     def describe(self) -> str:
         """What is there, for the node's text."""

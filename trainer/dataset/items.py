@@ -23,6 +23,14 @@ Role = Literal["subject", "regularisation", "validation"]
 
 
 @dataclass(frozen=True)
+class Control:
+    """A picture or clip that an item is made from."""
+
+    path: Path
+    facts: Facts
+
+
+@dataclass(frozen=True)
 class Item:
     """One still or clip with its caption, mask and role."""
 
@@ -40,6 +48,7 @@ class Item:
     use_alpha: bool = False  # the image's own opaque parts are the mask
     augmentation: Augmentation | None = None
     caption_variation: CaptionVariation | None = None
+    controls: tuple[Control, ...] = ()  # in the order in which the model gets them
     place: float = MIDDLE  # of a clip: where the piece lies that is trained on, 0 its start, 1 its end
 
     @property
@@ -80,6 +89,9 @@ class Dataset:
             if files in (0, masked):
                 where = f"{masked} from files" if files else f"{masked} from transparency"
             lines.append(f"{masked} with a mask: {where}")
+        paired = sum(bool(i.controls) for i in self.items)
+        if paired:
+            lines.append(f"{paired} with control pictures")
         roles = Counter(i.role for i in self.items)
         if set(roles) != {"subject"}:
             lines.append(", ".join(f"{count} {role}" for role, count in roles.items()))

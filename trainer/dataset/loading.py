@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from ..errors import KilnError
 from .augment import augment, crop_of
 from .buckets import Bucket
 from .files import VIDEO_ENDINGS, ending
-from .items import Item
-from .pixels import flatten, open_still, read_mask, read_pixels
+from .items import Control, Item
+from .pixels import flatten, open_still, read_mask, read_pixels, shown
 from .video import MIDDLE, pick_frames, pick_times, read_frames, read_times
 
 
@@ -51,6 +52,54 @@ def load_pixels(item: Item, bucket: Bucket, fps: float, variant: int = 0) -> Pix
         _variant(item, variant),
     )
     return Pixels(changed.numpy(), None if changed_mask is None else changed_mask.numpy())
+
+
+def load_controls(item: Item, bucket: Bucket, fps: float, variant: int = 0) -> list[np.ndarray]:
+    """An item's control pictures as it is itself resized, cropped and flipped; their colours stay.
+
+    Returns:
+        (F, H, W, 3) fp32 in 0..1 for each; F is 1 for a still.
+
+    Raises:
+        KilnError: a file cannot be read any more, or a clip is shorter than its target.
+    """
+    settings = item.augmentation
+    read_at = bucket if settings is None else _with_room(item, bucket, settings.room)
+    found = []
+    for control in item.controls:
+        frames = _read_control(item, control, read_at, bucket.frames, fps)
+        if settings is None:
+            found.append(frames.astype(np.float32) / 255)
+            continue
+        moved = replace(settings, color_jitter=0.0, noise_min=0.0, noise_max=0.0)
+        size = (bucket.width, bucket.height)
+        changed, _ = augment(torch.from_numpy(frames), None, size, moved, _variant(item, variant))
+        found.append(changed.numpy())
+    return found
+
+
+def _read_control(item: Item, control: Control, size: Bucket, frames: int, fps: float) -> np.ndarray:
+    """Frames (F, H, W, 3) uint8 of the part that lies under the target's."""
+    target, box = item.facts, (size.width, size.height)
+
+    def cut(picture: Image.Image) -> np.ndarray:
+        scale = min(picture.width / target.width, picture.height / target.height)
+        under = (max(1, round(target.width * scale)), max(1, round(target.height * scale)))
+        return np.asarray(crop_to(crop_to(picture, under), box))
+
+    if control.facts.frames == 1:
+        if ending(control.path.name) in VIDEO_ENDINGS:
+            image = read_frames(control.path, [0], lambda picture: picture)[0]
+        else:
+            image = flatten(open_still(control.path)[0])
+        return cut(image)[None].copy()
+    if control.facts.frames < target.frames:
+        raise KilnError(
+            f"The control clip {shown(control.path)} has {control.facts.frames} frames and {shown(item.path)} "
+            f"{target.frames}; make it as long as its target."
+        )
+    steered = replace(item, path=control.path, facts=replace(control.facts, frames=target.frames))
+    return np.stack(_read_clip(steered, frames, fps, cut))
 
 
 def crop_offset(item: Item, bucket: Bucket, variant: int = 0) -> tuple[int, int]:

@@ -19,10 +19,11 @@ from PIL import Image
 
 from ..errors import KilnError
 from .combine import hold_out
+from .controls import Controls
 from .facts import SIDE, Facts, measure
 from .facts_cache import FactsCache, MaskFacts
 from .files import VIDEO_ENDINGS, Found, ending, find_files, folder_name, repeats_of
-from .items import Dataset, Item
+from .items import Control, Dataset, Item
 from .masks import Masks
 from .pixels import flatten, open_still, read_mask, shown
 from .remarks import (
@@ -57,6 +58,8 @@ class ScanOptions:
     """Share 0-0.5 of the items that is held out."""
     validation_folder: str = ""
     """A sub-folder whose items are held out."""
+    control_folders: tuple[Path, ...] = ()
+    """Folders of control pictures, one for each item by its name; the dataset's own for pictures beside the items."""
 
 
 def scan_folder(
@@ -84,7 +87,8 @@ def scan_folder(
             f"The folder {shown(folder)} does not exist; put your images in a folder under ComfyUI/input."
         )
     found = find_files(folder, options.recursive, options.validation_folder)
-    beside = _Beside(found, FactsCache(facts_cache, folder), options)
+    beside = _Beside(found, FactsCache(facts_cache, folder), options, facts_cache)
+    found.media = [path for path in found.media if path not in beside.controls.beside]
     items: list[Item] = []
     bad: list[tuple[Path, KilnError]] = []
     with ThreadPoolExecutor(THREADS) as pool:
@@ -101,7 +105,7 @@ def scan_folder(
                 on_progress(done, len(found.media))
         finally:
             pool.shutdown(cancel_futures=True)
-            beside.cache.save()
+            beside.save()
     reasons = [*(str(error) for _, error in bad), *beside.unused()]
     if reasons and options.on_bad_file == "stop":
         raise KilnError(all_reasons(reasons, [path for path, _ in bad]))
@@ -168,9 +172,13 @@ def hash_file(path: Path) -> str:
 class _Beside:
     """What lies beside the images of a folder, and what of it has been used."""
 
-    def __init__(self, found: Found, cache: FactsCache, options: ScanOptions) -> None:
+    def __init__(
+        self, found: Found, cache: FactsCache, options: ScanOptions, facts_cache: Path | None
+    ) -> None:
         self.cache = cache
         self._found, self._options = found, options
+        self.controls = Controls(options.control_folders, found)
+        self._caches = {f: FactsCache(facts_cache, f) for f in options.control_folders if f != found.root}
         self._tables, self._sidecars, self._masks = Tables(found), Sidecars(found), Masks(found)
 
     def item(self, path: Path, facts: Facts) -> Item:
@@ -196,7 +204,18 @@ class _Beside:
             mask_sha256=digest,
             mask_kept=kept,
             use_alpha=options.masks and facts.has_alpha and mask is None,
+            controls=tuple(self._control(p) for p in self.controls.of(path, said.fields)),
         )
+
+    def save(self) -> None:
+        """Keep what was measured."""
+        for cache in (self.cache, *self._caches.values()):
+            cache.save()
+
+    def _control(self, path: Path) -> Control:
+        folder = next((f for f in self._caches if f in path.parents), None)
+        cache = self.cache if folder is None else self._caches[folder]
+        return Control(path, cache.facts(path, measure_file))
 
     def unused(self) -> Iterator[str]:
         """What is no bad file and must still be mended: links, tables, rows without a file."""
@@ -219,7 +238,9 @@ class _Beside:
         yield from folder_remarks(self._found)
         yield from self._tables.remarks
         yield from caption_remarks(sidecars.orphans(), sidecars.unused, sidecars.empty)
-        yield from mask_remarks(masks.orphans(), masks.conditions, nothing)
+        conditions = [p for p in masks.conditions if p not in self.controls.used]
+        yield from mask_remarks(masks.orphans(), conditions, nothing)
+        yield from self.controls.remarks()
 
 
 def _moves(path: Path) -> bool:

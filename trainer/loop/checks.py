@@ -4,13 +4,17 @@ resumed with them."""
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from ..adapter.peft_config import target_pattern
 from ..adapter.protocol import split_state_key
+from ..conditioning import ItemConditioning, equal
 from ..config import AdapterConfig, TrainConfig
-from ..dataset.encoded import EncodedDataset
+from ..dataset.encoded import NOISE_MASK, EncodedDataset, EncodedItem, load_text
 from ..denoiser import Denoiser
 from ..errors import KilnError
 from ..noise_defaults import resolve
@@ -18,6 +22,14 @@ from ..runs.checkpoint import read_adapter_keys, read_state
 from . import objective
 
 log = logging.getLogger(__name__)
+
+GIVEN = {
+    "concat_latent_image": "a first frame or a control clip",
+    "clip_vision_output": "the first frame as CLIP sees it",
+    "reference_latents": "control pictures",
+    "vace_frames": "a control clip for VACE",
+}
+"""Entries of a conditioning that are made of pixels, and what they are."""
 
 
 def resolve_auto(config: TrainConfig, denoiser: Denoiser, resume_from: Path | None) -> TrainConfig:
@@ -64,6 +76,39 @@ def check_compatible(
         )
     if config.optimizer.update_in_backward and processes > 1:
         raise KilnError("update_in_backward is for one process; switch it off to train with several.")
+
+
+def check_given(denoiser: Denoiser, items: Sequence[EncodedItem]) -> None:
+    """Raise KilnError when an item gives the model what it makes no use of, or an image-to-video model gets no image.
+
+    Looks at the first item; what the model does with a conditioning is asked of the model. Inside its session.
+    """
+    item = items[0]
+    text = load_text(item.text_path)
+    given = load_text(item.guides[0]) if item.guides else {}
+    if denoiser.needs_start_image and "concat_latent_image" not in {**text, **given}:
+        raise KilnError(
+            "This is an image-to-video model, and the dataset gives it no image; set first_frame on Encode Dataset, or "
+            "train on the text-to-video model."
+        )
+    latents = torch.zeros((1, *item.shape), device=denoiser.device)
+    if given.pop(NOISE_MASK, None) is not None and not denoiser.takes_given_parts:
+        raise KilnError(
+            "The dataset gives the first frame within the latent, and this model takes none there; connect the VAE of "
+            "this model to Encode Dataset, or set first_frame to none."
+        )
+
+    def model_gets(entry: ItemConditioning) -> object:
+        (batch,) = denoiser.batch_conditioning([entry], latents)
+        return batch.conditioning
+
+    for name in given.keys() & GIVEN.keys():
+        without = {k: v for k, v in {**text, **given}.items() if k != name}
+        if equal(model_gets({**text, **given}), model_gets(without)):
+            raise KilnError(
+                f"The dataset gives the model {GIVEN[name]}, and this model makes no use of {name}; train on a model "
+                "that does, or encode the dataset without."
+            )
 
 
 def check_resumable(

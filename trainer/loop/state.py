@@ -34,7 +34,7 @@ from ..runs.checkpoint_list import best_checkpoint, newest_checkpoint
 from ..runs.samples import Sampler, draw_samples
 from . import guards, validation
 from .advice import advise
-from .checks import check_resumable
+from .checks import check_given, check_resumable
 from .distributed import ProcessGroup
 from .loss_scale import overflowed
 from .prefetch import Prefetcher
@@ -225,7 +225,12 @@ class TrainingState:
         return bool(self.config.validation.every and self.held_out.items)
 
     def before_first_step(self) -> None:
-        """The validation loss and the samples of the model without the LoRA; early stopping of a resumed run."""
+        """The validation loss and the samples of the model without the LoRA; early stopping of a resumed run.
+
+        Raises:
+            KilnError: an item gives the model what it makes no use of, or lacks what it needs.
+        """
+        check_given(self.denoiser, self.dataset.items)
         if self.validates and not self.progress.points:
             self.validate()
         self.stopped_early = validation.is_over(self.progress.points, self.config.validation.patience)

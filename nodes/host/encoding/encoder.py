@@ -13,9 +13,11 @@ from torch import Tensor
 
 from ....trainer.conditioning import ItemConditioning, check_trainable, equal
 from ....trainer.dataset.encoded import Encoder
+from ....trainer.dataset.items import Item
 from ....trainer.errors import KilnError
 from ..memory.gate import DeviceGate
 from ..models.fingerprint import module_fingerprint
+from .image_conditioning import ControlWay, FirstFrame, ImageConditioner
 from .literal import literal, might_be_syntax
 from .text_batches import encode_together, equal_alone
 
@@ -25,8 +27,18 @@ FEWEST = 3  # captions that are worth comparing
 class HostEncoder(Encoder):
     """Encodes batches of pixels and single captions; between two calls the host's interrupt is honoured."""
 
-    def __init__(self, vae: Any, clip: Any, prompt_syntax: bool = True) -> None:
-        """prompt_syntax: captions may hold weights and embeddings, as prompts do; else they are taken word for word."""
+    def __init__(
+        self,
+        vae: Any,
+        clip: Any,
+        prompt_syntax: bool = True,
+        first_frame: FirstFrame = "none",
+        controls: ControlWay = "auto",
+        clip_vision: Any = None,
+    ) -> None:
+        """prompt_syntax: captions may hold weights and embeddings, as prompts do; else they are taken word for word.
+        The others are those of ImageConditioner.
+        """
         # The host crops what it encodes to multiples of 8, frames too, which leaves nothing of a batch of stills; a
         # copy of the wrapper (the weights are shared) is told not to: our sizes are multiples of 16.
         self._vae = copy.copy(vae)
@@ -35,6 +47,7 @@ class HostEncoder(Encoder):
         if not prompt_syntax:
             self._clip = word_for_word(clip)
         self._together, self._compared = True, False
+        self._pictures = ImageConditioner(self._vae, self._clip, first_frame, controls, clip_vision)
         self._video = vae.latent_dim == 3 and not getattr(vae, "not_video", False)
         self.image_fingerprint = module_fingerprint(vae.first_stage_model)
         options = (
@@ -69,14 +82,32 @@ class HostEncoder(Encoder):
         same = equal(self._clip.tokenize(caption), self._as_prompt.tokenize(caption))
         return "" if same else "literal"
 
-    def encode_text(self, caption: str) -> ItemConditioning:
-        """Everything the text encoder gives for a caption.
+    def guide_of(self, item: Item, frames: int) -> str:
+        """As Encoder has it."""
+        return self._pictures.guide_of(item, frames)
+
+    def text_sees_controls(self, item: Item) -> str:
+        """As Encoder has it."""
+        return self._pictures.text_sees_controls(item)
+
+    def encode_guide(
+        self, item: Item, frames: np.ndarray, controls: Sequence[np.ndarray]
+    ) -> ItemConditioning:
+        """As Encoder has it."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        return self._pictures.guide(item, frames, controls)
+
+    def encode_text(self, caption: str, controls: Sequence[np.ndarray] = ()) -> ItemConditioning:
+        """Everything the text encoder gives for a caption, and for the control pictures that it looks at.
 
         Raises:
             KilnError: it gives several conditionings, each for a part of the sampling's steps.
         """
         comfy.model_management.throw_exception_if_processing_interrupted()
-        scheduled = self._clip.encode_from_tokens_scheduled(self._clip.tokenize(caption))
+        if controls:
+            scheduled = self._pictures.text(caption, controls)
+        else:
+            scheduled = self._clip.encode_from_tokens_scheduled(self._clip.tokenize(caption))
         if len(scheduled) != 1:
             raise KilnError(
                 f"The text encoder gives {len(scheduled)} conditionings for one caption, each for a part of the "

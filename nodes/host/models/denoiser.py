@@ -20,7 +20,7 @@ import comfy.samplers
 import torch
 from comfy.ldm.hunyuan_video.model import HunyuanVideo
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from comfy.model_base import BaseModel
+from comfy.model_base import BaseModel, HunyuanVideoI2V
 from torch import Tensor, nn
 
 from ....trainer.conditioning import ItemConditioning, map_tensors
@@ -58,6 +58,8 @@ class HostDenoiser(Denoiser):
         self.alphas_cumprod = self._parameters.alphas_cumprod
         # Wan 2.2 5B, LTX-Video and Cosmos Predict2 have timesteps of their own for what is given
         self.takes_given_parts = type(base).process_timestep is not BaseModel.process_timestep
+        i2v = bool(getattr(base, "image_to_video", False)) or isinstance(base, HunyuanVideoI2V)
+        self.needs_start_image = i2v and not self.takes_given_parts
         network_options = getattr(base.diffusion_model, "params", None)
         self.guidance_distilled = bool(getattr(network_options, "guidance_embed", False))
         self.latent_channels = base.latent_format.latent_channels

@@ -1,0 +1,275 @@
+"""What a model is given of pixels beside the text: a clip's first frame, control pictures.
+
+Made by the host's own nodes, so that an item is trained on with just what those nodes give a sampler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ....trainer.conditioning import ItemConditioning
+from ....trainer.dataset.encoded import NOISE_MASK
+from ....trainer.dataset.items import Item
+from ....trainer.errors import KilnError
+from ..models.fingerprint import module_fingerprint
+
+FirstFrame = Literal["none", "first frame", "first and last frame"]
+ControlWay = Literal[
+    "auto",
+    "reference latents",
+    "Qwen-Image-Edit",
+    "Qwen-Image-Edit Plus",
+    "Wan Fun control",
+    "Wan VACE",
+]
+FIRST_FRAMES: tuple[FirstFrame, ...] = get_args(FirstFrame)
+CONTROL_WAYS: tuple[ControlWay, ...] = get_args(ControlWay)
+QWEN_WAYS = ("Qwen-Image-Edit", "Qwen-Image-Edit Plus")
+MOST_PICTURES = {"Qwen-Image-Edit": 1, "Qwen-Image-Edit Plus": 3, "Wan Fun control": 1, "Wan VACE": 1}
+
+
+class ImageConditioner:
+    """The settings of one encoding, and the host's nodes that carry them out."""
+
+    def __init__(
+        self, vae: Any, clip: Any, first_frame: FirstFrame, controls: ControlWay, clip_vision: Any
+    ) -> None:
+        """vae: must not crop what it encodes. clip_vision: for models that are given the first frame as CLIP sees it.
+
+        Raises:
+            KilnError: this VAE belongs to no model that is given a first frame in this way.
+        """
+        self._vae, self._clip, self._clip_vision = vae, clip, clip_vision
+        self._first_frame, self._controls = first_frame, controls
+        self._family = _video_family(vae)
+        if first_frame != "none":
+            self._check_first_frame()
+        elif clip_vision is not None:
+            raise KilnError(
+                "A clip_vision is connected and first_frame is none, so it would not be used; choose first frame, or "
+                "disconnect it."
+            )
+
+    def guide_of(self, item: Item, frames: int) -> str:
+        """As Encoder.guide_of."""
+        ways = []
+        if self._first_frame != "none":
+            if frames == 1:
+                raise KilnError(
+                    f"{item.path.name} is a still, and first_frame is for clips; take stills out of the dataset, or "
+                    "set it to none."
+                )
+            seen = "" if self._clip_vision is None else module_fingerprint(self._clip_vision.model)
+            ways.append(f"{self._first_frame} {seen}")
+        if item.controls and (way := self._way(item)) not in QWEN_WAYS:
+            ways.append(way)
+        return " ".join(ways)
+
+    def text_sees_controls(self, item: Item) -> str:
+        """As Encoder.text_sees_controls."""
+        way = self._way(item) if item.controls else ""
+        return way if way in QWEN_WAYS else ""
+
+    def text(self, caption: str, controls: Sequence[np.ndarray]) -> list[Any]:
+        """The CONDITIONING of a caption whose encoder looks at the control pictures."""
+        from comfy_extras import nodes_qwen
+
+        pictures = [_image(c[:1]) for c in controls]
+        if self._qwen_way() == "Qwen-Image-Edit":
+            return _results(
+                nodes_qwen.TextEncodeQwenImageEdit.execute(self._clip, caption, self._vae, pictures[0])
+            )[0]
+        named = {f"image{number}": picture for number, picture in enumerate(pictures, 1)}
+        return _results(
+            nodes_qwen.TextEncodeQwenImageEditPlus.execute(self._clip, caption, self._vae, **named)
+        )[0]
+
+    def guide(self, item: Item, frames: np.ndarray, controls: Sequence[np.ndarray]) -> ItemConditioning:
+        """As Encoder.encode_guide."""
+        found: ItemConditioning = {}
+        clip = _image(frames)
+        way = self._way(item) if item.controls else ""
+        if self._first_frame != "none" and way != "Wan Fun control":
+            found.update(self._start(clip))
+        if way == "reference latents":
+            found["reference_latents"] = [self._vae.encode(_image(c)) for c in controls]
+        elif way == "Wan Fun control":
+            found.update(self._fun_control(clip, controls[0]))
+        elif way == "Wan VACE":
+            found.update(self._vace(clip, controls[0]))
+        return found
+
+    def _check_first_frame(self) -> None:
+        if self._family is None:
+            raise KilnError(
+                "first_frame is for Wan, HunyuanVideo and LTX-Video, and this VAE is of none of them; set it to none."
+            )
+        if self._first_frame == "first and last frame" and self._family != "wan":
+            raise KilnError(
+                "first_frame can be first and last frame for Wan 2.1 and Wan 2.2 14B only; choose first frame."
+            )
+        if self._clip_vision is not None and self._family in ("wan22", "ltx", "hunyuan"):
+            raise KilnError(
+                "A clip_vision is connected, and the model of this VAE makes no use of one; disconnect it."
+            )
+
+    def _way(self, item: Item) -> ControlWay:
+        way = self._controls
+        if way == "auto":
+            way = self._auto(item)
+        if way.startswith("Wan") and self._family != "wan":
+            raise KilnError(
+                f"controls is {way}, and this VAE does not belong to Wan 2.1; choose another way, or connect Wan's VAE."
+            )
+        if way in QWEN_WAYS and not self._reads_pictures():
+            raise KilnError(
+                f"controls is {way}, and this text encoder cannot look at pictures; connect that of Qwen-Image (type "
+                "qwen_image), or choose reference latents."
+            )
+        if len(item.controls) > MOST_PICTURES.get(way, len(item.controls)):
+            raise KilnError(
+                f"{item.path.name} has {len(item.controls)} control pictures, and {way} takes {MOST_PICTURES[way]}; "
+                "take the others out."
+            )
+        return way
+
+    def _auto(self, item: Item) -> ControlWay:
+        if self._reads_pictures():
+            return "Qwen-Image-Edit Plus"
+        if self._family == "wan":
+            raise KilnError(
+                f"{item.path.name} has a control picture, and Wan takes it in more than one way; set controls to "
+                "Wan VACE or to Wan Fun control, as your model is."
+            )
+        return "reference latents"
+
+    def _qwen_way(self) -> ControlWay:
+        return "Qwen-Image-Edit Plus" if self._controls == "auto" else self._controls
+
+    def _reads_pictures(self) -> bool:
+        return type(self._clip.tokenizer).__module__ == "comfy.text_encoders.qwen_image"
+
+    def _start(self, clip: Tensor) -> ItemConditioning:
+        """What the family's node makes of the first frame, or of the first and the last one."""
+        length, height, width, _ = clip.shape
+        size = {"width": width, "height": height, "length": length, "batch_size": 1}
+        start, end = clip[:1], clip[-1:] if self._first_frame == "first and last frame" else None
+        if self._family == "wan":
+            from comfy_extras import nodes_wan
+
+            if end is None:
+                made = nodes_wan.WanImageToVideo.execute(
+                    [[None, {}]],
+                    [],
+                    self._vae,
+                    **size,
+                    start_image=start,
+                    clip_vision_output=self._seen(start),
+                )
+            else:
+                made = nodes_wan.WanFirstLastFrameToVideo.execute(
+                    [[None, {}]],
+                    [],
+                    self._vae,
+                    **size,
+                    start_image=start,
+                    end_image=end,
+                    clip_vision_start_image=self._seen(start),
+                    clip_vision_end_image=self._seen(end),
+                )
+        elif self._family == "wan22":
+            from comfy_extras import nodes_wan
+
+            made = nodes_wan.Wan22ImageToVideoLatent.execute(self._vae, **size, start_image=start)
+        elif self._family == "ltx":
+            from comfy_extras import nodes_lt
+
+            made = nodes_lt.LTXVImgToVideo.execute([[None, {}]], [], start, self._vae, **size, strength=1.0)
+        elif self._family == "hunyuan 1.5":
+            from comfy_extras import nodes_hunyuan
+
+            made = nodes_hunyuan.HunyuanVideo15ImageToVideo.execute(
+                [[None, {}]], [], self._vae, **size, start_image=start, clip_vision_output=self._seen(start)
+            )
+        else:
+            from comfy_extras import nodes_hunyuan
+
+            made = nodes_hunyuan.HunyuanImageToVideo.execute(
+                [[None, {}]], self._vae, **size, guidance_type="v1 (concat)", start_image=start
+            )
+        return _entries(made)
+
+    def _fun_control(self, clip: Tensor, control: np.ndarray) -> ItemConditioning:
+        from comfy_extras import nodes_wan
+
+        length, height, width, _ = clip.shape
+        start = None if self._first_frame == "none" else clip[:1]
+        return _entries(
+            nodes_wan.WanFunControlToVideo.execute(
+                [[None, {}]],
+                [],
+                self._vae,
+                width,
+                height,
+                length,
+                1,
+                start_image=start,
+                clip_vision_output=None if start is None else self._seen(start),
+                control_video=_image(control),
+            )
+        )
+
+    def _vace(self, clip: Tensor, control: np.ndarray) -> ItemConditioning:
+        from comfy_extras import nodes_wan
+
+        length, height, width, _ = clip.shape
+        return _entries(
+            nodes_wan.WanVaceToVideo.execute(
+                [[None, {}]], [], self._vae, width, height, length, 1, 1.0, control_video=_image(control)
+            )
+        )
+
+    def _seen(self, picture: Tensor) -> Any:
+        return None if self._clip_vision is None else self._clip_vision.encode_image(picture, crop=False)
+
+
+def _video_family(vae: Any) -> str | None:
+    """By the VAE's own class; None for one that belongs to no model with first frames."""
+    module = type(vae.first_stage_model).__module__
+    known = {
+        "comfy.ldm.wan.vae": "wan",
+        "comfy.ldm.wan.vae2_2": "wan22",
+        "comfy.ldm.lightricks.vae.causal_video_autoencoder": "ltx",
+    }
+    if module in known:
+        return known[module]
+    if vae.latent_dim == 3 and module == "comfy.ldm.models.autoencoder":
+        return {16: "hunyuan", 32: "hunyuan 1.5"}.get(vae.latent_channels)
+    return None
+
+
+def _image(frames: np.ndarray) -> Tensor:
+    """(F, H, W, 3) as the host hands pictures on."""
+    return torch.from_numpy(np.ascontiguousarray(frames))
+
+
+def _results(made: Any) -> tuple[Any, ...]:
+    """What a node of the host gives: a NodeOutput, or a tuple from nodes of the older kind."""
+    return tuple(getattr(made, "result", made))
+
+
+def _entries(made: Any) -> ItemConditioning:
+    """What a node has put on an empty conditioning, and the noise mask of its latent."""
+    found: ItemConditioning = {}
+    for value in _results(made):
+        if isinstance(value, list) and value and not found:
+            found.update(value[0][1])
+        if isinstance(value, dict) and "noise_mask" in value:
+            mask, samples = value["noise_mask"], value["samples"]
+            found[NOISE_MASK] = mask[0].expand(1, *samples.shape[2:]).float().cpu().clone()
+    return found

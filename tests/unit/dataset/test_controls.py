@@ -1,0 +1,253 @@
+"""Control pictures: found by name, cut like their targets, kept beside the latents, given to the model or named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.media import clip
+from tests.unit.toy import ToyEncoder
+from trainer.conditioning import ItemConditioning
+from trainer.dataset.augment import Augmentation
+from trainer.dataset.batches import ItemStore, SampleDraw
+from trainer.dataset.buckets import Bucket, BucketOptions
+from trainer.dataset.encode import encode_dataset
+from trainer.dataset.encoded import NOISE_MASK, EncodedItem
+from trainer.dataset.items import Dataset, Item
+from trainer.dataset.loading import load_controls, load_pixels
+from trainer.dataset.scan import ScanOptions, scan_folder
+from trainer.errors import KilnError
+
+PLAIN = Augmentation(
+    crop_min_scale=0.5, horizontal_flip=0.5, color_jitter=0, noise_min=0, noise_max=0, variants=6
+)
+
+
+def picture(path: Path, colour: str = "red", size: tuple[int, int] = (64, 48)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two targets, the same picture."""
+    for name in ("a", "b"):
+        picture(tmp_path / "set" / f"{name}.png")
+    return tmp_path / "set"
+
+
+def scan(folder: Path, *controls: Path, **options: object) -> Dataset:
+    return scan_folder(folder, ScanOptions(control_folders=controls, **options))  # type: ignore[arg-type]
+
+
+def names(dataset: Dataset) -> dict[str, list[str]]:
+    return {i.path.name: [c.path.name for c in i.controls] for i in dataset.items}
+
+
+def test_by_name_whatever_the_ending_and_case(folder: Path, tmp_path: Path) -> None:
+    picture(tmp_path / "before" / "A.jpg")
+    picture(tmp_path / "before" / "b.webp")
+    assert names(scan(folder, tmp_path / "before")) == {"a.png": ["A.jpg"], "b.png": ["b.webp"]}
+
+
+def test_several_folders_and_several_of_an_item(folder: Path, tmp_path: Path) -> None:
+    for number in (10, 2, 1):
+        picture(tmp_path / "before" / f"a_{number}.png")
+    picture(tmp_path / "before" / "b.png")
+    for name in ("a", "b"):
+        picture(tmp_path / "depth" / f"{name}.png")
+    found = names(scan(folder, tmp_path / "before", tmp_path / "depth"))
+    assert found == {"a.png": ["a_1.png", "a_2.png", "a_10.png", "a.png"], "b.png": ["b.png", "b.png"]}
+
+
+def test_a_target_with_a_number_keeps_its_own(tmp_path: Path) -> None:
+    for place in ("set", "before"):
+        picture(tmp_path / place / "a.png")
+        picture(tmp_path / place / "a_1.png")
+    found = names(scan(tmp_path / "set", tmp_path / "before"))
+    assert found == {"a.png": ["a.png"], "a_1.png": ["a_1.png"]}
+
+
+def test_beside_their_targets(folder: Path) -> None:
+    picture(folder / "a_control.png")
+    picture(folder / "b_control_1.png")
+    picture(folder / "b_control_0.png")
+    picture(folder / "c.png")
+    picture(folder / "c-condlabel.png")
+    assert len(scan(folder).items) == 6, "without being asked for they are items"
+    dataset = scan(folder, folder)
+    assert names(dataset) == {
+        "a.png": ["a_control.png"],
+        "b.png": ["b_control_0.png", "b_control_1.png"],
+        "c.png": ["c-condlabel.png"],
+    }
+    assert not any("condlabel" in remark for remark in dataset.remarks)
+
+
+def test_by_the_column_of_a_table(folder: Path) -> None:
+    for name in ("1", "2"):
+        picture(folder / "from" / f"{name}.png")
+    rows = [
+        {"file_name": "a.png", "control_path_1": "from/2.png", "control_path_0": "from/1.png"},
+        {"file_name": "b.png", "control_path": str(folder / "from" / "2.png")},
+    ]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    assert names(scan(folder)) == {"a.png": ["1.png", "2.png"], "b.png": ["2.png"]}
+
+
+@pytest.mark.parametrize("value", ["from/3.png", "../secret.png", "/etc/passwd", "a\0b", "x" * 3000])
+def test_a_column_that_leads_nowhere_is_named(folder: Path, value: str) -> None:
+    picture(folder.parent / "secret.png")
+    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "control_path": value}), "utf-8")
+    with pytest.raises(KilnError, match=r"control_path of .*a\.png names") as said:
+        scan(folder)
+    assert len(str(said.value)) < 400
+
+
+def test_missing_and_surplus_ones_are_named(folder: Path, tmp_path: Path) -> None:
+    picture(tmp_path / "before" / "a.png")
+    picture(tmp_path / "before" / "z.png")
+    with pytest.raises(KilnError, match=r"b\.png has no control picture in .*before"):
+        scan(folder, tmp_path / "before")
+    dataset = scan(folder, tmp_path / "before", on_bad_file="skip")
+    assert names(dataset) == {"a.png": ["a.png"]}
+    assert any(r"1 pictures of the control folder" in r and "z.png" in r for r in dataset.remarks)
+    assert "1 with control pictures" in dataset.describe()
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+def test_cut_and_flipped_like_the_target(tmp_path: Path, augmented: bool) -> None:
+    """A control picture that is the target, at twice the size, gives the target's pixels; colours are not changed."""
+    draws = np.random.default_rng(0)
+    small = draws.integers(0, 255, (12, 20, 3), dtype=np.uint8)
+    image = Image.fromarray(small).resize((160, 96), Image.Resampling.BILINEAR)
+    (tmp_path / "set").mkdir()
+    (tmp_path / "before").mkdir()
+    image.save(tmp_path / "set" / "a.png")
+    image.resize((320, 192), Image.Resampling.BICUBIC).save(tmp_path / "before" / "a.png")
+    (item,) = scan(tmp_path / "set", tmp_path / "before").items
+    bucket = Bucket(frames=1, height=64, width=64)
+    for variant in range(6 if augmented else 1):
+        settings = PLAIN if augmented else None
+        item = Item(item.path, item.facts, controls=item.controls, augmentation=settings)
+        target = load_pixels(item, bucket, 16, variant).frames
+        (control,) = load_controls(item, bucket, 16, variant)
+        assert control.shape == target.shape == (1, 64, 64, 3)
+        assert np.abs(control - target).mean() < 0.02
+    jittered = Item(
+        item.path, item.facts, controls=item.controls, augmentation=Augmentation(color_jitter=0.9)
+    )
+    plain = Item(item.path, item.facts, controls=item.controls, augmentation=Augmentation())
+    changed, same = (load_controls(i, bucket, 16)[0] for i in (jittered, plain))
+    assert np.array_equal(changed, same)
+
+
+def test_of_another_shape_the_part_under_the_target_is_taken(tmp_path: Path) -> None:
+    picture(tmp_path / "set" / "a.png", size=(64, 64))
+    wide = Image.new("RGB", (128, 64), "red")
+    wide.paste("blue", (32, 0, 96, 64))  # the middle
+    (tmp_path / "before").mkdir()
+    wide.save(tmp_path / "before" / "a.png")
+    (item,) = scan(tmp_path / "set", tmp_path / "before").items
+    (control,) = load_controls(item, Bucket(frames=1, height=64, width=64), 16)
+    assert np.abs(control - np.array([0, 0, 1.0])).max() < 0.01
+
+
+def test_clips(tmp_path: Path) -> None:
+    for place, frames in (("set", 20), ("before", 20), ("short", 9)):
+        (tmp_path / place).mkdir()
+        clip(tmp_path / place / "a.mp4", frames=frames, fps=16)
+    (item,) = scan(tmp_path / "set", tmp_path / "before").items
+    bucket = Bucket(frames=9, height=48, width=64)
+    (control,) = load_controls(item, bucket, 16)
+    assert np.abs(control - load_pixels(item, bucket, 16).frames).max() < 0.01
+    (short,) = scan(tmp_path / "set", tmp_path / "short").items
+    with pytest.raises(KilnError, match=r"has 9 frames and .*a\.mp4 20"):
+        load_controls(short, bucket, 16)
+
+
+class Guiding(ToyEncoder):
+    """Gives the mean of the control pictures, or of the first frame, to the model; counts how often it is asked."""
+
+    def __init__(self, sees: bool = False) -> None:
+        super().__init__()
+        self.sees, self.guides = sees, 0
+
+    def guide_of(self, item: Item, frames: int) -> str:
+        return "" if self.sees else "mean"
+
+    def text_sees_controls(self, item: Item) -> str:
+        return "looks" if self.sees and item.controls else ""
+
+    def encode_text(self, caption: str, controls: Sequence[np.ndarray] = ()) -> ItemConditioning:
+        found = super().encode_text(caption)
+        return {**found, "seen": torch.tensor([float(c.mean()) for c in controls])} if controls else found
+
+    def encode_guide(
+        self, item: Item, frames: np.ndarray, controls: Sequence[np.ndarray]
+    ) -> ItemConditioning:
+        self.guides += 1
+        mask = torch.ones(1, 1, frames.shape[1] // 8, frames.shape[2] // 8)
+        mask[..., :2] = 0
+        return {"given": torch.tensor([float(c.mean()) for c in controls or [frames]]), NOISE_MASK: mask}
+
+
+def paired(folder: Path) -> Dataset:
+    picture(folder.parent / "before" / "a.png", "white")
+    picture(folder.parent / "before" / "b.png", "black")
+    return scan(folder, folder.parent / "before")
+
+
+def encode(dataset: Dataset, folder: Path, encoder: ToyEncoder, dropout: float = 0.0) -> list[EncodedItem]:
+    options = BucketOptions(resolution=64)
+    return list(encode_dataset(dataset, encoder, folder, options, guide_dropout=dropout).items)
+
+
+def test_what_is_made_of_pixels_is_kept_and_given(folder: Path, tmp_path: Path) -> None:
+    encoder = Guiding()
+    items = encode(paired(folder), tmp_path / "kept", encoder)
+    assert encoder.guides == 2, "one for each, though the targets are the same picture"
+    assert [EncodedItem.from_dict(json.loads(json.dumps(i.to_dict()))) for i in items] == items
+    batch = ItemStore(items).load([SampleDraw(0, 0, 0), SampleDraw(1, 0, 1)])
+    assert [float(i.conditioning["given"]) for i in batch.items] == pytest.approx([1.0, 0.0])
+    assert all(NOISE_MASK not in i.conditioning and "cross_attn" in i.conditioning for i in batch.items)
+    assert batch.mask is not None and batch.items[0].noise_mask is not None
+    assert torch.equal(batch.mask[0], batch.items[0].noise_mask), "what is given is not learned"
+    encode(paired(folder), tmp_path / "kept", encoder)
+    assert encoder.guides == 2, "from the cache"
+    picture(folder.parent / "before" / "b.png", "gray")
+    encode(scan(folder, folder.parent / "before"), tmp_path / "kept", encoder)
+    assert encoder.guides == 3, "another control picture"
+
+
+def test_a_share_goes_without(folder: Path, tmp_path: Path) -> None:
+    items = encode(paired(folder), tmp_path / "kept", Guiding(), dropout=0.3)
+    store = ItemStore(items, seed=3)
+    given = [len(store.choose(SampleDraw(0, epoch, 0))) == 3 for epoch in range(1000)]
+    assert 640 < sum(given) < 760
+
+
+def test_a_text_encoder_that_looks(folder: Path, tmp_path: Path) -> None:
+    encoder = Guiding(sees=True)
+    items = encode(paired(folder), tmp_path / "kept", encoder)
+    assert [float(i.load()[1]["seen"]) for i in items] == pytest.approx([1.0, 0.0])
+    assert items[0].text_path != items[1].text_path, "the same caption, other pictures"
+    dataset = paired(folder).with_augmentation(Augmentation(variants=2))
+    with pytest.raises(KilnError, match="set variants to 1"):
+        encode(dataset, tmp_path / "kept", encoder)
+
+
+def test_datasets_without_keep_their_fingerprint(folder: Path, tmp_path: Path) -> None:
+    """Runs of earlier versions are resumed: addresses and fingerprints of plain datasets are what they were."""
+    plain = encode_dataset(scan(folder), ToyEncoder(), tmp_path / "kept", BucketOptions(resolution=64))
+    assert not any(i.guides for i in plain.items)
+    guided = encode_dataset(scan(folder), Guiding(), tmp_path / "kept", BucketOptions(resolution=64))
+    assert guided.fingerprint != plain.fingerprint and guided.encoded_now == 1
+    assert [i.latent_path for i in guided.items] == [i.latent_path for i in plain.items]
