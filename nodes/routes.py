@@ -85,6 +85,10 @@ async def estimate(request: web.Request) -> web.Response:
         raise Refused(400, str(error)) from error
 
 
+DATASET = {"folder": str, "recursive": bool, "validation_folder": str}
+MOST_DATASETS = 64
+
+
 def _question(body: dict[str, Any]) -> dict[str, Any]:
     """The arguments of estimate_before_loading. Raises Refused."""
     wanted = {
@@ -95,7 +99,7 @@ def _question(body: dict[str, Any]) -> dict[str, Any]:
         "resolution": int,
         "max_frames": int,
     }
-    if set(body) != set(wanted):
+    if not set(wanted) <= set(body) <= {*wanted, "datasets", "fps", "max_upscale"}:
         raise Refused(400, f"The body is a JSON object with {', '.join(wanted)}.")
     for name, kind in wanted.items():
         if type(body[name]) is not kind:
@@ -103,7 +107,19 @@ def _question(body: dict[str, Any]) -> dict[str, Any]:
     for name in ("resolution", "max_frames"):
         if not 1 <= body[name] <= 100_000:
             raise Refused(400, f"{name} is {body[name]}; it lies between 1 and 100000.")
+    for name, least in (("fps", 0), ("max_upscale", 1)):
+        if type(body.get(name, 1)) not in (int, float) or not least <= body.get(name, 1) <= 1000:
+            raise Refused(400, f"{name} is {body[name]!r}; it lies between {least} and 1000.")
+    sets = body.get("datasets", [])
+    if not isinstance(sets, list) or len(sets) > MOST_DATASETS or not all(map(_is_dataset, sets)):
+        raise Refused(
+            400, f"datasets is a list of at most {MOST_DATASETS} objects with {', '.join(DATASET)}."
+        )
     return body
+
+
+def _is_dataset(value: Any) -> bool:
+    return isinstance(value, dict) and {name: type(v) for name, v in value.items()} == DATASET
 
 
 def tell(run: RunMonitor, command: str) -> None:

@@ -116,7 +116,7 @@ export async function command(run, command) {
 
 /**
  * @param {Record<string, any>} question see nodes/host/canvas/estimate.py
- * @returns {Promise<{sentence: string, advice: string, total: number, parts: Record<string, number>} | {error: string}>}
+ * @returns {Promise<{sentence: string, advice: string, total: number, parts: Record<string, number>, width: number, height: number, frames: number} | {error: string}>}
  */
 export async function estimateMemory(question) {
   const options = { method: "POST", body: JSON.stringify(question), headers: { "Content-Type": "application/json" } };

@@ -56,6 +56,27 @@ function linkInto(graph, id, slot) {
 }
 
 /**
+ * The folders that a dataset comes from; null where something else makes it.
+ * @param {any} node whose dataset inputs are followed
+ * @param {number} depth
+ * @returns {Record<string, any>[] | null}
+ */
+function folders(node, depth = 0) {
+  if (node?.comfyClass === "KilnLoadDataset") {
+    return [{
+      folder: String(valueOf(node, "folder") ?? ""),
+      recursive: Boolean(valueOf(node, "recursive")),
+      validation_folder: String(valueOf(node, "validation_folder") ?? ""),
+    }];
+  }
+  const names = (node?.inputs ?? []).map((/** @type {any} */ i) => i.name).filter((/** @type {string} */ n) => n.startsWith("dataset"));
+  const found = names.map((/** @type {string} */ n) => before(node, n)).filter(Boolean);
+  if (!found.length || depth > 20) return null;
+  const all = found.map((/** @type {any} */ n) => folders(n, depth + 1));
+  return all.some((/** @type {any} */ f) => !f) ? null : all.flat();
+}
+
+/**
  * @param {any} node a KilnTrainLora
  * @returns {Record<string, any> | string} the question for the server, or the key of a sentence that says what is missing
  */
@@ -80,6 +101,7 @@ export function question(node) {
     if (path.length === 1) config[name] = value;
     else (config[path[0]] ??= {})[name] = value;
   }
+  const read = folders(data);
   return {
     loader: loader.comfyClass,
     file: String(valueOf(loader, /** @type {any} */ (LOADERS)[loader.comfyClass]) ?? ""),
@@ -87,6 +109,9 @@ export function question(node) {
     config,
     resolution: Number(valueOf(data, "resolution")),
     max_frames: Number(valueOf(data, "max_frames") ?? 1),
+    fps: Number(valueOf(data, "fps") ?? 16),
+    max_upscale: Number(valueOf(data, "max_upscale") ?? 1),
+    ...(read ? { datasets: read } : {}),
   };
 }
 
@@ -142,7 +167,7 @@ class Line {
       this.say(t("memoryUnknown", inUsersLanguage(found.error)), "");
       return;
     }
-    const needs = t("memoryNeeds", gib(found.total), now.resolution, now.max_frames);
+    const needs = t("memoryNeeds", gib(found.total), found.width, found.height, found.frames);
     this.say(`${needs}. ${inUsersLanguage(found.advice)}`, partsOf(found.parts));
   }
 

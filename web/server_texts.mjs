@@ -239,6 +239,8 @@ export const CHINESE = {
   "encoding the caption {}: {}": "正在编码描述 {}：{}",
   "{} of {} files, {} MB written": "{1} 个文件中的第 {0} 个，已写入 {2} MB",
   "{}, about {} left for this part": "{}，这一部分约剩 {}",
+  "{} is {}; it lies between {} and 1000.": "{} 为 {}；须在 {} 与 1000 之间。",
+  "datasets is a list of at most {} objects with {}.": "datasets 是至多 {} 个含有 {} 的对象的列表。",
   "Row {} of {} names no file; it needs a column file_name.": "{1} 的第 {0} 行没有写文件名；需要 file_name 一列。",
   "The file {} is not JSON ({}); mend it.": "文件 {} 不是 JSON（{}）；请修正。",
   "The {} {} is not UTF-8 text (byte {}); save it as UTF-8.": "{} {} 不是 UTF-8 文本（第 {} 字节）；请存为 UTF-8。",

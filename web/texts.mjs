@@ -60,7 +60,7 @@ const TEXTS = {
   goOnAnywayHelp: ["Queue this graph with resume set to: {0}. A new run begins from that checkpoint.", "以 resume = {0} 运行此工作流：从该检查点开始新的训练。"],
   log: ["log", "对数"],
   logHelp: ["Logarithmic loss axis.", "损失轴使用对数刻度。"],
-  memoryNeeds: ["Memory: about {0} GiB for items up to {1} x {1}, {2} frames", "显存：约 {0} GiB（样本最大 {1} x {1}，{2} 帧）"],
+  memoryNeeds: ["Memory: about {0} GiB for items up to {1} x {2}, {3} frames", "显存：约 {0} GiB（样本最大 {1} x {2}，{3} 帧）"],
   memoryNoModel: [
     "Memory: connect a Load Diffusion Model or Load Checkpoint node to see it beforehand.",
     "显存：连接“UNet 加载器”或“Checkpoint 加载器”节点后可预先估算。",

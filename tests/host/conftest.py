@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from scripts.host_files import link, workspace
 from trainer.temporary import temporary_path
 
 RunGraph = Callable[..., dict[str, Any]]
+MakeFolder = Callable[[str], Path]
 
 
 class GraphFailed(AssertionError):
@@ -81,3 +83,16 @@ def run_graph(client: HostClient) -> RunGraph:
         return outputs
 
     return run
+
+
+@pytest.fixture
+def make_folder(host: RunningHost) -> MakeFolder:
+    """Makes an empty folder under ComfyUI/input."""
+
+    def make(name: str) -> Path:
+        folder = host.base / "input" / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        return folder
+
+    return make

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +12,8 @@ from scripts.host import RunningHost
 from scripts.host_client import HostClient
 from tests.media import clip, hostile_folder, scene
 
-from .conftest import GraphFailed, RunGraph
+from .conftest import GraphFailed, MakeFolder, RunGraph
 from .graphs import Prompt, loaders, node, saved, training
-
-MakeFolder = Callable[[str], Path]
-
-
-@pytest.fixture
-def make_folder(host: RunningHost) -> MakeFolder:
-    def make(name: str) -> Path:
-        folder = host.base / "input" / name
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        return folder
-
-    return make
 
 
 def load(folder: str, **options: Any) -> dict[str, Any]:

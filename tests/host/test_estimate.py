@@ -8,8 +8,9 @@ import pytest
 
 from scripts.host import RunningHost
 from scripts.host_client import EventStream, HostClient, HostError
+from tests.media import clip, picture
 
-from .conftest import RunGraph
+from .conftest import MakeFolder, RunGraph
 from .graphs import dataset, loaders, saved, training
 
 
@@ -66,6 +67,10 @@ def test_it_follows_the_settings(client: HostClient) -> None:
         ({"resolution": "64"}, "resolution is not a int"),
         ({"max_frames": 0}, "max_frames is 0"),
         ({"more": 1}, "JSON object with loader"),
+        ({"datasets": [{"folder": 1}]}, "datasets is a list of at most 64 objects with folder"),
+        ({"datasets": [{"folder": "", "recursive": 1, "validation_folder": ""}]}, "datasets is a list"),
+        ({"fps": "16"}, "fps is '16'"),
+        ({"max_upscale": 0.5}, "max_upscale is 0.5"),
     ],
 )
 def test_wrong_questions_get_a_sentence(client: HostClient, changes: dict[str, Any], sentence: str) -> None:
@@ -77,3 +82,56 @@ def test_a_file_that_is_no_network(client: HostClient, host: RunningHost) -> Non
     (host.base / "models" / "diffusion_models" / "broken.safetensors").write_bytes(b"nonsense")
     with pytest.raises(HostError, match=r"status 400.*broken"):
         ask(client, file="broken.safetensors")
+
+
+def frames_of(client: HostClient, *folders: str, **changes: Any) -> tuple[int, int, int]:
+    """Width, height and frames of the largest item."""
+    sets = [{"folder": f, "recursive": False, "validation_folder": ""} for f in folders]
+    found = ask(client, datasets=sets, **{"resolution": 64, "max_frames": 33, **changes})
+    return found["width"], found["height"], found["frames"]
+
+
+def test_it_counts_the_items_that_there_are(
+    client: HostClient, run_graph: RunGraph, make_folder: MakeFolder
+) -> None:
+    """Stills are one frame, before anything has been read of them and after."""
+    stills, clips = make_folder("estimated_stills"), make_folder("estimated_clips")
+    for number in range(2):
+        picture(stills / f"{number}.png", (48, 32), caption="one")
+    assert frames_of(client, "estimated_stills") == (64, 64, 1), "not measured yet"
+    clip(clips / "a.mp4", frames=12, size=(64, 48))
+    (clips / "a.txt").write_text("it grows brighter")
+    assert frames_of(client, "estimated_stills", "estimated_clips") == (64, 64, 33)
+    for name in ("estimated_stills", "estimated_clips"):
+        run_graph({**loaders(), **dataset(name)})
+    assert frames_of(client, "estimated_stills") == (48, 32, 1)
+    assert frames_of(client, "estimated_stills", "estimated_clips") == (64, 48, 9)
+    assert frames_of(client, "estimated_clips", max_frames=5) == (64, 48, 5)
+    assert frames_of(client, "estimated_clips", fps=8) == (64, 48, 5)
+    assert frames_of(client, "estimated_stills", max_upscale=2.0) == (80, 48, 1)
+    assert frames_of(client, "nowhere") == frames_of(client, "../..") == (64, 64, 33)
+    plain = ask(client, resolution=64, max_frames=33)
+    assert (plain["width"], plain["height"], plain["frames"]) == (64, 64, 33), (
+        "from elsewhere: the largest possible"
+    )
+
+
+def test_the_runs_plan_is_that_of_its_items(
+    client: HostClient, events: EventStream, make_folder: MakeFolder
+) -> None:
+    folder = make_folder("estimated_run")
+    for number in range(2):
+        picture(folder / f"{number}.png", (64, 48), caption=f"number {number}")
+    graph = {
+        **loaders(),
+        **dataset("estimated_run"),
+        **training(steps=1000, seed=402, batch_size=256),
+        **saved(),
+    }
+    client.queue_prompt(graph)
+    event = events.wait_for(lambda e: e.type == "lora_kiln.run" and e.data["plan"])
+    client.post_json(f"/lora_kiln/runs/{event.data['run']}/stop", {})
+    sets = [{"folder": "estimated_run", "recursive": False, "validation_folder": ""}]
+    config = {"batch_size": 256, "adapter": {"rank": 4, "alpha": 4.0}}
+    found = ask(client, config=config, max_frames=33, datasets=sets)
+    assert found["parts"] == event.data["plan"]["parts"]

@@ -15,10 +15,13 @@ import folder_paths
 import torch
 
 from ....trainer.config import TrainConfig
+from ....trainer.dataset.buckets import Bucket, BucketOptions
+from ....trainer.dataset.largest import FRAMES_PER_LATENT, largest_item, latent_cells
 from ....trainer.errors import KilnError
 from ....trainer.loop.advice import advise_on_size
 from ....trainer.model_files.meta_model import Shapes, meta_model, read_shapes
 from ....trainer.safefile import is_safetensors
+from .. import paths
 from ..memory.plan import plan_memory, trained_layers
 
 # The loaders whose file tells the network, and the host's folder that their file is listed in
@@ -29,11 +32,18 @@ WEIGHT_DTYPES = {
     "fp8_e4m3fn_fast": torch.float8_e4m3fn,
     "fp8_e5m2": torch.float8_e5m2,
 }
-FRAMES_PER_LATENT = 4  # Wan's VAE; the first frame stands alone
 
 
 def estimate_before_loading(
-    loader: str, file: str, weight_dtype: str, config: dict[str, Any], resolution: int, max_frames: int
+    loader: str,
+    file: str,
+    weight_dtype: str,
+    config: dict[str, Any],
+    resolution: int,
+    max_frames: int,
+    datasets: list[dict[str, Any]] | None = None,
+    fps: float = BucketOptions.fps,
+    max_upscale: float = BucketOptions.max_upscale,
 ) -> dict[str, Any]:
     """Plan the memory of a run.
 
@@ -42,10 +52,13 @@ def estimate_before_loading(
         file: as the host lists it for that loader.
         weight_dtype: as the loader has it.
         config: some of TrainConfig.to_dict(); the rest are defaults.
-        resolution, max_frames: of the largest item, pixels and frames.
+        resolution, max_frames, fps, max_upscale: as Encode Dataset has them.
+        datasets: what is read, "folder", "recursive" and "validation_folder" of each; None: not known, so the largest
+            item is a square of the resolution and of all frames.
 
     Returns:
-        "sentence" and "advice", and in bytes "total" and "parts" by name.
+        "sentence" and "advice", in bytes "total" and "parts" by name, and the largest item's "width", "height" and
+        "frames".
 
     Raises:
         KilnError: the file is not listed or cannot be read, or a setting is out of range.
@@ -57,11 +70,13 @@ def estimate_before_loading(
     device = comfy.model_management.get_torch_device()
     dtype, compute = _precision(WEIGHT_DTYPES.get(weight_dtype, in_file), shapes, device, weight_dtype)
     channels, shrink = _latent(shapes)
-    side = max(1, resolution // shrink)
-    frames = 1 + (max_frames - 1) // FRAMES_PER_LATENT
+    options = BucketOptions(resolution=resolution, max_frames=max_frames, fps=fps, max_upscale=max_upscale)
+    largest = _largest(datasets, options)
+    height, width = max(1, largest.height // shrink), max(1, largest.width // shrink)
+    frames = 1 + (largest.frames - 1) // FRAMES_PER_LATENT
     network = meta_model(shapes, dtype)
     is_video = len(getattr(network, "patch_size", ())) == 3
-    latent = (channels, frames, side, side) if is_video else (channels, side, side)
+    latent = (channels, frames, height, width) if is_video else (channels, height, width)
     model = SimpleNamespace(model=SimpleNamespace(diffusion_model=network), patches={})
     plan = plan_memory(model, SimpleNamespace(device=device, dtype=compute), settings, latent, path)
     parts = {name: size for name, size in asdict(plan).items() if isinstance(size, int)}
@@ -73,7 +88,26 @@ def estimate_before_loading(
         "advice": " ".join(filter(None, advice)),
         "total": plan.total,
         "parts": parts,
+        "width": largest.width,
+        "height": largest.height,
+        "frames": largest.frames,
     }
+
+
+def _largest(datasets: list[dict[str, Any]] | None, options: BucketOptions) -> Bucket:
+    """Of the items that the folders hold; a folder that is not there (yet) says nothing."""
+    whole = Bucket(options.max_frames, options.resolution, options.resolution)
+    if datasets is None:
+        return whole
+    found = []
+    for each in datasets:
+        try:
+            folder = paths.dataset_folder(each["folder"])
+        except KilnError:
+            return whole
+        held_out = each["validation_folder"].strip()
+        found.append(largest_item(folder, each["recursive"], held_out, options, paths.facts_cache()))
+    return max(filter(None, found), key=latent_cells, default=whole)
 
 
 def _check_types(values: dict[str, Any], usual: dict[str, Any]) -> None:
