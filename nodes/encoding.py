@@ -13,6 +13,7 @@ from ..trainer.dataset.from_graph import encoded_from_latents
 from ..trainer.dataset.items import Dataset
 from ..trainer.dataset.pieces import CLIP_PARTS, ClipPart, cut_clips, describe_use
 from ..trainer.dataset.quality import require_captions
+from ..trainer.dataset.resolutions import at_resolutions, read_resolutions
 from . import types
 from .host import paths
 from .host.canvas.progress import NodeProgress
@@ -129,6 +130,13 @@ class KilnEncodeDataset(io.ComfyNode):
                     "none.",
                 ),
                 *_image_conditioning_inputs(),
+                io.String.Input(
+                    "more_resolutions",
+                    default="",
+                    optional=True,
+                    tooltip="Further training sizes beside resolution, with commas between, such as 768, 1024: every "
+                    "item is trained at each that it can fill without being enlarged. Empty: none.",
+                ),
             ],
             outputs=[
                 types.Encoded.Output(display_name="encoded", tooltip="Latents and conditioning, on disk.")
@@ -159,6 +167,7 @@ class KilnEncodeDataset(io.ComfyNode):
         first_frame_dropout: float = 0.0,
         controls: ControlWay = "auto",
         clip_vision: Any = None,
+        more_resolutions: str = "",
     ) -> io.NodeOutput:
         if not without_captions:
             require_captions(dataset)
@@ -171,7 +180,8 @@ class KilnEncodeDataset(io.ComfyNode):
         options = BucketOptions(
             resolution=resolution, max_frames=max_frames, fps=fps, max_upscale=max_upscale
         )
-        items = cut_clips(dataset, options, clip_part, pieces)
+        sizes = at_resolutions(dataset, options, read_resolutions(more_resolutions))
+        items = cut_clips(sizes, options, clip_part, pieces)
         encoder = HostEncoder(vae, clip, prompt_syntax, first_frame, controls, clip_vision)
         encoded = encode_dataset(items, encoder, cache, options, tell, first_frame_dropout)
         shown = "\n".join(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 from comfy_api.latest import io, ui
 
 from ..trainer import config
+from ..trainer.dataset.batches import steps_of
 from ..trainer.dataset.encoded import EncodedDataset
 from ..trainer.runs.resume import LATEST, NEW_RUN, resume_labels
 from ..trainer.runs.run import Run
@@ -97,6 +99,15 @@ class KilnTrainLora(io.ComfyNode):
                     "steps aside. Queue the same graph again when it is done: then the nodes behind get the LoRA.",
                 ),
                 widget("embed_metadata", _TRAIN["embed_metadata"], optional=True),
+                io.Int.Input(
+                    "epochs",
+                    default=0,
+                    min=0,
+                    max=10_000,
+                    optional=True,
+                    tooltip="Length in epochs instead of steps: how often every item is seen, repeats counted. 0: as "
+                    "many steps as the widget says. The panel shows both.",
+                ),
             ],
             outputs=[
                 types.LoraModel.Output(display_name="lora", tooltip="The trained LoRA: save it or apply it."),
@@ -140,6 +151,7 @@ class KilnTrainLora(io.ComfyNode):
         tensorboard: bool = False,
         when_queued: str = WAIT,
         embed_metadata: bool = config.TrainConfig.embed_metadata,
+        epochs: int = 0,
     ) -> io.NodeOutput:
         extra = settings or {}
         chosen = config.TrainConfig(
@@ -159,6 +171,9 @@ class KilnTrainLora(io.ComfyNode):
             sample=config.SampleConfig(**extra.get("sample", {})),
             memory=config.MemoryConfig(**extra.get("memory", {})),
         )
+        if epochs:
+            accumulation = chosen.optimizer.gradient_accumulation
+            chosen = replace(chosen, steps=steps_of(epochs, encoded.items, batch_size, accumulation))
         graph = {"prompt": cls.hidden.prompt, "workflow": (cls.hidden.extra_pnginfo or {}).get("workflow")}
         request = TrainRequest(
             model=model,

@@ -107,7 +107,7 @@ export function question(node) {
     file: String(valueOf(loader, /** @type {any} */ (LOADERS)[loader.comfyClass]) ?? ""),
     weight_dtype: String(valueOf(loader, "weight_dtype") ?? "default"),
     config,
-    resolution: Number(valueOf(data, "resolution")),
+    resolution: Math.max(Number(valueOf(data, "resolution")), ...String(valueOf(data, "more_resolutions") ?? "").split(/[^0-9]+/).map(Number)),
     max_frames: Number(valueOf(data, "max_frames") ?? 1),
     fps: Number(valueOf(data, "fps") ?? 16),
     max_upscale: Number(valueOf(data, "max_upscale") ?? 1),

@@ -209,6 +209,15 @@ def test_settings_reach_the_run(host: RunningHost, run_graph: RunGraph) -> None:
     )
 
 
+def test_length_in_epochs_and_several_resolutions(run_graph: RunGraph) -> None:
+    """20 pictures at two sizes, four at a time, twice: 20 steps, whatever the widget says."""
+    graph = {**loaders(), **dataset(), **training(steps=999, epochs=2, seed=61), **saved()}
+    graph["encoded"]["inputs"]["more_resolutions"] = "48"
+    outputs = run_graph(graph)
+    assert outputs["train"]["summary"][0]["steps"] == 20
+    assert "48x48: 20 items" in outputs["encoded"]["text"][0]
+
+
 def test_cached_encoding_across_executions(run_graph: RunGraph) -> None:
     first = {**loaders(), **dataset(), **training(seed=71), **saved()}
     run_graph(first)

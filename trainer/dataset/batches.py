@@ -6,6 +6,7 @@ when it is reached, so a resumed run starts in the middle of one without replayi
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,18 @@ class SampleDraw(NamedTuple):
     item: int  # index into the dataset
     epoch: int
     entry: int  # index in the unshuffled epoch: an item with 3 repeats has 3 entries
+
+
+def steps_of(epochs: float, items: Sequence[EncodedItem], batch_size: int, accumulation: int) -> int:
+    """How many steps show every item that is trained on so many times, repeats counted; at least 1.
+
+    Args:
+        batch_size: items of a micro-batch, over all processes.
+        accumulation: micro-batches of a step.
+    """
+    trained = [i for i in items if i.role != "validation"]
+    order = BatchOrder([i.shape for i in trained], [i.repeats for i in trained], batch_size, seed=0)
+    return max(1, math.ceil(epochs * order.batches_per_epoch / accumulation))
 
 
 class BatchOrder:

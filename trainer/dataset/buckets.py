@@ -81,7 +81,8 @@ def fit_frames(available: int, max_frames: int) -> int:
 def bucket_of(item: Item, options: BucketOptions) -> Bucket:
     """An item's size."""
     facts = item.facts
-    width, height = fit_size(facts.width, facts.height, options.resolution, options.max_upscale)
+    resolution = item.resolution or options.resolution
+    width, height = fit_size(facts.width, facts.height, resolution, options.max_upscale)
     frames = fit_frames(usable_frames(facts.frames, facts.fps, options.fps), options.max_frames)
     return Bucket(frames, height, width)
 

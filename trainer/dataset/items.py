@@ -49,6 +49,7 @@ class Item:
     augmentation: Augmentation | None = None
     caption_variation: CaptionVariation | None = None
     controls: tuple[Control, ...] = ()  # in the order in which the model gets them
+    resolution: int = 0  # it is trained at; 0: that of all items
     place: float = MIDDLE  # of a clip: where the piece lies that is trained on, 0 its start, 1 its end
 
     @property
