@@ -39,6 +39,7 @@ class Case:
     frames: int = 1
     level: str = "auto"
     offload: bool = False  # block inputs, at the levels that recompute
+    parts: bool = False  # attention and MLP recomputed apart
     base_precision: str = "as it is"
     rank: int = 32
     batch: int = 1
@@ -76,9 +77,12 @@ def size_of(text: str) -> tuple[int, int, int]:
 
 def sentence(found: dict[str, Any]) -> str:
     """For people."""
-    parts = ", ".join(f"{name} {size / GB:.2f}" for name, size in found["parts"].items())
+    parts = ", ".join(f"{name} {size / GB:.2f}" for name, size in found["peak_parts"].items())
+    level = found["level"]
+    level += " + inputs in CPU memory" if found["offload"] else ""
+    level += " + parts apart" if found["parts"] else ""
     return (
-        f"{found['level']}{' + inputs in CPU memory' if found['offload'] else ''}: peak "
+        f"{level}: peak "
         f"{found['peak_device_bytes'] / GB:.2f} GB of the device ({parts}), planned "
         f"{found['planned_device_bytes'] / GB:.2f}; pinned "
         f"{found['peak_pinned_bytes'] / GB:.2f}, planned {found['planned_pinned_bytes'] / GB:.2f} (simulated)"
@@ -92,6 +96,7 @@ def main() -> None:
     parser.add_argument("--size", default="512", help="512, 480x832 or, for clips, 480x832x81")
     parser.add_argument("--level", choices=LEVELS, default="auto")
     parser.add_argument("--offload-block-inputs", action="store_true")
+    parser.add_argument("--recompute-parts", action="store_true")
     parser.add_argument("--base-precision", choices=("as it is", "fp8", "nf4"), default="as it is")
     parser.add_argument(
         "--card-gb", type=float, default=0.0, help="10^9 bytes that are free on the card; 0: any number"
@@ -111,6 +116,7 @@ def main() -> None:
                 frames=frames,
                 level=arguments.level,
                 offload=arguments.offload_block_inputs,
+                parts=arguments.recompute_parts,
                 base_precision=arguments.base_precision,
                 rank=arguments.rank,
                 batch=arguments.batch,

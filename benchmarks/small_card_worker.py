@@ -207,6 +207,7 @@ def run(counted: Allocations, shapes: dict[str, tuple[int, ...]]) -> dict[str, A
             level=CASE["level"],
             base_precision=CASE["base_precision"],
             offload_block_inputs=CASE["offload"],
+            recompute_parts=CASE["parts"],
         ),
     )
     plan = plan_memory(model, denoiser, config, latent_shape(), None)
@@ -225,12 +226,13 @@ def run(counted: Allocations, shapes: dict[str, tuple[int, ...]]) -> dict[str, A
         **CASE,
         "level": plan.memory.level,
         "offload": plan.memory.offload_block_inputs,
+        "parts": plan.memory.recompute_parts,
         "peak_device_bytes": counted.peak[NAME],
         "peak_pinned_bytes": counted.peak[PINNED],
         "registered_bytes": counted.registered_peak,
         "planned_device_bytes": plan.total,
         "planned_pinned_bytes": getattr(plan, "pinned", 0),
-        "parts": {k: v for k, v in counted.parts_at_peak[NAME].items() if v},
+        "peak_parts": {k: v for k, v in counted.parts_at_peak[NAME].items() if v},
         "planned_parts": {
             name: getattr(plan, name)
             for name in ("weights", "adapter", "gradients", "optimizer", "activations")

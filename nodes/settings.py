@@ -139,6 +139,7 @@ class KilnGuardSettings(SettingsNode):
 
 class KilnMemorySettings(SettingsNode):
     THEME, TITLE, CONFIG = "memory", "Memory Settings", config.MemoryConfig
+    LATER = ("recompute_parts",)
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -6,6 +6,7 @@ LoRA files keep the network's own layer names, and no layers are computed togeth
     adapter/targets.py     which layers get an adapter when the user names none; names of target modules that are taken
     adapter/fused.py       which layers read the same tensor
     lora_files/keys.py     layer names in LoRA files of other tools; what a LoRA file is for
+    memory/activations.py  which layers see fewer tokens or keep more than others
     noise_defaults.py      how noise levels are drawn, and which sizes the model is told, where the user says auto
 """
 
@@ -32,6 +33,11 @@ NEVER_DEFAULT_TARGETS = re.compile(
     ),
     re.IGNORECASE,
 )
+
+# For the memory plan: layers of a block that see the caption alone (Flux, Qwen-Image, SD3, HunyuanVideo)
+READS_CAPTION = re.compile(r"(^|[._])(txt_(attn|mlp)|add_[qkv]_proj|to_add_out|context_block)([._]|$)")
+# and those that make q, k and v as one (the same, Z-Image; linear1 makes the MLP's middle too)
+FUSED_QKV = re.compile(r"([._]qkv|single_blocks\.\d+\.linear1)$")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,6 +40,11 @@ class MemoryConfig:
         "Compile the blocks with torch.compile: the first step takes a minute or more, the others are faster on a GPU. "
         "For the kind lora without dropout, and not while blocks are streamed.",
     )
+    recompute_parts: bool = setting(
+        False,
+        "Compute attention and MLP of a block again each on its own, the MLP in chunks of tokens: for long videos on a "
+        "small card, a quarter slower. auto switches it on where it is needed; no effect when resident.",
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self)

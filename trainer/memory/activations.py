@@ -2,9 +2,14 @@
 
     linear layer that is trained    its input and output, for every token. Layers of one block that read the same input
                                     share it; what a block keeps beside (norms, attention) is about as much
+    fused q, k and v                 its input and output, and what norms and rotations of q and k keep
     convolution                     its input, and as much for the norm and for the nonlinearity before it
 
-A network that has no convolutions in its blocks has the same number of tokens everywhere. A UNet has fewer places
+Where a block is computed again, the gradients that are on their way in it count too. Where its attention and MLP are
+computed again apart (parts.py), the largest of them counts, an MLP in chunks as what goes in and comes out.
+
+A network that has no convolutions in its blocks has the same number of tokens everywhere, but for layers that read the
+caption alone. A UNet has fewer places
 further inside: each block that is nothing but one convolution changes the resolution, the first half of them by 1/2
 along each side, the others back. Tests hold all of it against what torch really keeps.
 """
@@ -15,9 +20,18 @@ import math
 
 from torch import Tensor, nn
 
-from .blocks import find_blocks
+from ..families import FUSED_QKV as FUSED
+from ..families import READS_CAPTION
+from .blocks import find_blocks, is_token_wise, parts_of
 
 CONVOLUTION = 3  # times its input: that of the norm, of the nonlinearity and its own
+FUSED_QKV = (
+    3.5  # times its input, beside input and output: q and k before their norm and before their rotation
+)
+GRADIENT = 0.5  # of the widest output
+FUSED_GRADIENT = 3  # of that of a fused q, k and v, whose gradient is put together of pieces
+PARTS = 8  # widths beside the largest part: inputs of the others, gradients, attention's fp32 accumulator
+TEXT_ROWS = 512  # of a caption, where a layer reads nothing else
 
 
 class Activations:
@@ -25,6 +39,7 @@ class Activations:
 
     Attributes:
         whole: values kept when nothing is recomputed.
+        inputs: values of the input of each block.
     """
 
     def __init__(self, module: nn.Module, targets: list[str], latent_shape: tuple[int, ...]) -> None:
@@ -34,23 +49,50 @@ class Activations:
         blocks = find_blocks(module)
         places = _places(module, blocks, tokens(module, latent_shape))
         narrowest = min(map(_narrow_side, trained.values()))
+        names = {id(layers[t]): t for t in targets}
+
+        def kept(member: nn.Module) -> int:
+            name = names.get(id(member), "")
+            count = min(places[id(member)], TEXT_ROWS) if READS_CAPTION.search(name) else places[id(member)]
+            return int(_kept(member, id(member) in trained, bool(FUSED.search(name))) * count)
+
         self._blocks: list[int] = []
-        self._inputs: list[int] = []
+        self._gradients: list[int] = []
+        self._parts: list[int] = []
+        self.inputs: list[int] = []
         inside: set[int] = set()
         for block in blocks:
             members = list(block.modules())
             inside.update(map(id, members))
-            self._blocks.append(sum(_kept(m, id(m) in trained) * places[id(m)] for m in members))
-            self._inputs.append(_width(members, trained, narrowest) * places[id(block)])
-        self._outside = sum(_kept(m, True) * places[i] for i, m in trained.items() if i not in inside)
+            self._blocks.append(sum(map(kept, members)))
+            width = _width(members, trained, narrowest) * places[id(block)]
+            self.inputs.append(width)
+            widest = [
+                _gradient(m, names[id(m)]) * places[id(m)]
+                for m in members
+                if id(m) in trained and not READS_CAPTION.search(names[id(m)])
+            ]
+            self._gradients.append(int(max(widest, default=0)))
+            apart = {id(m) for part in parts_of(block) for m in part.modules()}
+            rest = sum(kept(m) for m in members if id(m) not in apart)
+            largest = max(
+                (2 * width if is_token_wise(p) else sum(map(kept, p.modules())) for p in parts_of(block)),
+                default=0,
+            )
+            self._parts.append(
+                rest + largest + PARTS * width if apart else self._blocks[-1] + self._gradients[-1]
+            )
+        self._outside = sum(kept(m) for i, m in trained.items() if i not in inside)
         self.whole = sum(self._blocks) + self._outside
 
-    def recomputed(self, offload_inputs: bool) -> int:
+    def recomputed(self, offload_inputs: bool, parts: bool = False) -> int:
         """When blocks are computed again: the largest of them, and the inputs of all (of two that are on their way)."""
         if not self._blocks:
             return self.whole
-        inputs = sorted(self._inputs)[-2:] if offload_inputs else self._inputs
-        return max(self._blocks) + sum(inputs) + self._outside
+        inputs = sorted(self.inputs)[-2:] if offload_inputs else self.inputs
+        whole = [b + g for b, g in zip(self._blocks, self._gradients, strict=True)]
+        largest = max(map(min, self._parts, whole)) if parts else max(whole)
+        return largest + sum(inputs) + self._outside
 
 
 def tokens(module: nn.Module, latent_shape: tuple[int, ...]) -> int:
@@ -89,13 +131,20 @@ def _is_one_convolution(block: nn.Module) -> bool:
     return len(own) == 1 and _is_convolution(own[0]) and len({*_shape(own[0])[:2]}) == 1
 
 
-def _kept(layer: nn.Module, is_trained: bool) -> int:
+def _kept(layer: nn.Module, is_trained: bool, fused: bool) -> float:
     """Values per place."""
     if is_trained:
-        return int(layer.in_features + layer.out_features)  # type: ignore[operator]
+        extra = FUSED_QKV * int(layer.in_features) if fused else 0  # type: ignore[arg-type]
+        return int(layer.in_features + layer.out_features) + extra  # type: ignore[operator]
     if _is_convolution(layer):
         return CONVOLUTION * _shape(layer)[1]
     return 0
+
+
+def _gradient(layer: nn.Module, name: str) -> float:
+    """Values per place that a layer's gradients take while they are on their way."""
+    width = int(layer.out_features)  # type: ignore[arg-type]
+    return (FUSED_GRADIENT if FUSED.search(name) else GRADIENT) * width
 
 
 def _width(members: list[nn.Module], trained: dict[int, nn.Module], otherwise: int) -> int:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from torch import nn
 
 LISTS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
+ACTIVATIONS = (nn.GELU, nn.SiLU, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Mish, nn.Softplus, nn.Dropout, nn.Identity)
 CHAIN_SHARE = 0.9  # of a member's weights, from which on it counts as a chain; experts side by side hold less
 
 
@@ -24,6 +25,24 @@ def find_blocks(module: nn.Module) -> list[nn.Module]:
     # A block registered under a second name is found twice, the second time with the blocks inside it
     inner = {id(m) for block in blocks for m in block.modules() if m is not block}
     return list({id(b): b for b in blocks if id(b) not in inner}.values())
+
+
+def parts_of(block: nn.Module) -> list[nn.Module]:
+    """The attentions and MLPs of a block: its children with two linear layers or more."""
+    return [m for m in block.children() if not _is_linear(m) and sum(map(_is_linear, m.modules())) > 1]
+
+
+def is_token_wise(part: nn.Module) -> bool:
+    """Whether it is a chain of linear layers and activations, which take each token by itself."""
+    chain = isinstance(part, nn.Sequential | nn.ModuleList)
+    return chain and all(_is_linear(m) or isinstance(m, ACTIVATIONS) for m in part.children())
+
+
+def _is_linear(module: nn.Module) -> bool:
+    if _has_adapter(module):
+        return True
+    weight = module._parameters.get("weight")
+    return weight is not None and weight.ndim == 2
 
 
 def _blocks_in(module: nn.Module) -> Iterator[nn.Module]:

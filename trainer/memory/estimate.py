@@ -6,6 +6,8 @@ gradients      4 bytes each
 optimizer      bytes of memory per trained parameter, by name
 activations    what backward needs of each block (see activations.py); recomputed: those of the largest block, and the
                inputs of all (of two, when they wait in CPU memory)
+pinned         CPU memory that copies pass through: block inputs that wait there, and a streamed block's way through it.
+               torch takes it in powers of two
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ LADDER = (
     ("stream blocks", False),
     ("stream blocks", True),
 )
+# and at last the last of them with attention and MLP of a block computed again apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +60,7 @@ class Estimate:
     gradients: int
     optimizer: int
     activations: int
+    pinned: int = 0  # of CPU memory; no part of the total
     reason: str = ""  # why auto chose the level
     advice: str = ""
 
@@ -70,6 +74,10 @@ class Estimate:
         text = f"needs about {self.total / 2**30:.2f} GiB ({parts}) at memory level {self.memory.level}"
         if self.memory.offload_block_inputs and self.memory.level != "resident":
             text += " with block inputs in CPU memory"
+        if self.memory.recompute_parts and self.memory.level != "resident":
+            text += ", attention and MLP recomputed apart"
+        if self.pinned >= 2**28:
+            text += f", and {self.pinned / 2**30:.2f} GiB of pinned CPU memory"
         text += f", {self.reason}" if self.reason else ""
         return f"{text}. {self.advice}" if self.advice else text
 
@@ -86,6 +94,7 @@ def estimate(
     streams: bool = True,
     from_file: bool = False,
     free_ram: int | None = None,
+    staged: bool = False,
 ) -> Estimate:
     """Plan the memory of a run and decide its level.
 
@@ -100,8 +109,9 @@ def estimate(
         streams: whether streaming frees memory of this device; not on the CPU, where the weights are anyway.
         from_file: whether the weights are those of one file, so that they can be streamed from it.
         free_ram: bytes of CPU memory that are free for weights; None where that is not known.
+        staged: whether the weights that are kept in CPU memory are not pinned.
     """
-    sizes = _Sizes(module, targets, config, latent_shape, bytes_per_value, trained)
+    sizes = _Sizes(module, targets, config, latent_shape, bytes_per_value, trained, staged)
     if config.memory.level != "auto":
         return _with_advice(sizes.plan(config.memory), sizes, config, free)
     ladder = [
@@ -113,6 +123,8 @@ def estimate(
         for level, offload in LADDER
         if level == "resident" or (sizes.has_blocks and (streams or (level not in STREAMED and not offload)))
     ]
+    if ladder[-1].level != "resident":
+        ladder.append(dataclasses.replace(ladder[-1], recompute_parts=True))
     plans = [sizes.plan(memory) for memory in ladder]
     if free is None:
         return plans[0]
@@ -138,11 +150,12 @@ class _Sizes:
         latent_shape: tuple[int, ...],
         bytes_per_value: int,
         trained: int,
+        staged: bool,
     ) -> None:
         layers = dict(module.named_modules())
         blocks = find_blocks(module)
         self.has_blocks = bool(blocks)
-        self._config, self._trained = config, trained
+        self._config, self._trained, self._staged = config, trained, staged
         self.whole = sum(size_of(p) for p in module.parameters())
         as_it_is = [sum(size_of(p) for p in block.parameters()) for block in blocks]
         self._blocks = {"as it is": as_it_is}
@@ -170,6 +183,13 @@ class _Sizes:
         weights += 2 * max(blocks) if streamed else sum(blocks)
         ema = 4 if self._config.optimizer.ema_decay else 0
         name = self._config.optimizer.optimizer.lower()
+        pinned = 0
+        quantised = memory.base_precision != "as it is"
+        if streamed and (self._staged or quantised or memory.level == "stream from file"):
+            pinned += 2 * _power_of_two(max(blocks))
+        if memory.offload_block_inputs and memory.level != "resident":
+            per_value = self._config.batch_size * self._bytes_per_value
+            pinned += sum(_power_of_two(count * per_value) for count in self._values.inputs)
         return Estimate(
             memory=memory,
             weights=weights,
@@ -177,13 +197,15 @@ class _Sizes:
             gradients=0 if self._config.optimizer.update_in_backward else self._trained * 4,
             optimizer=self._trained * OPTIMIZER_BYTES.get(name, 8),
             activations=self.activations(memory) * self._config.batch_size,
+            pinned=pinned,
         )
 
     def activations(self, memory: MemoryConfig) -> int:
         """For one item."""
         if memory.level == "resident":
             return self._values.whole * self._bytes_per_value
-        return self._values.recomputed(memory.offload_block_inputs) * self._bytes_per_value
+        recomputed = self._values.recomputed(memory.offload_block_inputs, memory.recompute_parts)
+        return recomputed * self._bytes_per_value
 
 
 def _with_advice(plan: Estimate, sizes: _Sizes, config: TrainConfig, free: int | None) -> Estimate:
@@ -207,6 +229,11 @@ def _advice(plan: Estimate, config: TrainConfig, per_item: int, free: int) -> st
     if plan.memory.level in STREAMED:
         return f"{have}, which does not hold two blocks and the adapter; lower the rank or use an fp8 or nf4 base."
     return f"{have}, which does not hold the weights and the adapter; lower the rank or use an fp8 model."
+
+
+def _power_of_two(size: int) -> int:
+    """At least `size`: what torch's allocator of pinned memory takes."""
+    return 1 << max(0, size - 1).bit_length()
 
 
 def _gib(size: int) -> str:

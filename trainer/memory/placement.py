@@ -31,6 +31,7 @@ from .blocks import find_blocks
 from .compiled import compile_blocks
 from .ledger import Ledger, size_of
 from .mapped import is_mapped, map_weights
+from .parts import recompute_parts
 from .plain import is_plain
 from .quantised_base import QuantisedBase
 from .recompute import RecomputedForward, checkpoint_blocks
@@ -110,6 +111,9 @@ class Placement:
                 compile_blocks(module)
             if recomputes:
                 self.recomputed = checkpoint_blocks(module, self._config.offload_block_inputs)
+                if self._config.recompute_parts:
+                    for block in find_blocks(module):
+                        recompute_parts(block, in_chunks=not self._adapter.dropout)
             if not whole:
                 if self._refs is None:
                     self._refs = _ModelWeights(module, self._adapter, self._denoiser)

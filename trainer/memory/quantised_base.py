@@ -54,7 +54,9 @@ def from_fp8(weight: Tensor, scale: Tensor, like: Tensor) -> Tensor:
 class _Format(Protocol):
     """One way to hold a weight: the values as one tensor, which may be streamed, and small scales beside them."""
 
-    def values(self) -> Tensor: ...
+    def take_values(self) -> Tensor:
+        """The values, once: they are not kept here, where they would stay on the device."""
+        ...
 
     def dequantise(self, values: Tensor, like: Tensor) -> Tensor: ...
 
@@ -67,8 +69,9 @@ class _Fp8:
     def __init__(self, weight: Tensor) -> None:
         self._values, self._scale = to_fp8(weight)
 
-    def values(self) -> Tensor:
-        return self._values
+    def take_values(self) -> Tensor:
+        values: Tensor = self.__dict__.pop("_values")
+        return values
 
     def dequantise(self, values: Tensor, like: Tensor) -> Tensor:
         return from_fp8(values, self._scale, like)
@@ -84,8 +87,9 @@ class _Nf4:
             weight.contiguous(), blocksize=NF4_BLOCK, quant_type="nf4", compress_statistics=True
         )
 
-    def values(self) -> Tensor:
-        return self._values
+    def take_values(self) -> Tensor:
+        values: Tensor = self.__dict__.pop("_values")
+        return values
 
     def dequantise(self, values: Tensor, like: Tensor) -> Tensor:
         weight: Tensor = self._library.dequantize_4bit(values.to(like.device), self._scales)
@@ -141,7 +145,7 @@ class QuantisedBase:
                 return False
             with self._unquantised(layer, like) as (whole, bias):
                 form: _Format = _FORMATS[self._precision](whole)
-                held = _Held(form.values(), None if bias is None else bias.clone(), form)
+                held = _Held(form.take_values(), None if bias is None else bias.clone(), form)
             layer.__dict__[_HELD] = held
         held.values = held.values.to(device)
         held.format.to(like.device)

@@ -11,7 +11,7 @@ copy_on_write.py watches them; others by torch's checkpoint.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
+from .arguments import with_tensors, without_tensors
 from .blocks import find_blocks
 from .copy_on_write import RECOMPUTES, CopyOnWrite, SavedTensor, watching
 
@@ -70,10 +71,10 @@ class RecomputedForward:
         # networks write the index of the block that they call next into one dict for all blocks.
         first = [(args, kwargs)]
         tensors: list[Tensor] = []
-        saved = _without_tensors((args, kwargs), tensors, _needs_gradient)
+        saved = without_tensors((args, kwargs), tensors, _needs_gradient)
 
         def forward(*given: Tensor) -> Any:
-            return self._compute(*(first.pop() if first else _with_tensors(saved, given)))
+            return self._compute(*(first.pop() if first else with_tensors(saved, given)))
 
         with _ON_CPU if self._offload else nullcontext():
             return checkpoint(forward, *tensors, use_reentrant=False, preserve_rng_state=False)
@@ -95,7 +96,7 @@ class _Recomputation:
     def forward(self, arguments: tuple[Any, Any]) -> Any:
         """The block's output; nothing inside it is saved."""
         tensors: list[Tensor] = []
-        self._arguments = _without_tensors(arguments, tensors, lambda tensor: True)
+        self._arguments = without_tensors(arguments, tensors, lambda tensor: True)
         self._inputs = [self._save(t) for t in tensors]
         self._need_gradient = [t.requires_grad for t in tensors]
         with torch.autograd.graph.saved_tensors_hooks(self._save_nothing, _RecomputedTensor.value):
@@ -136,7 +137,7 @@ class _Recomputation:
             ]
         hooks = torch.autograd.graph.saved_tensors_hooks(save, _refuse)
         with torch.enable_grad(), watched.watch(), hooks, suppress(_Recomputed):
-            self._compute(*_with_tensors(self._arguments, inputs))
+            self._compute(*with_tensors(self._arguments, inputs))
         self._watched.copies += watched.copies
         self._watched.not_recomputed -= 1
 
@@ -184,37 +185,6 @@ def _refuse(nothing: None) -> Tensor:
 
 def _needs_gradient(tensor: Tensor) -> bool:
     return tensor.requires_grad
-
-
-@dataclass(frozen=True)
-class _TensorArgument:
-    """Stands for the tensor argument of that number."""
-
-    number: int
-
-
-def _without_tensors(value: Any, tensors: list[Tensor], wanted: Callable[[Tensor], bool]) -> Any:
-    """A copy of the containers in `value` with a _TensorArgument for each wanted tensor; those tensors are appended to
-    `tensors`."""
-    if isinstance(value, Tensor) and wanted(value):
-        tensors.append(value)
-        return _TensorArgument(len(tensors) - 1)
-    if type(value) is dict:
-        return {k: _without_tensors(v, tensors, wanted) for k, v in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_without_tensors(v, tensors, wanted) for v in value)
-    return value
-
-
-def _with_tensors(value: Any, tensors: Sequence[Tensor]) -> Any:
-    """The inverse, as a further copy."""
-    if isinstance(value, _TensorArgument):
-        return tensors[value.number]
-    if type(value) is dict:
-        return {k: _with_tensors(v, tensors) for k, v in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_with_tensors(v, tensors) for v in value)
-    return value
 
 
 @dataclass(frozen=True)

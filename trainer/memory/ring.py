@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -167,20 +167,20 @@ class _Slot:
 
     @torch.no_grad()
     def _copy_beside_work(self, block: list[StoredWeight], streams: Streams) -> None:
-        views = self.views(block)
-        direct = [streams.is_direct(w.stored) for w in block]
-        if not all(direct):
-            if self._copied is not None:
-                streams.wait_on_cpu(
-                    self._copied
-                )  # the pinned buffer is still read by the copy before this one
-            if self._staging is None:
-                self._staging = streams.pinned(self._memory)
-        staged = views if self._staging is None else _views(self._staging, block)
-        for weight, view, stage, is_direct in zip(block, views, staged, direct, strict=True):
-            if not is_direct:
-                stage.copy_(weight.stored)
-            streams.copy(view, weight.stored if is_direct else stage, self._stream)
+        staged = [w for w in block if not streams.is_direct(w.stored)]
+        stages: Iterator[Tensor] = iter(())
+        if staged:
+            if self._copied is not None:  # the pinned buffer is still read by the copy before this one
+                streams.wait_on_cpu(self._copied)
+            size = sum(map(_room, staged))
+            if self._staging is None or len(self._staging) < size:
+                self._staging = streams.pinned(self._memory[:size])
+            stages = iter(_views(self._staging, staged))
+        for weight, view in zip(block, self.views(block), strict=True):
+            source = weight.stored
+            if not streams.is_direct(source):
+                source = next(stages).copy_(weight.stored)
+            streams.copy(view, source, self._stream)
         self._copied = streams.record(self._stream)
 
     def wait(self) -> None:

@@ -56,4 +56,5 @@ def plan_memory(
         streams=denoiser.device != cpu,
         from_file=file is not None,
         free_ram=free_ram,
+        staged=getattr(model, "is_dynamic", bool)(),  # host 0.33 pins no weights of such a model for long
     )

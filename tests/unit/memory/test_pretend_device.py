@@ -15,7 +15,7 @@ from torch import Tensor
 
 import trainer.memory
 from tests.pretend_device import NAME, Allocations, pretend_device, pretending, rounded, without_pretending
-from tests.unit.toy import ToyDenoiser, ToyNetwork, hold_out, make_config, make_encoded
+from tests.unit.toy import CHANNELS, ToyDenoiser, ToyNetwork, hold_out, make_config, make_encoded
 from trainer.config import (
     AdapterConfig,
     GuardConfig,
@@ -115,7 +115,10 @@ def test_two_blocks_are_in_flight_whatever_their_number(tmp_path: Path) -> None:
         )
 
     block = sum(rounded(NAME, p.numel() * 4) for p in ToyNetwork().blocks[0].parameters())
-    assert growth("resident") - growth("streamed") == (many - few) * block
+    streamed = growth("streamed")
+    assert growth("resident") - streamed == (many - few) * block
+    scales = rounded(NAME, 16 * 4) + rounded(NAME, CHANNELS * 4)  # of q and o; they stay
+    assert growth("streamed, fp8") - streamed == (many - few) * scales
 
 
 @pytest.mark.parametrize("level", LEVELS)
