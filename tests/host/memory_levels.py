@@ -159,6 +159,8 @@ def main() -> None:
         for offload in (False, True):
             found = step(load(MODEL), MODEL, level=level, offload_block_inputs=offload)
             figures[f"{level}{' offload' if offload else ''}"] = error(found, whole)
+    for level in LEVELS[1:3]:
+        figures[f"{level}, parts apart"] = error(step(load(MODEL), level=level, recompute_parts=True), whole)
     for level in LEVELS[:3]:
         for precision in ("fp8", "nf4"):
             rounded = step(load(MODEL), level=level, base_precision=precision)

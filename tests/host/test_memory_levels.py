@@ -36,6 +36,11 @@ def test_a_step_is_the_same_at_every_level(figures: dict[str, Any], level: str) 
     assert figures[level] == figures[f"{level} offload"] == 0.0
 
 
+def test_attention_and_mlp_apart_have_the_same_gradients(figures: dict[str, Any]) -> None:
+    for level in LEVELS[1:3]:
+        assert figures[f"{level}, parts apart"] < 1e-5
+
+
 @pytest.mark.parametrize(("precision", "most"), [("fp8", 0.5), ("nf4", 2.0)])
 def test_a_quantised_base_rounds_alike_at_every_level(
     figures: dict[str, Any], precision: str, most: float

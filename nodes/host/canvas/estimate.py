@@ -5,7 +5,6 @@ The plan is the one that the run makes (memory/plan.py), on a network without we
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +18,7 @@ from ....trainer.dataset.buckets import Bucket, BucketOptions
 from ....trainer.dataset.largest import FRAMES_PER_LATENT, largest_item, latent_cells
 from ....trainer.errors import KilnError
 from ....trainer.loop.advice import advise_on_size
+from ....trainer.memory.estimate import PARTS
 from ....trainer.model_files.meta_model import Shapes, meta_model, read_shapes
 from ....trainer.safefile import is_safetensors
 from .. import paths
@@ -79,7 +79,7 @@ def estimate_before_loading(
     latent = (channels, frames, height, width) if is_video else (channels, height, width)
     model = SimpleNamespace(model=SimpleNamespace(diffusion_model=network), patches={})
     plan = plan_memory(model, SimpleNamespace(device=device, dtype=compute), settings, latent, path)
-    parts = {name: size for name, size in asdict(plan).items() if isinstance(size, int)}
+    parts = {name: getattr(plan, name) for name in PARTS}
     whole = sum(p.numel() for p in network.parameters())
     _, trained = trained_layers(network, settings)
     advice = [plan.advice, advise_on_size(trained, whole, settings)]
