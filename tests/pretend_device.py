@@ -60,6 +60,7 @@ class Allocations(TorchDispatchMode):
         peak: the most that each has been.
         parts: by kind of memory, bytes by what they were made for, now.
         parts_at_peak: the same at the peak.
+        has_float64: whether the device has; Apple's has none.
         total_made: number of storages that were ever made.
         registered, registered_peak: bytes of CPU memory that were pinned after they had been made.
     """
@@ -71,6 +72,7 @@ class Allocations(TorchDispatchMode):
         self.parts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
         self.parts_at_peak: dict[str, dict[str, int]] = {}
         self.total_made = self.registered = self.registered_peak = 0
+        self.has_float64 = True
         self.fake: Any = None  # the mode of tensors without values
         self._part = ["other"]
         self._seen: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
@@ -131,6 +133,8 @@ class Allocations(TorchDispatchMode):
         output = func(*args, **(kwargs or {}))
         for value in tree_leaves(output):
             if isinstance(value, Tensor):
+                if value.dtype == torch.float64 and value.device.type == NAME and not self.has_float64:
+                    raise TypeError("Cannot convert a tensor to float64 on this device")
                 if isinstance(value, FakeTensor):
                     value.constant = (
                         None  # values that torch remembers it would compute with, on this device too

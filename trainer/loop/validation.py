@@ -63,7 +63,7 @@ def measure(
             prediction = denoiser.forward(noised.noisy, noised.timestep, conditioning)
             error = objective.loss_per_item(prediction, noised.target, batch.mask, config.objective)
             error = error * objective.level_weight(config.objective, denoiser, noised)
-            sums[place] += error.double().sum().cpu()
+            sums[place] += error.cpu().double().sum()
     bands = (group.all_reduce(sums) / len(store.items)).tolist()
     return ValidationPoint(step, statistics.fmean(bands), bands)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..double import to_double
 from ..parsers import parse_json
 from .formulas import (
     LayerTensors,
@@ -82,7 +83,7 @@ def _norm(tensors: LayerTensors) -> float | None:
         return None
     factors = low_rank_factors(tensors)
     if factors is not None:
-        b, a = (t.double() for t in factors)
+        b, a = (to_double(t) for t in factors)
         return float(((b.T @ b) * (a @ a.T)).sum().clamp_min(0).sqrt())
     delta: Tensor | None = delta_weight(tensors)
     return None if delta is None else float(delta.norm())

@@ -24,6 +24,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from ..double import to_double
 from ..errors import KilnError
 from ..rng import derive_seed
 from .formulas import (
@@ -142,11 +143,13 @@ def _energy(layers: Mapping[str, LayerTensors]) -> float:
     for tensors in layers.values():
         factors = low_rank_factors(tensors)
         if factors is not None:
-            b, a = (t.double() for t in factors)
+            b, a = (to_double(t) for t in factors)
             total += float(((b.T @ b) * (a @ a.T)).sum().clamp_min(0))
         elif _has_rank(tensors) and (delta := delta_weight(tensors)) is not None:
-            total += float(delta.double().square().sum())
-        total += sum(float(tensors[name].double().square().sum()) for name in _DIFFERENCES if name in tensors)
+            total += float(to_double(delta).square().sum())
+        total += sum(
+            float(to_double(tensors[name]).square().sum()) for name in _DIFFERENCES if name in tensors
+        )
     return total
 
 
@@ -238,7 +241,7 @@ def _merge_at_rank(
         exact = _concatenate(name, weighted)
         b, a = exact["lora_B.weight"].flatten(1).to(device), exact["lora_A.weight"].flatten(1).to(device)
         u, s, vt = product_svd(b, a)
-        kernel, total_energy = kernel_shape(exact), float(s.double().square().sum())
+        kernel, total_energy = kernel_shape(exact), float(to_double(s).square().sum())
     else:
         deltas = [delta_weight(tensors) for tensors, _ in weighted]
         dense = merge_dense(
@@ -248,10 +251,10 @@ def _merge_at_rank(
         matrix = dense.flatten(1).to(device)
         rank_sum = rank_sum or min(matrix.shape)
         u, s, vt = dense_svd(matrix, rank or rank_sum)
-        total_energy = float(matrix.double().square().sum())
+        total_energy = float(to_double(matrix).square().sum())
     chosen = min(rank or rank_sum, len(s))
     new = {part: tensor.cpu() for part, tensor in factors_from_svd(u, s, vt, chosen, kernel).items()}
-    return new, float(s[:chosen].double().square().sum()), total_energy
+    return new, float(to_double(s[:chosen]).square().sum()), total_energy
 
 
 def merge_dense(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..double import to_double
 from ..errors import KilnError
 from .formulas import group_by_layer, unknown_keys
 from .lora_weights import LoraWeights
@@ -46,7 +47,7 @@ def resize(
         chosen = min(rank, len(s), int((s > s[0] * 1e-7).sum()) or 1)  # no terms that are rounding noise
         if energy is not None:
             chosen = min(chosen, rank_for_energy(s, energy))
-        squares = s.double().square()
+        squares = to_double(s).square()
         ranks.append(chosen)
         kept_energy += float(squares[:chosen].sum())
         total_energy += float(squares.sum())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..double import to_double
 from ..errors import KilnError
 from .formulas import LayerTensors, delta_weight, kind_of, needs_base_weight, scale_of
 
@@ -41,10 +42,11 @@ def product_svd(b: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         U (out, k), S (k,) in falling order, V^T (k, in), k = min(out, in, r); fp32, computed in double.
     """
-    left, upper = torch.linalg.qr(b.double())
-    right, lower = torch.linalg.qr(a.double().T)
+    left, upper = torch.linalg.qr(to_double(b))
+    right, lower = torch.linalg.qr(to_double(a).T)
     u, s, vt = torch.linalg.svd(upper @ lower.T, full_matrices=False)
-    return (left @ u).float(), s.float(), (vt @ right.T).float()
+    u, s, vt = ((left @ u).float(), s.float(), (vt @ right.T).float())
+    return u.to(b.device), s.to(b.device), vt.to(b.device)
 
 
 def dense_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -89,7 +91,7 @@ def factors_from_svd(
 
 def rank_for_energy(s: Tensor, energy: float) -> int:
     """The smallest number of terms, at least 1, that keeps this share (0-1) of the energy of singular values s (k,)."""
-    cumulative = s.double().square().cumsum(0)
+    cumulative = to_double(s).square().cumsum(0)
     return min(len(s), 1 + int((cumulative < energy * cumulative[-1]).sum()))
 
 

@@ -95,6 +95,7 @@ def estimate(
     from_file: bool = False,
     free_ram: int | None = None,
     staged: bool = False,
+    kept: int = 0,
 ) -> Estimate:
     """Plan the memory of a run and decide its level.
 
@@ -110,8 +111,9 @@ def estimate(
         from_file: whether the weights are those of one file, so that they can be streamed from it.
         free_ram: bytes of CPU memory that are free for weights; None where that is not known.
         staged: whether the weights that are kept in CPU memory are not pinned.
+        kept: bytes of the blocks' weights that stay on the device although they are streamed.
     """
-    sizes = _Sizes(module, targets, config, latent_shape, bytes_per_value, trained, staged)
+    sizes = _Sizes(module, targets, config, latent_shape, bytes_per_value, trained, staged, kept)
     if config.memory.level != "auto":
         return _with_advice(sizes.plan(config.memory), sizes, config, free)
     ladder = [
@@ -151,11 +153,12 @@ class _Sizes:
         bytes_per_value: int,
         trained: int,
         staged: bool,
+        kept: int,
     ) -> None:
         layers = dict(module.named_modules())
         blocks = find_blocks(module)
         self.has_blocks = bool(blocks)
-        self._config, self._trained, self._staged = config, trained, staged
+        self._config, self._trained, self._staged, self._kept = config, trained, staged, kept
         self.whole = sum(size_of(p) for p in module.parameters())
         as_it_is = [sum(size_of(p) for p in block.parameters()) for block in blocks]
         self._blocks = {"as it is": as_it_is}
@@ -180,7 +183,7 @@ class _Sizes:
         blocks = self._blocks[memory.base_precision]
         streamed = memory.level in STREAMED and blocks
         weights = self._outside[memory.base_precision]
-        weights += 2 * max(blocks) if streamed else sum(blocks)
+        weights += 2 * max(blocks) + min(self._kept, sum(blocks)) if streamed else sum(blocks)
         ema = 4 if self._config.optimizer.ema_decay else 0
         name = self._config.optimizer.optimizer.lower()
         pinned = 0

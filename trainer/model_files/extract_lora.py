@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..double import to_double
 from ..errors import KilnError
 from ..lora_files.keys import PREFIX
 from ..lora_files.lora_weights import LoraWeights
@@ -67,8 +68,8 @@ def extract_lora(
             lora.update(
                 {f"{layer}.{p}": t.cpu() for p, t in factors_from_svd(u, s, vt, chosen, kernel).items()}
             )
-            kept_energy += float(s[:chosen].double().square().sum())
-            total_energy += float(matrix.double().square().sum())
+            kept_energy += float(to_double(s[:chosen]).square().sum())
+            total_energy += float(to_double(matrix).square().sum())
     if not lora:
         raise KilnError(f"{tuned.name} and {base.name} hold the same weights; there is nothing to extract.")
     factored = sum(key.endswith(".lora_A.weight") for key in lora)

@@ -41,10 +41,13 @@ def plan_memory(
     targets, trained = trained_layers(module, config)
     cpu = torch.device("cpu")
     free = free_ram = comfy.model_management.get_free_memory(cpu) + bytes_in_ram(module)
+    kept = 0
     if denoiser.device != cpu:
         held = comfy.model_management.loaded_models()
         free = comfy.model_management.get_free_memory(denoiser.device)
         free += sum(m.loaded_size() for m in held if m.load_device == denoiser.device)
+        # Other cards than NVIDIA's are filled to that share with weights, however much room is asked for
+        kept = int(comfy.model_management.MIN_WEIGHT_MEMORY_RATIO * free)
     return estimate(
         module,
         targets,
@@ -56,5 +59,6 @@ def plan_memory(
         streams=denoiser.device != cpu,
         from_file=file is not None,
         free_ram=free_ram,
+        kept=kept,
         staged=getattr(model, "is_dynamic", bool)(),  # host 0.33 pins no weights of such a model for long
     )

@@ -68,9 +68,7 @@ def pretend() -> Iterator[Allocations]:
         for module, name in (
             (encoded_files, "load"),
             (checkpoint, "save_file"),
-            (checkpoint, "load_file"),
-            (checkpoint, "read_adapter"),
-            (checkpoint, "read_output"),
+            (checkpoint, "read_tensors"),
         ):
             function = without_pretending(getattr(module, name))
             entered.enter_context(mock.patch.object(module, name, function))
