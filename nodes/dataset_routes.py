@@ -91,14 +91,15 @@ async def glance(request: web.Request) -> web.Response:
 
 
 async def items(request: web.Request) -> web.Response:
-    """?folder=&recursive=0|1&also= -> {"folder", "writable", "items": [Item], "undo": Undo|null}, as in
-    web/dataset_api.mjs. `also` is a sub-folder that is read in any case."""
+    """?folder=&recursive=0|1&also=&most= -> {"folder", "writable", "items": [Item], "undo": Undo|null}, as in
+    web/dataset_api.mjs. `also` is a sub-folder that is read in any case; with `most`, only the first items come."""
     folder, part = _folder(request.query.get("folder")), _part(request.query)
+    most = number(request.query.get("most", str(MOST_ITEMS)), "most", 1, MOST_ITEMS)
 
     def look() -> dict[str, Any]:
         writable = paths.may_change(folder)
         undo = _undoable(_editor(folder, part).newest()) if writable else None
-        found = [dataclasses.asdict(item) for item in Contents(folder, part).items()]
+        found = [dataclasses.asdict(item) for item in Contents(folder, part).items(most)]
         return {"folder": paths.dataset_name(folder), "writable": writable, "items": found, "undo": undo}
 
     return web.json_response(await asyncio.to_thread(look))

@@ -59,8 +59,8 @@ export const listFolders = async () => (await ask(`${BASE}/folders`)).folders;
 /** @param {Part} part @returns {Promise<Glance>} what the node shows */
 export const glance = (part) => ask(`${BASE}/glance${query(part)}`);
 
-/** @param {Part} part @returns {Promise<Listing>} */
-export const listItems = (part) => ask(`${BASE}/items${query(part)}`);
+/** @param {Part} part @param {number} [most] only the first @returns {Promise<Listing>} */
+export const listItems = (part, most) => ask(`${BASE}/items${query(most ? { ...part, most } : part)}`);
 
 /** @param {Part} part @param {Sizes} sizes @returns {Promise<Measured>} ask again until it is ready */
 export const measured = (part, sizes) => ask(`${BASE}/figures${query({ ...part, ...sizes })}`);

@@ -19,6 +19,7 @@ import { inUsersLanguage, t } from "./texts.mjs";
 
 const TILE = { width: 184, height: 236 }; // pixels, as in dataset.css
 const SIDE = 256; // of a thumbnail
+const FIRST = 60; // items that fill the largest screen
 const PATIENCE = 200; // milliseconds after the last key
 const MOST_TAGS = 200;
 const SHOWN = ["all", "missing", "warnings", "stills", "clips", "masked", "aside"];
@@ -224,6 +225,7 @@ export class DatasetPage {
     const question = ++this.asked;
     if (!this.items.size) this.counts.textContent = t("datasetLoading");
     try {
+      if (!this.items.size) await this.showFirst(question);
       const found = await server.listItems(this.part);
       if (question !== this.asked) return;
       this.writable = found.writable;
@@ -237,6 +239,15 @@ export class DatasetPage {
     }
     this.refresh();
     await this.measure();
+  }
+
+  /** What is in view at first, while the rest of a large folder is read. @param {number} question */
+  async showFirst(question) {
+    const found = await server.listItems(this.part, FIRST);
+    if (question !== this.asked || found.items.length < FIRST) return;
+    this.items = new Map(found.items.map((item) => [item.name, item]));
+    this.refresh();
+    this.counts.textContent = t("datasetLoading");
   }
 
   /** Ask for sizes and warnings until they are there. */

@@ -70,9 +70,9 @@ class Contents:
         there = aside.is_dir() and not aside.is_symlink()
         self._aside = _Beside(find_files(aside, True) if there else Found(aside))
 
-    def items(self) -> list[Listed]:
-        """Every picture and clip in natural order, and behind them those that are set aside."""
-        media = (*self._read.found.media, *self._aside.found.media)
+    def items(self, most: int | None = None) -> list[Listed]:
+        """Every picture and clip in natural order, and behind them those that are set aside; with `most`, the first."""
+        media = [*self._read.found.media, *self._aside.found.media][:most]
         return [item for path in media if (item := self.item(path)) is not None]
 
     def item(self, path: Path) -> Listed | None:
