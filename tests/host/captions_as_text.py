@@ -26,6 +26,7 @@ from lora_kiln.nodes.host.encoding import encoder  # type: ignore[import-not-fou
 
 CAPTION = "a (red:1.5) zorb (sitting), embedding:nothing here"
 ESCAPED = "a \\(red:1.5\\) zorb \\(sitting\\), embedding:nothing here"
+SAME = [ESCAPED.partition(",")[0], "smile :)", "a zorb", "", "back\\slash"]  # that mean the same in a prompt
 KINDS = (SD1Tokenizer, SDXLTokenizer, FluxTokenizer, QwenImageTokenizer)
 
 
@@ -38,7 +39,7 @@ def clip_of(tokenizer: Any) -> Any:
 def encoder_of(clip: Any, prompt_syntax: bool) -> Any:
     """A HostEncoder for its readings alone: no weights are needed."""
     made = encoder.HostEncoder.__new__(encoder.HostEncoder)
-    made._clip, made._as_prompt = clip, clip
+    made._clip, made._as_prompt, made._reads_syntax = clip, clip, None
     if not prompt_syntax:
         made._clip = encoder.word_for_word(clip)
     return made
@@ -66,5 +67,7 @@ for kind in KINDS:
         "same": ids(words._clip.tokenize(CAPTION)) == ids(escaped),
         "taggers": ids(words._clip.tokenize(ESCAPED)) == ids(escaped),
         "readings": [words.reading_of(CAPTION), words.reading_of("a zorb"), prompts.reading_of(CAPTION)],
+        "unchanged": [text for text in SAME if ids(words._clip.tokenize(text)) == ids(clip.tokenize(text))],
+        "same readings": [words.reading_of(text) for text in SAME],
     }
 print(json.dumps(found))

@@ -20,6 +20,7 @@ def test_brackets_in_captions_are_no_weights(readings: dict[str, Any], name: str
     assert found["prompt"] == [1.0, 1.1, 1.5] and found["literal"] == [1.0]
     assert found["same"] and found["taggers"], "the words are those of a prompt with escaped brackets"
     assert found["readings"] == ["literal", "", ""], "captions without brackets keep their address"
+    assert len(found["unchanged"]) == 5 and found["same readings"] == [""] * 5, "so do escaped and lone ones"
 
 
 def test_where_brackets_never_meant_anything_nothing_changes(readings: dict[str, Any]) -> None:

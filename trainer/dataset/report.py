@@ -8,6 +8,7 @@ from statistics import median
 
 from .buckets import BucketOptions, Plan, bucket_of, crop_lost, plan
 from .items import Dataset, Item
+from .pieces import describe_use
 from .quality import (
     FEW_ITEMS,
     GOOD_ITEMS,
@@ -192,7 +193,10 @@ class DatasetReport:
         single = sum(1 for count in self.plan.counts.values() if count == 1)
         alone = f" {single} buckets hold a single sample and fill no batch above 1." if single else ""
         at = f"At resolution {self.options.resolution}, at most {self.options.max_frames} frames."
-        return f"{at} {self.plan.steps().capitalize()}.{alone}\n\n{table}{more}"
+        use = "".join(
+            f"\n\n{line[0].upper()}{line[1:]}." for line in describe_use(self.dataset, self.options)
+        )
+        return f"{at} {self.plan.steps().capitalize()}.{alone}\n\n{table}{more}{use}"
 
     def _roles(self) -> str:
         rows = []

@@ -18,7 +18,7 @@ from ....trainer.errors import KilnError
 from ..memory.gate import DeviceGate
 from ..models.fingerprint import module_fingerprint
 from .image_conditioning import ControlWay, FirstFrame, ImageConditioner
-from .literal import literal, might_be_syntax
+from .literal import EXAMPLE, is_syntax, literal
 from .text_batches import encode_together, equal_alone
 
 FEWEST = 3  # captions that are worth comparing
@@ -47,6 +47,7 @@ class HostEncoder(Encoder):
         if not prompt_syntax:
             self._clip = word_for_word(clip)
         self._together, self._compared = True, False
+        self._reads_syntax: bool | None = None
         self._pictures = ImageConditioner(self._vae, self._clip, first_frame, controls, clip_vision)
         self._video = vae.latent_dim == 3 and not getattr(vae, "not_video", False)
         self.image_fingerprint = module_fingerprint(vae.first_stage_model)
@@ -77,10 +78,12 @@ class HostEncoder(Encoder):
 
     def reading_of(self, caption: str) -> str:
         """ "literal" where the caption's signs would mean something else in a prompt."""
-        if self._clip is self._as_prompt or not might_be_syntax(caption):
+        if self._clip is self._as_prompt or not is_syntax(caption):
             return ""
-        same = equal(self._clip.tokenize(caption), self._as_prompt.tokenize(caption))
-        return "" if same else "literal"
+        if self._reads_syntax is None:  # some tokenizers take every text word for word
+            plain, prompt = (clip.tokenize(EXAMPLE) for clip in (self._clip, self._as_prompt))
+            self._reads_syntax = not equal(plain, prompt)
+        return "literal" if self._reads_syntax else ""
 
     def guide_of(self, item: Item, frames: int) -> str:
         """As Encoder has it."""

@@ -10,7 +10,9 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from comfy.sd1_clip import SD1Tokenizer, SDTokenizer
+from comfy.sd1_clip import SD1Tokenizer, SDTokenizer, escape_important, token_weights
+
+EXAMPLE = "a (red:1.5) circle"  # on which a tokenizer shows whether it reads weights
 
 
 def literal(tokenizer: Any) -> Any:
@@ -26,9 +28,11 @@ def literal(tokenizer: Any) -> Any:
     return changed
 
 
-def might_be_syntax(text: str) -> bool:
-    """Whether a prompt would take any sign of a text for more than itself."""
-    return any(sign in text for sign in ("(", ")", "embedding:"))
+def is_syntax(text: str) -> bool:
+    """Whether a prompt's tokenizer takes any sign of a text for more than itself. Escaped brackets, and those without a
+    partner, stand for themselves there too."""
+    escaped = escape_important(text)
+    return "embedding:" in text or token_weights(escaped, 1.0) not in ([], [(escaped, 1.0)])
 
 
 class _Literal(SDTokenizer):

@@ -18,6 +18,7 @@ from trainer.dataset.encode import encode_dataset
 from trainer.dataset.items import Dataset, Item
 from trainer.dataset.loading import load_pixels
 from trainer.dataset.pieces import ClipPart, cut_clips, describe_use
+from trainer.dataset.report import DatasetReport
 from trainer.dataset.scan import scan_folder
 from trainer.dataset.video import pick_frames, usable_frames
 
@@ -186,6 +187,8 @@ def test_the_unused_share_is_said(tmp_path: Path) -> None:
     whole = list(describe_use(cut_clips(dataset, options, "whole in pieces"), options))
     assert whole[0] == "clips: 4.1 of 4.1 s are trained on"
     assert not list(describe_use(Dataset(()), options))
+    text = DatasetReport(dataset, options).markdown()
+    assert "Clips: 2.1 of 4.1 s are trained on; 48% is not seen, which clip_part decides." in text
 
 
 def test_every_piece_is_encoded_and_the_middle_where_it_was(tmp_path: Path) -> None:
