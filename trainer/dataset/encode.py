@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +17,15 @@ from torch import Tensor
 
 from ..errors import KilnError, shortened
 from ..safefile import write_safetensors
-from .buckets import Bucket, BucketOptions, bucket_of
+from .buckets import Bucket, BucketOptions
 from .caption_variants import caption_variants
+from .encode_jobs import Job, captions_of, job_of, variants_of
 from .encode_progress import OnProgress, Tracker
 from .encoded import (
-    FORMAT,
     EncodedDataset,
     EncodedItem,
     Encoder,
     PixelSize,
-    address_of,
-    cache_path,
     complete_conditioning,
     is_kept_whole,
     is_whole,
@@ -39,22 +36,11 @@ from .items import Dataset, Item
 from .loading import Pixels, crop_offset, load_controls, load_pixels
 from .pixels import shown
 from .remarks import mask_remarks, names_of
-from .video import MIDDLE, stride_of
+from .video import stride_of
 
 BATCH_ITEMS = 8
 BATCH_TEXTS = 8
 BATCH_PIXELS = 4 << 20  # of all frames of a batch: four stills of 1024 x 1024
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One latent to make."""
-
-    item: Item
-    bucket: Bucket
-    variant: int
-    path: Path
-    guide: Path | None  # what of its pixels is given to the model
 
 
 def encode_dataset(
@@ -80,11 +66,11 @@ def encode_dataset(
             item, or the disk is full.
     """
     jobs = [
-        [_job(item, options, variant, encoder, cache) for variant in range(_variants(item))]
+        [job_of(item, options, variant, encoder, cache) for variant in range(variants_of(item))]
         for item in dataset.items
     ]
     captions = [
-        _captions(item, group[0], encoder, cache) for item, group in zip(dataset.items, jobs, strict=True)
+        captions_of(item, group[0], encoder, cache) for item, group in zip(dataset.items, jobs, strict=True)
     ]
     latents = {job.path: job for group in jobs for job in group}
     guides = {job.guide: job for group in jobs for job in group if job.guide is not None}
@@ -124,71 +110,8 @@ def _mask_remarks(items: Sequence[Item], encoded: Sequence[EncodedItem]) -> Iter
     yield from mask_remarks((), (), [i.path for i in nothing])
 
 
-def _variants(item: Item) -> int:
-    return item.augmentation.variants if item.augmentation else 1
-
-
-def _job(item: Item, options: BucketOptions, variant: int, encoder: Encoder, cache: Path) -> _Job:
-    bucket = bucket_of(item, options)
-    parts = [item.facts.sha256, repr(tuple(bucket)), encoder.image_fingerprint]
-    if bucket.frames > 1 or item.facts.frames > 1:
-        parts += [f"fps {options.fps}", *_own_times(item, bucket, options.fps)]
-    if item.masked:
-        parts.append(f"mask {item.mask_sha256 or 'alpha'}")
-    if item.augmentation is not None:
-        parts += [_drawn_from(item), f"variant {variant}"]
-    guide = None
-    if way := encoder.guide_of(item, bucket.frames):
-        guide = cache_path(cache / "guides", address_of(FORMAT, [*parts, way, *_controls_id(item)]))
-    return _Job(item, bucket, variant, cache_path(cache / "latents", address_of(FORMAT, parts)), guide)
-
-
-def _controls_id(item: Item) -> list[str]:
-    return [c.facts.sha256 for c in item.controls]
-
-
-def _own_times(item: Item, bucket: Bucket, fps: float) -> list[str]:
-    """What is not as it once was for every clip: a piece of the middle, frames that are never repeated, by number."""
-    slow = bucket.frames > 1 and stride_of(item.facts.fps, fps) < 1
-    own = "own times" if fps and (slow or not item.facts.even) else ""
-    return [part for part in (own, "" if item.place == MIDDLE else f"place {item.place}") if part]
-
-
-def _drawn_from(item: Item) -> str:
-    """The augmentation without the number of variants: asking for more keeps the first ones."""
-    a = item.augmentation
-    assert a is not None
-    return repr((a.crop_min_scale, a.horizontal_flip, a.color_jitter, a.noise_min, a.noise_max, a.seed))
-
-
-def _captions(item: Item, job: _Job, encoder: Encoder, cache: Path) -> dict[Path, tuple[str, _Job | None]]:
-    """Every text of an item by its file, with the job whose control pictures the text encoder looks at; the empty
-    caption last where it may be shown."""
-    wanted = caption_variants(item.caption, item.caption_variation)
-    if item.caption_variation is not None and item.caption_variation.dropout:
-        wanted.append("")
-    seen = encoder.text_sees_controls(item)
-    if seen and _variants(item) > 1:
-        raise KilnError(
-            f"The text encoder looks at the control pictures, and {item.path.name} has {_variants(item)} variants of "
-            "them; set variants to 1 on Augment Dataset."
-        )
-    pictures = [seen, repr(tuple(job.bucket)), *_controls_id(item)] if seen else []
-    if pictures and item.augmentation is not None:
-        pictures += [_drawn_from(item), item.facts.sha256]
-    return {
-        cache_path(cache / "texts", _text_address(text, encoder, pictures)): (text, job if seen else None)
-        for text in wanted
-    }
-
-
-def _text_address(text: str, encoder: Encoder, pictures: list[str]) -> str:
-    reading = encoder.reading_of(text)
-    return address_of(FORMAT, [text, encoder.text_fingerprint, *([reading] if reading else []), *pictures])
-
-
-def _encode_latents(jobs: Sequence[_Job], encoder: Encoder, fps: float, tracker: Tracker) -> None:
-    by_bucket: dict[Bucket, list[_Job]] = defaultdict(list)
+def _encode_latents(jobs: Sequence[Job], encoder: Encoder, fps: float, tracker: Tracker) -> None:
+    by_bucket: dict[Bucket, list[Job]] = defaultdict(list)
     for job in jobs:
         by_bucket[job.bucket].append(job)
     tracker.begin("image", sum(_pixels(job.bucket) for job in jobs))
@@ -206,7 +129,7 @@ def _encode_latents(jobs: Sequence[_Job], encoder: Encoder, fps: float, tracker:
             tracker.batch_done()
 
 
-def _encode_guides(jobs: Sequence[_Job], encoder: Encoder, fps: float, tracker: Tracker) -> None:
+def _encode_guides(jobs: Sequence[Job], encoder: Encoder, fps: float, tracker: Tracker) -> None:
     tracker.begin("image", sum(_pixels(job.bucket) for job in jobs))
     for job in jobs:
         assert job.guide is not None
@@ -219,7 +142,7 @@ def _encode_guides(jobs: Sequence[_Job], encoder: Encoder, fps: float, tracker: 
 
 
 def _encode_texts(
-    missing: Sequence[tuple[Path, str, _Job | None]], encoder: Encoder, fps: float, tracker: Tracker
+    missing: Sequence[tuple[Path, str, Job | None]], encoder: Encoder, fps: float, tracker: Tracker
 ) -> None:
     """In batches; one by one where the text encoder looks at an item's control pictures."""
     tracker.begin("caption", len(missing))
@@ -264,9 +187,7 @@ def latent_mask(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
     return small.reshape(1, *[1] * (len(shape) - 3), *shape[-2:]).expand(1, *shape[1:]).contiguous()
 
 
-def _encoded(
-    item: Item, jobs: list[_Job], texts: list[Path], fps: float, guide_dropout: float
-) -> EncodedItem:
+def _encoded(item: Item, jobs: list[Job], texts: list[Path], fps: float, guide_dropout: float) -> EncodedItem:
     variation = item.caption_variation
     dropout = variation.dropout if variation else 0.0
     orders = len(caption_variants(item.caption, variation))
@@ -290,13 +211,13 @@ def _encoded(
     )
 
 
-def _pixel_size(job: _Job) -> PixelSize:
+def _pixel_size(job: Job) -> PixelSize:
     facts, bucket = job.item.facts, job.bucket
     left, top = crop_offset(job.item, bucket, job.variant)
     return PixelSize(facts.width, facts.height, left, top, bucket.width, bucket.height)
 
 
-def _frame_rate(job: _Job, fps: float) -> float:
+def _frame_rate(job: Job, fps: float) -> float:
     """Of the frames that are trained on: the file's own where every frame is taken."""
     if job.bucket.frames == 1:
         return 0.0

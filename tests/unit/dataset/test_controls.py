@@ -239,6 +239,10 @@ def test_a_text_encoder_that_looks(folder: Path, tmp_path: Path) -> None:
     items = encode(paired(folder), tmp_path / "kept", encoder)
     assert [float(i.load()[1]["seen"]) for i in items] == pytest.approx([1.0, 0.0])
     assert items[0].text_path != items[1].text_path, "the same caption, other pictures"
+    other = Guiding(sees=True)
+    other.image_fingerprint = "another VAE, which makes other references"
+    again = encode(paired(folder), tmp_path / "kept", other)
+    assert again[0].text_path != items[0].text_path
     dataset = paired(folder).with_augmentation(Augmentation(variants=2))
     with pytest.raises(KilnError, match="set variants to 1"):
         encode(dataset, tmp_path / "kept", encoder)
