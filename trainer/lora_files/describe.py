@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..double import to_double
 from ..parsers import parse_json
+from .double import to_double
 from .formulas import (
     LayerTensors,
     changes_nothing,

@@ -24,9 +24,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..double import to_double
 from ..errors import KilnError
 from ..rng import derive_seed
+from .double import to_double
 from .formulas import (
     LayerTensors,
     delta_weight,

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..double import to_double
 from ..errors import KilnError
+from .double import to_double
 from .formulas import group_by_layer, unknown_keys
 from .lora_weights import LoraWeights
 from .svd import check_rank_and_energy, factors_from_svd, layer_svd, rank_for_energy

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..double import to_double
 from ..errors import KilnError
+from .double import to_double
 from .formulas import LayerTensors, delta_weight, kind_of, needs_base_weight, scale_of
 
 EXACT_SIDE = 2048  # dense matrices whose smaller side is larger are factorised by the randomised method

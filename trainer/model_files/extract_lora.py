@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..double import to_double
 from ..errors import KilnError
+from ..lora_files.double import to_double
 from ..lora_files.keys import PREFIX
 from ..lora_files.lora_weights import LoraWeights
 from ..lora_files.svd import check_rank_and_energy, dense_svd, factors_from_svd, rank_for_energy
