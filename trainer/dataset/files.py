@@ -69,7 +69,16 @@ class Found:
     unread: list[Path] = field(default_factory=list)  # of kinds that are not read
     system: list[Path] = field(default_factory=list)  # folders of systems and devices, not entered
     set_aside: list[Path] = field(default_factory=list)  # not entered
+    locked: list[OSError] = field(default_factory=list)  # why folders cannot be read
     unentered: list[Path] = field(default_factory=list)  # other sub-folders, as recursive is off
+
+    def masks(self, folder: Path) -> Iterator[Path]:
+        """What lies in a folder's folders of masks, by name; one that cannot be read goes to `locked`."""
+        for inside in self.mask_folders[folder]:
+            try:
+                yield from sorted(inside.iterdir())
+            except OSError as error:
+                self.locked.append(error)
 
 
 def find_files(folder: Path, recursive: bool, also: str = "") -> Found:
@@ -81,7 +90,7 @@ def find_files(folder: Path, recursive: bool, also: str = "") -> Found:
         also: a sub-folder that is entered in any case; "" for none.
     """
     found = Found(folder)
-    for directory, folders, names in os.walk(folder):
+    for directory, folders, names in os.walk(folder, onerror=found.locked.append):
         here = Path(directory)
         entered = []
         for name in sorted(folders):
@@ -137,6 +146,11 @@ def is_year_folder(name: str) -> bool:
     return match is not None and int(match[1]) in _YEARS
 
 
+def is_system_file(name: str) -> bool:
+    """Whether a file is hidden, or one that systems leave in folders of pictures."""
+    return name.startswith(".") or name_key(name) in _SYSTEM_FILES
+
+
 def _numbered(name: str) -> re.Match[str] | None:
     return None if is_year_folder(name) else _REPEATS.fullmatch(name)
 
@@ -174,13 +188,12 @@ def _sort_in(found: Found, folder: Path, name: str) -> None:
         (found.labels if is_label else found.media).append(path)
     elif kind in CAPTION_ENDINGS:
         found.sidecars.append(path)
-    elif key not in _SYSTEM_FILES:
+    elif not is_system_file(name):
         found.unread.append(path)
 
 
 def _files_that_matter(found: Found) -> Iterator[Path]:
     yield from (*found.media, *found.sidecars, *found.labels, *found.unread)
     yield from sorted(found.tables.values())
-    for folders in found.mask_folders.values():
-        for folder in folders:
-            yield from sorted(folder.iterdir())
+    for folder in found.mask_folders:
+        yield from found.masks(folder)

@@ -9,44 +9,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
 from pathlib import Path
 
-from .files import CONDITION_LABEL, MASK_LABEL, STILL_ENDINGS, Found, ending, name_key
+from .files import CONDITION_LABEL, MASK_LABEL, STILL_ENDINGS, Found, ending, is_system_file, name_key
 
 
 class Masks:
-    """The mask files of a dataset's folders."""
+    """The mask files of a dataset's folders.
+
+    Attributes:
+        conditions: OneTrainer's pictures to condition on.
+        unread: files in folders of masks that are no stills.
+    """
 
     def __init__(self, found: Found) -> None:
-        self._files: dict[tuple[Path, str], Path] = {}
+        self._files: dict[tuple[Path, str], list[tuple[str, Path]]] = defaultdict(list)
         self._used: set[Path] = set()
         self.conditions = [p for p in found.labels if p.stem.lower().endswith(CONDITION_LABEL)]
+        self.unread: list[Path] = []
+        for folder in found.mask_folders:
+            for path in found.masks(folder):
+                if ending(path.name) in STILL_ENDINGS and not path.name.startswith("."):
+                    self._add(folder, path.stem, path)
+                elif path.is_file() and not is_system_file(path.name):
+                    self.unread.append(path)
         for path in found.labels:
             if path.stem.lower().endswith(MASK_LABEL):
                 self._add(path.parent, path.stem[: -len(MASK_LABEL)], path)
-        for folder, inside in found.mask_folders.items():
-            for path in (p for each in inside for p in _stills(each)):
-                self._add(folder, path.stem, path)  # a folder wins over a label
 
     def of(self, media: Path) -> Path | None:
-        """The mask of an image or clip, whatever the case of its name; masks/photo.png.png is one of photo.png."""
-        for name in (media.stem, media.name):
-            path = self._files.get((media.parent, name_key(name)))
-            if path is not None:
-                self._used.add(path)
-                return path
-        return None
+        """The mask of an image or clip, whatever the case of its name; masks/photo.png.png is one of photo.png. One of
+        just its name comes first, and one in a folder before a label."""
+        names = (media.stem, media.name)
+        found = [each for name in names for each in self._files.get((media.parent, name_key(name)), ())]
+        exact = [path for name, path in found if name in names]
+        chosen = next(iter(exact or [path for _, path in found]), None)
+        if chosen is not None:
+            self._used.add(chosen)
+        return chosen
 
     def orphans(self) -> list[Path]:
-        """Masks that belong to nothing that was asked for."""
-        return sorted(p for p in self._files.values() if p not in self._used)
+        """Masks that belong to nothing that was asked for, or of which another one is used."""
+        return sorted(path for files in self._files.values() for _, path in files if path not in self._used)
 
     def _add(self, folder: Path, name: str, path: Path) -> None:
-        self._files[folder, name_key(name)] = path
-
-
-def _stills(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.iterdir()):
-        if ending(path.name) in STILL_ENDINGS and not path.name.startswith("."):
-            yield path
+        self._files[folder, name_key(name)].append((name, path))

@@ -73,13 +73,18 @@ def mask_remarks(
             f"{names_of(without_effect)}; mend them or switch masks off."
         )
     if orphans:
-        yield f"{len(orphans)} masks belong to no item: {names_of(orphans)}; name each like its image."
+        yield (
+            f"{len(orphans)} masks are not used: {names_of(orphans)}; name each like its image, and give an image one."
+        )
     if conditions:
         yield f"{len(conditions)} pictures to condition on are not used: {names_of(conditions)}."
 
 
-def links_not_entered(found: Found) -> Iterator[str]:
-    """A sentence for each."""
+def folders_not_entered(found: Found) -> Iterator[str]:
+    """A sentence for each that should have been: those that cannot be read, and links."""
+    for error in found.locked:
+        place = shown(Path(str(error.filename)))
+        yield f"The folder {place} cannot be read ({error.strerror}); change its permissions or remove it."
     for link in found.links:
         place = shown(found.root)
         yield f"The folder {shown(link)} is a link and was not entered; move the images into {place}."

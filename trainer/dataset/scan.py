@@ -30,7 +30,7 @@ from .remarks import (
     all_reasons,
     caption_remarks,
     folder_remarks,
-    links_not_entered,
+    folders_not_entered,
     mask_remarks,
     names_of,
 )
@@ -114,7 +114,7 @@ def scan_folder(
     dataset = Dataset(
         tuple(items),
         skipped=tuple(dict.fromkeys(reasons)),
-        unread=tuple(found.unread),
+        unread=(*found.unread, *beside.masks.unread),
         remarks=tuple(beside.remarks(items)),
     )
     return hold_out(dataset, options.validation_share, options.validation_folder, folder)
@@ -179,7 +179,7 @@ class _Beside:
         self._found, self._options = found, options
         self.controls = Controls(options.control_folders, found)
         self._caches = {f: FactsCache(facts_cache, f) for f in options.control_folders if f != found.root}
-        self._tables, self._sidecars, self._masks = Tables(found), Sidecars(found), Masks(found)
+        self._tables, self._sidecars, self.masks = Tables(found), Sidecars(found), Masks(found)
 
     def item(self, path: Path, facts: Facts) -> Item:
         """One item with all that belongs to it.
@@ -189,7 +189,7 @@ class _Beside:
         """
         options = self._options
         said = self._sidecars.read(path, self._tables.row(path))
-        mask = self._masks.of(path)
+        mask = self.masks.of(path)
         digest, kept = "", 1.0
         if mask is not None and options.masks:
             digest, kept = self.cache.mask(mask, measure_mask)  # a broken one is found now
@@ -218,8 +218,8 @@ class _Beside:
         return Control(path, cache.facts(path, measure_file))
 
     def unused(self) -> Iterator[str]:
-        """What is no bad file and must still be mended: links, tables, rows without a file."""
-        yield from links_not_entered(self._found)
+        """What is no bad file and must still be mended: folders, tables, rows without a file."""
+        yield from folders_not_entered(self._found)
         yield from self._tables.errors
 
     def remarks(self, items: list[Item]) -> Iterator[str]:
@@ -234,7 +234,7 @@ class _Beside:
                 f"The masks keep nothing of all {len(items)} items ({names_of(nothing)}), so nothing would be learned; "
                 "mend them or switch masks off."
             )
-        sidecars, masks = self._sidecars, self._masks
+        sidecars, masks = self._sidecars, self.masks
         yield from folder_remarks(self._found)
         yield from self._tables.remarks
         yield from caption_remarks(sidecars.orphans(), sidecars.unused, sidecars.empty)

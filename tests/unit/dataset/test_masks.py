@@ -73,11 +73,28 @@ def test_sources_are_named(tmp_path: Path) -> None:
     assert dataset.items[1].kept == pytest.approx(0.75)
     assert "2 with a mask: 1 from files, 1 from transparency" in dataset.describe()
     orphans, conditions = dataset.remarks
-    assert orphans == "1 masks belong to no item: gone.png; name each like its image."
+    assert orphans == "1 masks are not used: gone.png; name each like its image, and give an image one."
     assert conditions == "1 pictures to condition on are not used: a-condlabel.png."
     text = DatasetReport(dataset, BucketOptions()).markdown()
     assert "| with a mask file | 1 of 2 |" in text and "| with transparency as the mask | 1 of 2 |" in text
     assert "gone.png" in text.split("## Remarks")[1]
+
+
+def test_of_several_masks_the_nearest_name_counts_and_the_others_are_named(tmp_path: Path) -> None:
+    for name in ("a", "A"):
+        picture(tmp_path / f"{name}.png", SIZE, caption=name)
+        grey(tmp_path / "masks" / f"{name}.png", 255)
+    grey(tmp_path / "a-masklabel.png", 255)
+    grey(tmp_path / "masks" / "a.webp", 255)
+    clip(tmp_path / "masks" / "a.mp4")
+    (tmp_path / "masks" / "Thumbs.db").touch()
+    dataset = scan_folder(tmp_path)
+    assert {i.path.name: i.mask.relative_to(tmp_path).as_posix() for i in dataset.items if i.mask} == {
+        "a.png": "masks/a.png",
+        "A.png": "masks/A.png",
+    }
+    assert dataset.remarks[0].startswith("2 masks are not used: a-masklabel.png, a.webp;")
+    assert [p.name for p in dataset.unread] == ["a.mp4"]
 
 
 def test_a_mask_that_keeps_nothing_is_said_at_load(tmp_path: Path) -> None:

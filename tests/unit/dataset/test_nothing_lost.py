@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import unicodedata
 from pathlib import Path
 
@@ -281,6 +282,30 @@ def test_folders_of_devices_are_not_entered(tmp_path: Path) -> None:
     dataset = scan_folder(tmp_path, ScanOptions(recursive=True))
     assert [i.path.name for i in dataset.items] == ["a.png"]
     assert "#recycle, @eaDir, __MACOSX" in remark(dataset, "thumbnails")
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture(tmp_path / "a.png", caption="one")
+    picture(tmp_path / "locked" / "b.png", caption="two")
+    real = os.scandir
+
+    def scandir(path: str) -> object:
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(
+        KilnError, match=r"The folder .*locked cannot be read \(Permission denied\); change its"
+    ):
+        scan_folder(tmp_path, ScanOptions(recursive=True))
+    dataset = scan_folder(tmp_path, ScanOptions(recursive=True, on_bad_file="skip"))
+    assert len(dataset.items) == 1 and "locked" in dataset.skipped[0]
+    picture(tmp_path / "masks" / "a.png")
+    monkeypatch.setattr(Path, "iterdir", lambda path: scandir(f"{path} locked"))
+    with pytest.raises(KilnError, match=r"The folder .*masks locked cannot be read"):
+        scan_folder(tmp_path)
+    assert folder_state(tmp_path, False)
 
 
 def test_a_year_is_no_number_of_repeats(tmp_path: Path) -> None:
