@@ -91,10 +91,12 @@ class KilnRunHistory(io.ComfyNode):
         history = History(paths.history_file())
         try:
             dataset = None if encoded is None else encoded.fingerprint
-            chosen = _choose(history.records(filter, order, dataset), place)
+            records = history.records(filter, order, dataset)
+            chosen = _choose(records, place)
             if rating or notes:
                 history.rate(chosen.id, rating or None, notes or None)
-            table = as_table(history.records(filter, order, dataset))
+                records = history.records(filter, order, dataset)
+            table = as_table(records)
         finally:
             history.close()
         shown = {"text": (table,)}

@@ -3,8 +3,8 @@
     .lora.safetensors-k3f9a2c1b-1a2b-5c6d7e8f.tmp      machine, process, a random part
 
 A merge that is killed may leave 28 GB. What is left is removed at the next start: at once where the machine and the
-process say that nobody writes it any more, else (another machine or container on the same disk, an earlier version)
-when it has not changed for an hour.
+process say that nobody writes it any more, else (the machine was started anew, another machine or container on the same
+disk, an earlier version) when it has not changed for an hour.
 """
 
 from __future__ import annotations
@@ -18,14 +18,26 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 log = logging.getLogger(__name__)
 
 SILENT_SECONDS = 3600.0  # whoever writes changes a file far more often
-_MACHINE = "k" + hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 _OURS = re.compile(r"\..+-(?P<machine>k[0-9a-f]{8})-(?P<process>[0-9a-f]+)-[0-9a-f]{8}\.tmp")
 _OF_EARLIER_VERSIONS = re.compile(r"\.(.+-[0-9a-f]{8}|step-\d{8,}|manifest)\.tmp")
+
+
+def _machine() -> str:
+    """Where numbers of processes mean what they mean here: this machine since its start; on Linux this container."""
+    parts = [platform.node()]
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return "k" + hashlib.sha256("\0".join(parts).encode("utf-8", "replace")).hexdigest()[:8]
+
+
+_MACHINE = _machine()
 
 
 def temporary_path(path: Path) -> Path:

@@ -452,6 +452,7 @@ export const CHINESE = {
   "The history of runs {} cannot be written ({}); free some disk space, or give ComfyUI's user permission to write there.": "训练历史 {} 无法写入（{}）；请释放磁盘空间，或给予 ComfyUI 的用户写入权限。",
   "The history of runs {} is damaged ({}); move it away and a new one is made.": "训练历史 {} 已损坏（{}）；移走它会新建一个。",
   "The checkpoint {} of the run {} cannot be copied for a new run ({}); free some disk space.": "训练记录 {1} 的检查点 {0} 无法复制到新的训练（{2}）；请释放磁盘空间。",
+  "TensorBoard files are not written any more ({}); training goes on without them.": "不再写入 TensorBoard 文件（{}）；训练继续。",
   "No TensorBoard files are written ({}); training goes on. Free some disk space for the next run.": "没有写入 TensorBoard 文件（{}）；训练继续。请在下次训练前释放磁盘空间。",
   "The run's own copy of the LoRA is missing: {} Save the LoRA with the nodes behind.": "训练记录中没有 LoRA 文件：{} 请用后面的节点保存 LoRA。",
   "A table of settings is {}; write name = value below its head.": "设置表为 {}；请在表头下写 name = value。",

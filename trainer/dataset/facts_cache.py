@@ -7,10 +7,13 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ..errors import KilnError
 from ..parsers import parse_json
+from ..safefile import write_text
 from .facts import Facts
 from .files import VIDEO_ENDINGS, ending
 from .pixels import shown
@@ -57,15 +60,8 @@ class FactsCache:
         """Best effort: a full disk costs time at the next scan, nothing else."""
         if self._path is None or not self._new:
             return
-        temporary = self._path.with_suffix(".tmp")
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(
-                json.dumps({"format": FORMAT, "files": {**self._known, **self._new}}), "utf-8"
-            )
-            os.replace(temporary, self._path)
-        except OSError:
-            return
+        with suppress(KilnError):
+            write_text(self._path, json.dumps({"format": FORMAT, "files": {**self._known, **self._new}}))
 
     def _look(self, path: Path, measure: Callable[[], Any], kind: str = "") -> Any:
         """What is known of a file in its present state, or else is measured now."""

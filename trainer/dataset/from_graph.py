@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..conditioning import ItemConditioning, check_trainable, pack
 from ..errors import KilnError
-from ..safefile import write_safetensors
+from ..safefile import replacing, write_safetensors
 from .encode import latent_mask
 from .encoded import (
     FORMAT,
@@ -128,16 +128,8 @@ def _store_image(pixels: np.ndarray, store: Path) -> Path:
     name = hashlib.sha256(eight_bit.tobytes() + str(eight_bit.shape).encode()).hexdigest()[:32]
     path = store / f"{name}.png"
     if not path.is_file():
-        temporary = path.with_suffix(".tmp")
-        try:
-            store.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
             Image.fromarray(eight_bit).save(temporary, "png", compress_level=1)
-            temporary.replace(path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise KilnError(
-                f"Cannot write {path} ({error}); check free space and write permission."
-            ) from error
     return path
 
 

@@ -31,7 +31,7 @@ class Summary:
     best_step: int | None  # of the lowest validation loss so far
     dataset: str  # fingerprint
     base_model: str  # fingerprint
-    config: Mapping[str, Any]  # TrainConfig.to_dict()
+    adapter: Mapping[str, Any]  # of TrainConfig.to_dict(); empty where there is none
 
 
 def checkpoint_path(run_folder: Path, step: int) -> Path:
@@ -138,5 +138,5 @@ def _read(file: str, version: tuple[int, int, int]) -> Summary:
         best_step=int(min(points, key=lambda p: p["loss"])["step"]) if points else None,
         dataset=str(values["dataset"]),
         base_model=str(values["base_model"]),
-        config=dict(values["config"]),
+        adapter=dict(values["config"].get("adapter") or {}),
     )

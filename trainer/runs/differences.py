@@ -56,8 +56,10 @@ def differences(
     if state is None:
         return [Difference("its checkpoint cannot be read", False)]
     try:
-        before = AdapterConfig(**state.config["adapter"])
-    except (KeyError, TypeError, KilnError):
+        before = AdapterConfig(**state.adapter) if state.adapter else None
+    except (TypeError, KilnError):
+        before = None
+    if before is None:
         return [Difference("its settings are of another version of LoRA Kiln", False)]
     found = [] if state.base_model == base_model else [Difference("its model is another one", False)]
     for name in SHAPE:

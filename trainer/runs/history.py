@@ -13,6 +13,7 @@ import math
 import sqlite3
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -341,11 +342,12 @@ def _connect(path: Path) -> sqlite3.Connection:
     """
 
     def connect(name: str) -> sqlite3.Connection:
-        db = sqlite3.connect(name, timeout=10.0, check_same_thread=False, isolation_level=None, uri=True)
+        is_uri = name.startswith("file:")
+        db = sqlite3.connect(name, timeout=10.0, check_same_thread=False, isolation_level=None, uri=is_uri)
         db.row_factory = sqlite3.Row
         return db
 
-    db = connect(path.absolute().as_uri())
+    db = connect(str(path.absolute()))
     try:
         if db.execute("PRAGMA journal_mode").fetchone()[0] != "wal":  # an empty file is made here
             db.execute("PRAGMA journal_mode = WAL")
@@ -360,7 +362,10 @@ def _connect(path: Path) -> sqlite3.Connection:
         # Where there is no log (or an empty one), nor room for one, the file is read as it lies on the disk
         wal = path.with_name(path.name + "-wal")
         has_log = wal.is_file() and wal.stat().st_size > 0
-        return connect(path.absolute().as_uri() + f"?mode=ro{'' if has_log else '&immutable=1'}")
+        name = urllib.parse.quote(
+            "/" + path.absolute().as_posix().removeprefix("/")
+        )  # of Windows too: /C:/...
+        return connect(f"file://{name}?mode=ro{'' if has_log else '&immutable=1'}")
 
 
 def _record(row: sqlite3.Row) -> Record:

@@ -11,7 +11,7 @@ from typing import Any
 from ....trainer.config import TrainConfig
 from ....trainer.dataset.encoded import EncodedDataset
 from ....trainer.errors import KilnError
-from ....trainer.events import Listener
+from ....trainer.events import Event, Listener
 from ....trainer.report.tensorboard import TensorBoardListener
 from ....trainer.runs import runfile
 from ....trainer.runs.artifacts import delete_artifacts
@@ -37,7 +37,7 @@ class RunRecord:
     ) -> None:
         self._run_id, self._history, self._warn = run_id, history, warn
         self._recorder = Recorder(history, run_id, warn)
-        self.listeners: list[Listener] = [self._recorder, *([board] if board else [])]
+        self.listeners: list[Listener] = [self._recorder, *([_telling(board, warn)] if board else [])]
 
     def end(self, status: str, *, advice: Sequence[str] | None = None, **details: Any) -> None:
         """Write what is left, and how the run ended; where the disk is full, say so.
@@ -127,8 +127,21 @@ def _open_board(run_id: str, warn: Callable[[str], None]) -> TensorBoardListener
         return None
 
 
+def _telling(board: TensorBoardListener, warn: Callable[[str], None]) -> Listener:
+    """The same; when it fails, and is dropped for it, the user knows."""
+
+    def listen(event: Event) -> None:
+        try:
+            board(event)
+        except Exception as error:
+            warn(f"TensorBoard files are not written any more ({error}); training goes on without them.")
+            raise
+
+    return listen
+
+
 def _close_board(board: TensorBoardListener) -> None:
     try:
         board.close()
-    except OSError as error:
+    except Exception as error:  # what the writer's own thread has met
         log.warning("TensorBoard files: %s", error)

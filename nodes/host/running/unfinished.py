@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import folder_paths
 
 from ....trainer.runs.samples import FOLDER as SAMPLES
-from ....trainer.temporary import remove_stale
+from ....trainer.temporary import SILENT_SECONDS, remove_stale
 from .. import paths
 from ..models.model_files import KIND
 
@@ -20,8 +21,15 @@ log = logging.getLogger(__name__)
 
 
 def remove_unfinished() -> None:
-    """Look through the folders on a thread: there may be thousands, and the host starts meanwhile."""
-    threading.Thread(target=_remove, name="lora-kiln-unfinished", daemon=True).start()
+    """Look through the folders on a thread: there may be thousands, and the host starts meanwhile. A second time when
+    it is certain that nobody writes what had changed just before."""
+    threading.Thread(target=_remove_twice, name="lora-kiln-unfinished", daemon=True).start()
+
+
+def _remove_twice() -> None:
+    _remove()
+    time.sleep(SILENT_SECONDS + 60)
+    _remove()
 
 
 def _remove() -> None:

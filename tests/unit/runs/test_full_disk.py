@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ import pytest
 
 from trainer.config import TrainConfig
 from trainer.errors import KilnError
-from trainer.events import AdviceEvent, Event, MessageEvent, SampleEvent, StepEvent
+from trainer.events import AdviceEvent, Event, MessageEvent, SampleEvent, StepEvent, emitter
 from trainer.loop.train import train
+from trainer.report.tensorboard import TensorBoardListener
 from trainer.runs.artifacts import delete_artifacts
 from trainer.runs.checkpoint_list import find_checkpoints
 from trainer.runs.history import History, Recorder
@@ -181,6 +183,24 @@ def test_a_failed_transaction_leaves_the_history_usable(disk: Path, tmp_path: Pa
     history.add_points("a", [("loss", 1, 0.5)])
     assert history.curve("a") == [(1, 0.5)]
     history.close()
+
+
+def test_tensorboard_files_do_not_end_a_run(disk: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    encoded = make_encoded(tmp_path)
+    board = TensorBoardListener(disk / "board")
+    fill(disk)
+    writes = emitter([board, lambda event: said.append(event)])
+    said: list[Event] = []
+    result = train(ToyDenoiser(), encoded, make_config(steps=300), run_folder=tmp_path / "run", emit=writes)
+    assert len(result.losses) == 300 and len([e for e in said if isinstance(e, StepEvent)]) == 300
+    _close_board(board)
+
+
+def _close_board(board: TensorBoardListener) -> None:
+    """As the run does it: whatever the writer's own thread has met is not the run's."""
+    with suppress(Exception):
+        board.close()
 
 
 def test_a_copy_for_a_new_run_is_whole_or_not_there(disk: Path, tmp_path: Path) -> None:
