@@ -11,9 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import KilnError
 from ..parsers import parse_json
-from ..safefile import write_text
+from ..temporary import temporary_path
 from .facts import Facts
 from .files import VIDEO_ENDINGS, ending
 from .pixels import shown
@@ -60,8 +59,15 @@ class FactsCache:
         """Best effort: a full disk costs time at the next scan, nothing else."""
         if self._path is None or not self._new:
             return
-        with suppress(KilnError):
-            write_text(self._path, json.dumps({"format": FORMAT, "files": {**self._known, **self._new}}))
+        temporary = temporary_path(self._path)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps({"format": FORMAT, "files": {**self._known, **self._new}})
+            temporary.write_text(text, "utf-8")
+            os.replace(temporary, self._path)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
     def _look(self, path: Path, measure: Callable[[], Any], kind: str = "") -> Any:
         """What is known of a file in its present state, or else is measured now."""
