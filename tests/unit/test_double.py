@@ -73,7 +73,7 @@ def test_training_and_validating(tmp_path: Path) -> None:
 
 def test_no_other_place_asks_for_it() -> None:
     """What a device computes goes through to_double; the rest is on the CPU, and named here."""
-    on_the_cpu = {"trainer/double.py", "trainer/loop/validation.py"}
+    on_the_cpu = {"trainer/lora_files/double.py", "trainer/loop/validation.py"}
     root = Path(__file__).resolve().parents[2]
     found = {
         path.relative_to(root).as_posix()
