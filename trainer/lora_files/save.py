@@ -92,7 +92,10 @@ def _write_peft(
         KilnError: the folder exists and holds other files, or cannot be written.
     """
     temporary = temporary_path(folder)
+    before = folder.with_name(f".{folder.name}.before")
     try:
+        if before.is_dir():  # a process that was killed left it
+            shutil.rmtree(before) if folder.is_dir() else os.replace(before, folder)
         if folder.is_dir() and {p.name for p in folder.iterdir()} - {PEFT_CONFIG, PEFT_FILE, "README.md"}:
             raise KilnError(
                 f"{folder} holds other files than a peft adapter's, which would be lost; choose another name."
@@ -100,9 +103,11 @@ def _write_peft(
         temporary.mkdir(parents=True)
         write_safetensors(temporary / PEFT_FILE, {k: t.clone() for k, t in converted.items()}, metadata)
         (temporary / PEFT_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
-        if folder.is_dir():
-            shutil.rmtree(folder)
+        if folder.is_dir():  # moved away whole: at no moment is half of it there
+            os.replace(folder, before)
         os.replace(temporary, folder)
+        if before.is_dir():
+            shutil.rmtree(before)
     except OSError as error:
         raise KilnError(f"Cannot write {folder} ({error}); check free space and write permission.") from error
     finally:

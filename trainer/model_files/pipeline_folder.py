@@ -18,6 +18,7 @@ from pathlib import Path
 from ..errors import KilnError
 from ..lora_files.keys import to_diffusers
 from ..parsers import parse_json
+from ..safefile import write_text
 from .safetensors_file import Entry, PlannedTensor, SafetensorsFile, write_tensors
 
 INDEX = "model_index.json"
@@ -158,7 +159,8 @@ def _take_components(folder: Path, pipeline: Path, written: list[Path]) -> None:
             continue
         if relative != Path(INDEX):
             _link_or_copy(path, folder / relative, written)
-    _link_or_copy(pipeline / INDEX, folder / INDEX, written)
+    written.append(folder / INDEX)
+    write_text(folder / INDEX, (pipeline / INDEX).read_text("utf-8"))
 
 
 def _link_or_copy(path: Path, target: Path, written: list[Path]) -> None:
@@ -179,7 +181,7 @@ def _link_or_copy(path: Path, target: Path, written: list[Path]) -> None:
 def _write_json(path: Path, values: Mapping[str, object], written: list[Path]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     written.append(path)
-    path.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
+    write_text(path, json.dumps(values, indent=2) + "\n")
 
 
 def _read_json(path: Path) -> dict[str, object]:

@@ -191,10 +191,20 @@ def _clean_up(run_folder: Path, keep: int, best_step: int | None) -> None:
     best = checkpoint_path(run_folder, best_step or 0).name
     for old in find_checkpoints(run_folder)[:-keep]:
         if old.name != best:
-            shutil.rmtree(old, ignore_errors=True)
+            _remove(old)
     names = [p.name for p in find_checkpoints(run_folder)]
     manifest = {"newest": names[-1], "best": best if best in names else None, "whole": names}
     write_text(run_folder / "manifest.json", json.dumps(manifest, indent=1))
+
+
+def _remove(checkpoint: Path) -> None:
+    """At no moment is half of it there under its name; what cannot be removed stays."""
+    going = temporary_path(checkpoint)
+    try:
+        os.replace(checkpoint, going)
+    except OSError:  # Windows, while another program reads a file of it
+        going = checkpoint
+    shutil.rmtree(going, ignore_errors=True)
 
 
 def _hash(file: Path) -> str:

@@ -160,6 +160,7 @@ class History:
         place: tuple[str, str] = ("", ""),
         parent: str = "",
         step: int = 0,
+        losses: Sequence[float] = (),
     ) -> None:
         """A run begins, or goes on after it was stopped: rating, notes, name and parent stay.
 
@@ -167,6 +168,8 @@ class History:
             place: ids of the training node and of the graph on the canvas that holds it.
             parent: id of the run whose checkpoint this one begins from; its curves up to there are this run's, too.
             step: of that checkpoint.
+            losses: of every step up to the checkpoint that the run goes on from. A process that was killed had not
+                written the last of them.
         """
         held_out = sum(i.role == "validation" for i in dataset.items)
         now = time.time()
@@ -191,6 +194,8 @@ class History:
                     (run_id, parent, step),
                 )
                 db.execute("UPDATE runs SET step = ? WHERE id = ?", (step, run_id))
+            done = [(run_id, i, x if math.isfinite(x) else None) for i, x in enumerate(losses, 1)]
+            db.executemany("INSERT OR IGNORE INTO points VALUES (?, 'loss', ?, ?)", done)
 
     def add_points(self, run_id: str, points: Iterable[tuple[str, int, float]]) -> None:
         """(kind, step, value) of a run's curves; a step measured again replaces what was there."""

@@ -38,7 +38,7 @@ def state_to_save(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Ten
         for group in optimizer.param_groups
     ]
     defaults = {name: _plain(v) for name, v in optimizer.defaults.items()}
-    return tensors, {"values": values, "on_cpu": on_cpu, "groups": groups, "defaults": defaults}
+    return tensors, {"values": values, "on_cpu": sorted(on_cpu), "groups": groups, "defaults": defaults}
 
 
 def restore_state(

@@ -68,6 +68,7 @@ def run_record(
     place: tuple[str, str] = ("", ""),
     parent: str = "",
     step: int = 0,
+    losses: Sequence[float] = (),
     warn: Callable[[str], None],
 ) -> Iterator[RunRecord]:
     """Begin the record of a run; an exception inside is recorded as its failure.
@@ -80,6 +81,7 @@ def run_record(
         tensorboard: whether TensorBoard files are written too.
         place: ids of the training node and of its graph on the canvas.
         parent, step: the run and the step that a new run goes on from.
+        losses: of the steps that are done.
         warn: told what cannot be written while the run goes on.
 
     Raises:
@@ -100,6 +102,7 @@ def run_record(
                 place=place,
                 parent=parent,
                 step=step,
+                losses=losses,
             )
         except BaseException:
             if parent or not step:  # a folder of its own, of which nothing is to be left

@@ -85,13 +85,14 @@ def train_run(
     base_model = model_fingerprint(model)
     resumed, begin = _choose_checkpoint(group, resume, encoded, base_model, config)
     config = _resolve_auto(config, denoiser, resumed)
-    folder, parent, step = paths.new_run_folder(), "", 0
+    folder, parent, step, losses = paths.new_run_folder(), "", 0, list[float]()
     if resumed:
         goes_on = _continue(group, resumed, config, encoded)
         if goes_on.finished:
             return goes_on.finished
         folder, resumed, parent = goes_on.folder, goes_on.checkpoint, goes_on.parent
-        step = read_state(resumed).step
+        state = read_state(resumed)
+        step, losses = state.step, state.losses
         begin = StartEvent(text=goes_on.notice) if parent else None
     else:
         folder = Path(group.broadcast_from_main(lambda: str(folder)))
@@ -124,6 +125,7 @@ def train_run(
         place=place,
         parent=parent,
         step=step,
+        losses=losses,
         warn=warn,
     )
     with recording if group.is_main else nullcontext() as record:
