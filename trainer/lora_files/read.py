@@ -286,7 +286,7 @@ def _check_numbers(config: Mapping[str, Any], what: str) -> None:
         found = config.get(patterns) or {}
         if not isinstance(found, dict):
             raise KilnError(f"{what} is damaged: {patterns} holds no names; save the adapter again.")
-        numbers |= {f"{patterns} of {name}": value for name, value in found.items()}
+        numbers |= {f"{patterns} of {name!r}": value for name, value in found.items()}
     for name, value in numbers.items():
         try:
             usable = value is None or (isinstance(value, (int, float)) and math.isfinite(float(value)))
