@@ -355,7 +355,11 @@ def _usual_time(kind: Kind, folder: Path) -> float:
 
 def _finish(kind: Kind, folder: Path, expected: object, count: Count, name: str, keep: str) -> None:
     """Let the work end undisturbed, compare, and begin anew. Before, what the host does when it starts."""
-    remove_stale([folder, *(p for p in folder.rglob("*") if p.is_dir())])
+    places = [folder, *(p for p in folder.rglob("*") if p.is_dir())]
+    remove_stale(places)
+    remove_stale(
+        places, now=time.time() + 7200
+    )  # an hour later those whose process is not known, of safetensors
     run_to_the_end(kind, folder)
     count.finished += 1
     found = kind.result(folder)

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 SILENT_SECONDS = 3600.0  # whoever writes changes a file far more often
 _OURS = re.compile(r"\..+-(?P<machine>k[0-9a-f]{8})-(?P<process>[0-9a-f]+)-[0-9a-f]{8}\.tmp")
 _OF_EARLIER_VERSIONS = re.compile(r"\.(.+-[0-9a-f]{8}|step-\d{8,}|manifest)\.tmp")
+_OF_SAFETENSORS = re.compile(r"\.tmp[0-9A-Za-z]{6}")  # what safetensors 0.8 writes before it renames
 
 
 def _machine() -> str:
@@ -47,7 +48,7 @@ def temporary_path(path: Path) -> Path:
 
 def is_temporary(name: str) -> bool:
     """Whether a file or folder of that name is an unfinished one of ours."""
-    return _OURS.fullmatch(name) is not None or _OF_EARLIER_VERSIONS.fullmatch(name) is not None
+    return any(each.fullmatch(name) for each in (_OURS, _OF_EARLIER_VERSIONS, _OF_SAFETENSORS))
 
 
 def remove_stale(folders: Iterable[Path], now: float | None = None) -> int:

@@ -94,3 +94,11 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / ".link-0123abcd.tmp").symlink_to(tmp_path / "kept")
     assert remove_stale([tmp_path], time.time() + 10 * SILENT_SECONDS) == 0
     assert (tmp_path / "kept" / "file").exists()
+
+
+def test_what_safetensors_leaves_goes_after_an_hour(tmp_path: Path) -> None:
+    """It writes under a name of its own beside the file, and is killed as we are."""
+    (tmp_path / ".tmp2SWnwT").write_bytes(b"x")
+    assert is_temporary(".tmp2SWnwT") and not is_temporary(".tmp") and not is_temporary(".tmp-notes")
+    assert remove_stale([tmp_path]) == 0
+    assert remove_stale([tmp_path], now=time.time() + 2 * SILENT_SECONDS) == 1

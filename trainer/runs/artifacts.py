@@ -20,7 +20,7 @@ from .run import LORA
 
 # Names that the engine itself gives: checkpoints, samples, the LoRA and what describes the run
 _OWN_NAMES = re.compile(
-    r"step-\d+|samples|run\.toml|dataset\.json|manifest\.json|result\.json|lora\.safetensors|\..*\.tmp.*"
+    r"step-\d+|samples|run\.toml|dataset\.json|manifest\.json|result\.json|lora\.safetensors|\..*\.tmp.*|\.tmp\w{6}"
 )
 
 

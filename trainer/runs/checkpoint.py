@@ -80,6 +80,7 @@ def save_checkpoint(
     """
     final = checkpoint_path(run_folder, state.step)
     if is_whole(final):
+        _clean_up(run_folder, keep, state.best_step)  # a process that was killed may not have come to it
         return final
     temporary = temporary_path(final)
     try:
@@ -97,19 +98,13 @@ def save_checkpoint(
             _flush(file)
         _flush(temporary)
         if final.is_dir():  # damaged, or it would have been returned above
-            shutil.rmtree(final)
+            _remove(final)
         os.replace(temporary, final)
         _flush(run_folder)
     except Exception as error:  # safetensors wraps OSError in its own type
         shutil.rmtree(temporary, ignore_errors=True)
         raise KilnError(f"Cannot write the checkpoint {final} ({error}); free some disk space.") from error
-    try:
-        _clean_up(run_folder, keep, state.best_step)
-    except (
-        OSError,
-        KilnError,
-    ) as error:  # the checkpoint is whole; the list of them is made anew with the next
-        log.warning("After writing %s: %s", final, error)
+    _clean_up(run_folder, keep, state.best_step)
     return final
 
 
@@ -187,14 +182,18 @@ def _unreadable(checkpoint: Path, error: Exception) -> KilnError:
 
 
 def _clean_up(run_folder: Path, keep: int, best_step: int | None) -> None:
-    """Remove what is neither new nor best, and say in manifest.json what is left."""
+    """Remove what is neither new nor best, and say in manifest.json what is left; best effort, and made anew with the
+    next checkpoint."""
     best = checkpoint_path(run_folder, best_step or 0).name
     for old in find_checkpoints(run_folder)[:-keep]:
         if old.name != best:
             _remove(old)
     names = [p.name for p in find_checkpoints(run_folder)]
     manifest = {"newest": names[-1], "best": best if best in names else None, "whole": names}
-    write_text(run_folder / "manifest.json", json.dumps(manifest, indent=1))
+    try:
+        write_text(run_folder / "manifest.json", json.dumps(manifest, indent=1))
+    except KilnError as error:  # the checkpoints are whole
+        log.warning("%s", error)
 
 
 def _remove(checkpoint: Path) -> None:

@@ -58,3 +58,11 @@ def test_half_written_checkpoint_is_never_seen(tmp_path: Path, monkeypatch: pyte
     assert sorted(p.name for p in tmp_path.iterdir()) == ["manifest.json", "step-00000001"]
     (tmp_path / "step-00000003").mkdir()  # a folder without its state
     assert [p.name for p in find_checkpoints(tmp_path)] == ["step-00000001"]
+
+
+def test_the_list_of_checkpoints_is_made_again_where_a_kill_prevented_it(tmp_path: Path) -> None:
+    save(tmp_path, 3)
+    manifest = (tmp_path / "manifest.json").read_text("utf-8")
+    (tmp_path / "manifest.json").unlink()
+    save(tmp_path, 3)
+    assert (tmp_path / "manifest.json").read_text("utf-8") == manifest
