@@ -76,7 +76,7 @@ export function tagCounts(items) {
  */
 
 /** The word by which warnings of a kind are known: "like 3" -> "like". @param {string} kind */
-export const kindOf = (kind) => (kind.startsWith("caption of") ? "same" : kind.endsWith("mask") ? "mask" : kind.startsWith("caption") ? "length" : kind.split(" ")[0]);
+export const kindOf = (kind) => (kind.startsWith("caption of") ? "same" : kind.startsWith("caption") ? "length" : kind.split(" ")[0]);
 
 /**
  * @param {Item} item

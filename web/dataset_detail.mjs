@@ -1,6 +1,7 @@
 // @ts-check
 // One item of the dataset page: its picture or clip, figures, caption and fields.
 import * as server from "./dataset_api.mjs";
+import { chooseFiles } from "./dataset_upload.mjs";
 import { make } from "./dom.mjs";
 import { inUsersLanguage, t } from "./texts.mjs";
 
@@ -223,12 +224,23 @@ export class DetailPanel {
     if (now && this.item?.name === item.name) this.showFields((this.item = now));
   }
 
+  /** A mask from this computer, under the name by which it is found. @param {Item} item */
+  uploadMask(item) {
+    const slash = item.name.lastIndexOf("/") + 1;
+    const stem = `${item.name.slice(0, slash)}masks/${item.name.slice(slash).replace(/\.[^.]*$/, "")}`;
+    chooseFiles(([{ file }]) => {
+      const ending = /\.[^.]+$/.exec(file.name)?.[0] ?? "";
+      return this.page.upload([{ name: stem + ending, file }], true);
+    });
+  }
+
   /** @param {Item} item */
   showActions(item) {
     const back = item.aside ? "bringBack" : "setAside";
     this.actions.hidden = !this.page.writable;
     this.actions.replaceChildren(
       make("button", { type: "button", "data-kiln": back, title: t(`${back}Help`), text: t(back), onclick: () => this.page.aside([item]) }),
+      make("button", { type: "button", "data-kiln": "uploadMask", title: t("uploadMaskHelp"), text: t("uploadMask"), onclick: () => this.uploadMask(item) }),
       make("button", {
         type: "button",
         "data-kiln": "deleteItem",

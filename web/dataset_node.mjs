@@ -6,7 +6,7 @@
 import { onDataset, onReconnected } from "./api.mjs";
 import { glance, listFolders, thumbnail } from "./dataset_api.mjs";
 import { DatasetPage } from "./dataset_page.mjs";
-import { catchDrops, chooseFiles, commonFolder, dropped, holdsFiles, uploadTo } from "./dataset_upload.mjs";
+import { catchDrops, chooseFiles, commonFolder, dropped, holdsFiles, uploadTo, withoutCommonFolder } from "./dataset_upload.mjs";
 import { addStyle, make } from "./dom.mjs";
 import { allNodes } from "./find_node.mjs";
 import { followNodeWidth } from "./panel.mjs";
@@ -194,7 +194,7 @@ class Strip {
     if (!files.length) return;
     const own = commonFolder(files);
     const known = this.folders.some(([name]) => name === this.folder);
-    void uploadTo(own && known ? own : this.folder || own || "my_dataset", files, async (folder) => {
+    void uploadTo(own && known ? own : this.folder || own || "my_dataset", withoutCommonFolder(files), async (folder) => {
       await this.refreshFolders();
       this.seen = "";
       this.setFolder(folder);

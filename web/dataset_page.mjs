@@ -9,7 +9,7 @@ import { kindOf, passes, tagCounts } from "./captions.mjs";
 import * as server from "./dataset_api.mjs";
 import { BulkPanel } from "./dataset_bulk.mjs";
 import { DetailPanel } from "./dataset_detail.mjs";
-import { catchDrops, chooseFiles, uploadTo } from "./dataset_upload.mjs";
+import { catchDrops, chooseFiles, uploadTo, withoutCommonFolder } from "./dataset_upload.mjs";
 import { addStyle, make } from "./dom.mjs";
 import { Grid } from "./grid.mjs";
 import { inUsersLanguage, t } from "./texts.mjs";
@@ -441,10 +441,13 @@ export class DatasetPage {
     this.grid.root.focus();
   }
 
-  /** @param {import("./dataset_upload.mjs").Wanted[]} [files] those dropped; else the user is asked for some */
-  upload(files) {
+  /**
+   * @param {import("./dataset_upload.mjs").Wanted[]} [files] those dropped; else the user is asked for some
+   * @param {boolean} [asNamed] keep their folder, even where all lie in one
+   */
+  upload(files, asNamed = false) {
     if (!files) return chooseFiles((chosen) => this.upload(chosen));
-    return uploadTo(this.part.folder, files, (folder) => {
+    return uploadTo(this.part.folder, asNamed ? files : withoutCommonFolder(files), (folder) => {
       if (folder === this.part.folder) return void this.reload();
       this.part = { ...this.part, folder };
       this.heading.textContent = t("dataset", folder);

@@ -27,7 +27,7 @@ export function commonFolder(files) {
 }
 
 /** photos/a.png, photos/b.png -> a.png, b.png @param {Wanted[]} files */
-function withoutCommonFolder(files) {
+export function withoutCommonFolder(files) {
   if (files.some(isArchive) || !commonFolder(files)) return files;
   return files.map(({ name, file }) => ({ name: name.slice(name.indexOf("/") + 1), file }));
 }
@@ -119,7 +119,7 @@ export function catchDrops(element, then) {
  */
 export function uploadTo(folder, files, done) {
   addStyle();
-  return new UploadDialog(folder, withoutCommonFolder(files), done).open();
+  return new UploadDialog(folder, files, done).open();
 }
 
 class UploadDialog {

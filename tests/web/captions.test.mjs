@@ -43,7 +43,7 @@ test("tags are counted, or words where captions are sentences", () => {
 });
 
 test("warnings have one word for their kind", () => {
-  assert.deepEqual(["like 3", "caption of 2", "caption length", "crop 30%", "tiny"].map(kindOf), ["like", "same", "length", "crop", "tiny"]);
+  assert.deepEqual(["like 3", "caption of 2", "caption length", "crop 30%", "empty mask"].map(kindOf), ["like", "same", "length", "crop", "empty"]);
 });
 
 test("a filter shows what it says", () => {
