@@ -1,6 +1,7 @@
 """What a training step takes of a card's memory, counted without the card: a simulation at real shapes.
 
     python -m benchmarks.small_card --model wan-14b --dtype fp8-scaled --size 512 --level auto --card-gb 12
+    python -m benchmarks.small_card --table    writes results/small_card.md and .json
 
 The host's own classes, our adapter and the whole placement run forward, backward and an optimizer step on a device that
 exists in Python only (tests/pretend_device.py): no values are computed, and every allocation is counted as torch's
@@ -26,6 +27,7 @@ MODELS = ("wan-1.3b", "wan-14b", "sdxl", "flux", "qwen-image")
 DTYPES = ("bf16", "fp8", "fp8-scaled")
 LEVELS = ("auto", "resident", "checkpoint activations", "stream blocks", "stream from file")
 GB = 10**9
+RESULTS = Path(__file__).with_name("results") / "small_card"
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,86 @@ def size_of(text: str) -> tuple[int, int, int]:
     return sides[0], sides[1], sides[2] if len(sides) > 2 else 1
 
 
+CHECKPOINT, STREAM = LEVELS[2], LEVELS[3]
+
+
+def case_of(model: str, dtype: str, size: str, **options: Any) -> Case:
+    height, width, frames = size_of(size)
+    return Case(model, dtype, width, height, frames, **options)
+
+
+GOALS = (
+    case_of("wan-14b", "fp8-scaled", "480x832x81", card_gb=12),
+    case_of("wan-14b", "fp8-scaled", "720x1280x81", card_gb=24),
+    case_of("wan-14b", "fp8-scaled", "512", card_gb=6),
+    case_of("wan-1.3b", "bf16", "480x832x81", card_gb=6),
+    case_of("sdxl", "bf16", "1024", card_gb=6),
+    case_of("flux", "bf16", "1024", card_gb=8),
+)
+"""What auto chooses on a card of that size, and what that takes."""
+
+TABLE = (
+    *(case_of("wan-14b", "bf16", "512", level=level) for level in LEVELS[1:]),
+    case_of("wan-14b", "bf16", "512", level=STREAM, base_precision="fp8"),
+    case_of("wan-14b", "fp8-scaled", "480x832x33", level=CHECKPOINT),
+    case_of("wan-14b", "fp8-scaled", "480x832x81", level=STREAM),
+    case_of("wan-14b", "fp8-scaled", "480x832x81", level=STREAM, offload=True),
+    case_of("wan-14b", "fp8-scaled", "480x832x81", level=STREAM, offload=True, nvidia=False, card_gb=24),
+    case_of("wan-1.3b", "bf16", "512", level="resident"),
+    case_of("wan-1.3b", "bf16", "480x832x33", level="resident"),
+    case_of("wan-1.3b", "bf16", "480x832x81", level=CHECKPOINT),
+    *(
+        case_of(model, "bf16", size, level=level)
+        for model in ("sdxl", "flux", "qwen-image")
+        for size, level in (("512", "resident"), ("1024", "resident"), ("1024", CHECKPOINT), ("1024", STREAM))
+    ),
+)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """For people: simulated / planned, GB."""
+    lines = [
+        "# What a training step takes of a card: simulated, not measured",
+        "",
+        "`python -m benchmarks.small_card --table`, rank 32, batch 1, AdamW; GB = 10^9 bytes, simulated / planned. Not",
+        "simulated: fragmentation, workspaces of matrix multiplications and convolutions, the CUDA context, other",
+        "programs, ComfyUI's dynamic memory. +o: block inputs in CPU memory; +p: attention and MLP recomputed apart.",
+        "",
+        "| model | file | size | card | level | device | pinned CPU memory |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        size = f"{row['height']}x{row['width']}" + (f"x{row['frames']}" if row["frames"] > 1 else "")
+        level = row["level"] + (" +o" if row["offload"] else "") + (" +p" if row["parts"] else "")
+        level = f"auto: {level}" if row["asked"] == "auto" else level
+        base = row["dtype"] + (
+            "" if row["base_precision"] == "as it is" else f", {row['base_precision']} base"
+        )
+        card = f"{row['card_gb']:g}" if row["card_gb"] else ""
+        card += "" if row["nvidia"] else " (not NVIDIA)"
+        peak, planned, pinned, planned_pinned = (
+            f"{row[name] / GB:.2f}"
+            for name in (
+                "peak_device_bytes",
+                "planned_device_bytes",
+                "peak_pinned_bytes",
+                "planned_pinned_bytes",
+            )
+        )
+        cells = [row["model"], base, size, card, level, f"{peak} / {planned}", f"{pinned} / {planned_pinned}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_table() -> None:
+    rows = []
+    for row in simulate([*GOALS, *TABLE]):
+        rows.append(row)
+        print(row["model"], sentence(row), flush=True)
+        RESULTS.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
+        RESULTS.with_suffix(".md").write_text(table(rows))
+
+
 def sentence(found: dict[str, Any]) -> str:
     """For people."""
     parts = ", ".join(f"{name} {size / GB:.2f}" for name, size in found["peak_parts"].items())
@@ -104,7 +186,11 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write all figures here")
+    parser.add_argument("--table", action="store_true", help="simulate every row of the table and write it")
     arguments = parser.parse_args()
+    if arguments.table:
+        write_table()
+        return
     height, width, frames = size_of(arguments.size)
     (found,) = simulate(
         [

@@ -224,6 +224,7 @@ def run(counted: Allocations, shapes: dict[str, tuple[int, ...]]) -> dict[str, A
         after = dict(counted.parts[NAME])
     return {
         **CASE,
+        "asked": CASE["level"],
         "level": plan.memory.level,
         "offload": plan.memory.offload_block_inputs,
         "parts": plan.memory.recompute_parts,

@@ -350,9 +350,6 @@ def _streams_class(streams: Any, counted: Allocations) -> Any:
         def wait_on_cpu(self, event: None) -> None:
             pass
 
-        def keep_for(self, tensor: Tensor, stream: None) -> None:
-            pass
-
         def pinned(self, like: Tensor) -> Tensor:
             with counted.pinning():
                 return torch.empty_like(like, device="cpu")

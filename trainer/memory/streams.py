@@ -48,10 +48,6 @@ class Streams:
         """Return after the event."""
         event.synchronize()
 
-    def keep_for(self, tensor: Tensor, stream: torch.Stream) -> None:
-        """The memory of a tensor that is freed is used again only after what is on `stream` so far."""
-        tensor.record_stream(stream)
-
     def pinned(self, like: Tensor) -> Tensor:
         """Memory of the shape and type of `like` that copies can be asynchronous with."""
         return torch.empty_like(like, device="cpu", pin_memory=True)
