@@ -30,6 +30,7 @@ from lora_kiln.nodes.host.models.source import model_file  # type: ignore[import
 from lora_kiln.trainer.adapter.inject import make_adapter  # type: ignore[import-not-found]
 from lora_kiln.trainer.config import AdapterConfig, MemoryConfig  # type: ignore[import-not-found]
 from lora_kiln.trainer.errors import KilnError  # type: ignore[import-not-found]
+from lora_kiln.trainer.memory.ledger import size_of  # type: ignore[import-not-found]
 from lora_kiln.trainer.memory.placement import Placement  # type: ignore[import-not-found]
 from one_step import LATENTS, error, kept_off_the_device, load, take_step
 from safetensors.torch import save_file
@@ -47,6 +48,16 @@ def step(model: Any, file: Path | None = None, **memory: Any) -> list[Tensor]:
     with placement.session():
         adapter = make_adapter(denoiser.module, adapter_config, 0, placement.weights)
         return take_step(denoiser, adapter)
+
+
+def share_in_ring(model: Any) -> float:
+    """Of the bytes of a block, those that are streamed."""
+    denoiser = HostDenoiser(model, tuple(LATENTS.shape))
+    config = AdapterConfig(rank=4, alpha=4.0, dropout=0.0)
+    placement = Placement(denoiser, MemoryConfig(level="stream blocks"), config, host_weights)
+    with placement.session():
+        whole = sum(map(size_of, denoiser.module.blocks[0].parameters()))
+        return sum(w.size for w in placement.ring._blocks[0]) / whole
 
 
 def patched(model: Any) -> Any:
@@ -187,6 +198,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         state = {k: v.float().clone() for k, v in comfy.utils.load_torch_file(str(MODEL)).items()}
         for name, (make, plain) in quantised_files(state, Path(folder)).items():
+            figures[f"{name}: share in the ring"] = share_in_ring(make())
             expected = step(load(plain), level="resident")
             figures[f"{name}: effect"] = error(expected, whole)
             for level in LEVELS[:3]:

@@ -35,7 +35,7 @@ from .parts import recompute_parts
 from .plain import is_plain
 from .quantised_base import QuantisedBase
 from .recompute import RecomputedForward, checkpoint_blocks
-from .ring import BlockRing, StoredWeight
+from .ring import BlockRing, StoredWeight, parts_of_weight
 
 
 @dataclass(frozen=True)
@@ -169,14 +169,15 @@ class Placement:
         stored = {p.name: p.owner._parameters.get(p.key) for block in self._refs.blocks for p in block}
         plain: dict[str, Tensor] = {n: t for n, t in stored.items() if t is not None and _is_plain(t)}
         tensors = plain if self._file is None else map_weights(self._file, plain)
-        blocks = [
-            [
-                StoredWeight(p.owner, p.key, tensors[p.name], plain[p.name].dtype)
-                for p in places
-                if p.name in plain
-            ]
-            for places in self._refs.blocks
-        ]
+
+        def weights(place: _WeightRef) -> list[StoredWeight]:
+            if place.name in plain:
+                return [StoredWeight(place.owner, place.key, tensors[place.name], plain[place.name].dtype)]
+            quantised = stored[place.name]
+            parts = {} if quantised is None else parts_of_weight(quantised)
+            return [StoredWeight(place.owner, place.key, t, t.dtype, name) for name, t in parts.items()]
+
+        blocks = [[w for place in places for w in weights(place)] for places in self._refs.blocks]
         if not any(blocks):
             raise KilnError(
                 "The model cannot be streamed: it has no blocks with weights of an ordinary kind; choose the level "

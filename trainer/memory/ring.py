@@ -20,11 +20,13 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .ledger import Ledger
+from .plain import is_plain
 from .streams import Streams, streams_of
 
 ALIGNMENT = 256  # bytes: what CUDA's allocator and vector instructions like
@@ -32,12 +34,14 @@ ALIGNMENT = 256  # bytes: what CUDA's allocator and vector instructions like
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """One frozen tensor of a block and the module that reads it under that name."""
+    """One frozen tensor of a block and the module that reads it under that name; of a quantised weight, one of the
+    tensors that it is made of."""
 
     owner: nn.Module
     name: str
     stored: Tensor  # CPU memory, a mapped file (then maybe of another type), or the device itself
     dtype: torch.dtype
+    part: str = ""  # the quantised weight's attribute
 
     @property
     def size(self) -> int:
@@ -69,8 +73,14 @@ class BlockRing:
         slot.wait()
         self._unbind()
         block = self._blocks[index]
+        quantised: dict[tuple[nn.Module, str], dict[str, Tensor]] = {}
         for weight, value in zip(block, slot.views(block), strict=True):
-            weight.owner._parameters[weight.name] = nn.Parameter(value, requires_grad=False)
+            if weight.part:
+                quantised.setdefault((weight.owner, weight.name), {})[weight.part] = value
+            else:
+                weight.owner._parameters[weight.name] = nn.Parameter(value, requires_grad=False)
+        for (owner, name), parts in quantised.items():
+            owner._parameters[name] = rebuilt(owner._parameters[name], parts)
         self._bound = index
         following = index + 1 if forward else index - 1
         if following == len(self._blocks) and not torch.is_grad_enabled():
@@ -196,6 +206,21 @@ class _Slot:
         if self._streams is not None and self._copied is not None:
             self._streams.wait_on_cpu(self._copied)
         self.holds = self._copying = None
+
+
+def parts_of_weight(tensor: Tensor) -> dict[str, Tensor]:
+    """The ordinary tensors that a quantised weight is made of, by attribute; none where it does not say."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return {}
+    parts = {name: getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]}
+    return parts if all(map(is_plain, parts.values())) else {}
+
+
+def rebuilt(like: Any, parts: dict[str, Tensor]) -> nn.Parameter:
+    """A quantised weight as `like` of other tensors."""
+    context = like.__tensor_flatten__()[1]
+    weight = type(like).__tensor_unflatten__(parts, context, like.size(), like.stride())
+    return nn.Parameter(weight, requires_grad=False)
 
 
 def _room(weight: StoredWeight) -> int:

@@ -90,6 +90,11 @@ def is_shared(tensor: Tensor | None, original: Tensor | None) -> bool:
         return True
     if tensor is None or original is None or type(tensor) is not type(original):
         return False
+    if hasattr(tensor, "__tensor_flatten__") and not is_plain(
+        tensor
+    ):  # a quantised weight has no memory itself
+        names = tensor.__tensor_flatten__()[0]
+        return all(is_shared(getattr(tensor, n), getattr(original, n)) for n in names)
     return tensor.untyped_storage().data_ptr() == original.untyped_storage().data_ptr()
 
 
