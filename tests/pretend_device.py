@@ -29,7 +29,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
+from torch.utils.backend_registration import (
+    _DummyBackendModule,
+    _DummyPrivateUse1Hook,
+    _setup_privateuseone_for_python_backend,
+)
 
 aten = torch.ops.aten
 NAME = "pretend"
@@ -37,7 +41,21 @@ ALIGNMENT = 512  # bytes: what CUDA's allocator rounds up to
 PINNED = "pinned"  # CPU memory that the system may not move
 
 
+_present = False  # outside pretending() the process has no accelerator, whatever else is tested in it
+
+
+class _Hook(_DummyPrivateUse1Hook):
+    def is_available(self) -> bool:
+        return _present
+
+
 class _Backend(_DummyBackendModule):
+    def is_available(self) -> bool:
+        return _present
+
+    def device_count(self) -> int:
+        return int(_present)
+
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16, torch.float16]
 
@@ -48,7 +66,7 @@ class _Backend(_DummyBackendModule):
 def pretend_device() -> torch.device:
     """The device; there is one a process."""
     if torch._C._get_privateuse1_backend_name() != NAME:
-        _setup_privateuseone_for_python_backend(NAME, backend_module=_Backend())
+        _setup_privateuseone_for_python_backend(NAME, backend_module=_Backend(), hook=_Hook())
     return torch.device(NAME, 0)
 
 
@@ -253,6 +271,7 @@ def pretending(memory: Any) -> Iterator[Allocations]:
     )
     device, counted, generator = pretend_device(), Allocations(), torch.Generator
     with ExitStack() as entered:
+        entered.enter_context(mock.patch.dict(globals(), {"_present": True}))
         entered.enter_context(mock.patch.object(nn.Module, "_apply", _apply))
         entered.enter_context(mock.patch.dict(streams.KINDS, {NAME: _streams_class(streams, counted)}))
         entered.enter_context(mock.patch.object(plain, "KINDS", {*plain.KINDS, FakeTensor}))

@@ -31,7 +31,7 @@ BLOCKS, BATCH = 8, 4
 class DeepDenoiser(ToyDenoiser):
     def __init__(self) -> None:
         super().__init__()
-        draws = torch.random.fork_rng()
+        draws = torch.random.fork_rng(devices=[])
         with draws, torch.inference_mode():
             torch.manual_seed(3)
             for _ in range(BLOCKS - len(self.network.blocks)):
