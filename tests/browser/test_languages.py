@@ -84,6 +84,7 @@ STAY_ENGLISH = {
     *("fp8", "nf4", "fp32", "bf16", "fp16", "comfyui", "kohya", "diffusers", "peft", "768"),
     *("svd", "task_arithmetic", "ties", "dare_linear", "dare_ties", "magnitude_prune"),
     *("SDXL", "Flux", "Qwen-Image", "Z-Image", "LTX-Video"),
+    *("Qwen-Image-Edit", "Qwen-Image-Edit Plus", "Wan VACE"),
 }
 FILES = {"lora_name", "base_name", "tuned_name", "sampler_name", "scheduler"}
 OPTIONS = """() => Object.keys(LiteGraph.registered_node_types).filter(t => t.startsWith('Kiln')).flatMap(type => {
