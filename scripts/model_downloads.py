@@ -31,6 +31,10 @@ WAN_1_3B = _file("diffusion_models", f"{_WAN21}/diffusion_models/wan2.1_t2v_1.3B
 WAN_14B = _file("diffusion_models", f"{_WAN21}/diffusion_models/wan2.1_t2v_14B_fp8_scaled.safetensors")
 WAN_TEXT = _file("text_encoders", f"{_WAN21}/text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors")
 WAN_VAE = _file("vae", f"{_WAN21}/vae/wan_2.1_vae.safetensors")
+# video_wan2_2_14B_t2v
+_WAN22 = "Comfy-Org/Wan_2.2_ComfyUI_Repackaged/resolve/main/split_files/diffusion_models"
+WAN22_HIGH = _file("diffusion_models", f"{_WAN22}/wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors")
+WAN22_LOW = _file("diffusion_models", f"{_WAN22}/wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors")
 # sdxl_simple_example
 SDXL = _file(
     "checkpoints", "stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors"

@@ -17,6 +17,7 @@ from playwright.sync_api import Page, sync_playwright
 
 from scripts import model_downloads
 from scripts.edit_template import EDITS
+from scripts.experts_template import TITLE as EXPERTS
 from scripts.host import start_host
 from scripts.host_client import HostClient
 from scripts.host_files import fetch_frontend, workspace
@@ -28,6 +29,7 @@ from scripts.workflows import TEMPLATES, WAN_LORA
 SIDE, BAND = 512, 240  # pixels: the picture, its text
 SMALL = ImageFont.load_default(19)
 OTHERS = {
+    EXPERTS: "in: your pictures\nout: a LoRA file for each expert, a picture drawn with both",
     "Compare strengths": "in: your LoRA\nout: one picture, your LoRA at six strengths side by side",
     "Look at a dataset": "in: your pictures\nout: a report on them, what to mend, a contact sheet",
 }

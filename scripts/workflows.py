@@ -14,6 +14,8 @@ from typing import Any
 
 from scripts import model_downloads as files
 from scripts.edit_template import EDITS, edit_template
+from scripts.experts_template import TITLE as EXPERTS
+from scripts.experts_template import experts_template
 from scripts.host_client import HostClient
 from scripts.host_files import REPO
 from scripts.training_templates import NEGATIVE, PROMPT, STORIES, show, training_template, wan
@@ -173,6 +175,7 @@ def all_graphs(info: Info) -> dict[Path, Graph]:
         TINY: tiny(info),
         **{TEMPLATES / f"{story.title}.json": training_template(info, story) for story in STORIES},
         **{TEMPLATES / f"{edit.title}.json": edit_template(info, edit) for edit in EDITS},
+        TEMPLATES / f"{EXPERTS}.json": experts_template(info),
         TEMPLATES / "Compare strengths.json": compare(info),
         TEMPLATES / "Look at a dataset.json": workshop(info),
     }
