@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from trainer.model_files.safetensors_file import Entry, PlannedTensor, write_tensors
 from trainer.temporary import SILENT_SECONDS, is_temporary, remove_stale, temporary_path
 
 REPO = Path(__file__).parents[2]
@@ -102,3 +106,25 @@ def test_what_safetensors_leaves_goes_after_an_hour(tmp_path: Path) -> None:
     assert is_temporary(".tmp2SWnwT") and not is_temporary(".tmp") and not is_temporary(".tmp-notes")
     assert remove_stale([tmp_path]) == 0
     assert remove_stale([tmp_path], now=time.time() + 2 * SILENT_SECONDS) == 1
+
+
+MERGE_UNTIL_KILLED = (
+    "import os, sys; sys.path.insert(0, '.'); import scripts.cpu_torchvision\n"
+    "from pathlib import Path; import torch\n"
+    "from trainer.model_files.safetensors_file import Entry, PlannedTensor, write_tensors\n"
+    "def rows():\n"
+    "    yield torch.zeros(50, 100)\n"
+    "    os.kill(os.getpid(), 9)\n"
+    "write_tensors(Path(sys.argv[1]), [PlannedTensor(Entry('a', 'F32', (100, 100)), rows)], {})\n"
+)
+
+
+def test_the_next_merge_finds_what_a_killed_one_has_left(tmp_path: Path) -> None:
+    target = tmp_path / "merged.safetensors"
+    command = [sys.executable, "-c", MERGE_UNTIL_KILLED, str(target)]
+    assert subprocess.run(command, cwd=REPO, check=False).returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert is_temporary(left.name) and left.stat().st_size >= 20_000
+    rows = torch.ones(2, 2)
+    write_tensors(target, [PlannedTensor(Entry("a", "F32", (2, 2)), lambda: [rows])], {})
+    assert list(tmp_path.iterdir()) == [target] and torch.equal(load_file(target)["a"], rows)

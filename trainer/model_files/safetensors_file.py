@@ -24,7 +24,7 @@ from torch import Tensor
 from ..errors import KilnError, shortened
 from ..lora_files.read import check_safetensors
 from ..parsers import parse_json
-from ..temporary import temporary_path
+from ..temporary import remove_stale, temporary_path
 
 DTYPES = {
     "F64": torch.float64,
@@ -244,6 +244,7 @@ def _temporary(path: Path) -> Iterator[_FullWriter]:
     temporary = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale([path.parent])  # room for this one: what a merge leaves that is killed is as large
         with temporary.open("wb", buffering=0) as file:
             yield _FullWriter(file)
             os.fsync(file.fileno())
