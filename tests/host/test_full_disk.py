@@ -18,7 +18,8 @@ from .graphs import dataset, loaders, saved, training
 from .test_routes import newest, tell
 from .test_training import wait_for_step
 
-SUDO = [] if os.name != "posix" or os.geteuid() == 0 else ["sudo", "-n"]
+USER = os.geteuid() if hasattr(os, "geteuid") else 0
+SUDO = ["sudo", "-n"] if USER else []
 
 
 def _mount(*arguments: str) -> bool:
@@ -32,7 +33,7 @@ def disk(host: RunningHost) -> Iterator[Path]:
     """Our own folder of the server on a disk of 8 MB."""
     folder = host.base / "user" / "__lora_kiln"
     folder.mkdir(exist_ok=True)
-    if not _mount("mount", "-t", "tmpfs", "-o", f"size=8m,uid={os.geteuid()}", "tmpfs", str(folder)):
+    if not _mount("mount", "-t", "tmpfs", "-o", f"size=8m,uid={USER}", "tmpfs", str(folder)):
         pytest.skip("no disk can be mounted here")
     yield folder
     assert _mount("umount", "-l", str(folder))

@@ -23,6 +23,9 @@ NAME_IN_ANOTHER_PROCESS = (
 )
 
 
+on_posix = pytest.mark.skipif(os.name != "posix", reason="whether a process lives is asked on POSIX only")
+
+
 @pytest.fixture
 def left(tmp_path: Path) -> Path:
     """A file that a process has left that was killed."""
@@ -41,6 +44,7 @@ def left(tmp_path: Path) -> Path:
     return path
 
 
+@on_posix
 def test_what_a_killed_process_has_left_goes_at_once(left: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert remove_stale([left.parent, left.parent / "nowhere"]) == 1000
     assert not left.exists() and left.name in caplog.text
@@ -92,6 +96,7 @@ def test_names_of_earlier_versions_are_known(name: str) -> None:
     assert is_temporary(name)
 
 
+@on_posix
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "file").write_text("x")
@@ -119,6 +124,7 @@ MERGE_UNTIL_KILLED = (
 )
 
 
+@on_posix
 def test_the_next_merge_finds_what_a_killed_one_has_left(tmp_path: Path) -> None:
     target = tmp_path / "merged.safetensors"
     command = [sys.executable, "-c", MERGE_UNTIL_KILLED, str(target)]

@@ -29,7 +29,8 @@ from trainer.runs.run import load_run
 
 from ..toy import ToyDenoiser, make_config, make_encoded
 
-SUDO = [] if os.name != "posix" or os.geteuid() == 0 else ["sudo", "-n"]
+USER = os.geteuid() if hasattr(os, "geteuid") else 0
+SUDO = ["sudo", "-n"] if USER else []
 
 
 def _mount(*arguments: str) -> bool:
@@ -43,7 +44,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of two megabytes."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    if not _mount("mount", "-t", "tmpfs", "-o", f"size=2m,uid={os.geteuid()}", "tmpfs", str(folder)):
+    if not _mount("mount", "-t", "tmpfs", "-o", f"size=2m,uid={USER}", "tmpfs", str(folder)):
         pytest.skip("no disk can be mounted here")
     yield folder
     _mount("umount", "-l", str(folder))
