@@ -3,7 +3,7 @@
 //
 // The widget `folder` stays as it is, so that any value can be typed and saved workflows keep theirs; the list here sets it.
 // Widgets tell nobody when they are changed by undo or by another extension, so they are looked at a few times a second.
-import { onDataset, onReconnected } from "./api.mjs";
+import { onDataset, onPromptStart, onReconnected } from "./api.mjs";
 import { glance, listFolders, thumbnail } from "./dataset_api.mjs";
 import { DatasetPage } from "./dataset_page.mjs";
 import { catchDrops, chooseFiles, commonFolder, dropped, holdsFiles, uploadTo, withoutCommonFolder } from "./dataset_upload.mjs";
@@ -222,7 +222,9 @@ export function watchStrips() {
   onDataset(({ folder }) => {
     for (const strip of strips) if (strip.folder === folder) void strip.refresh();
   });
-  onReconnected(() => {
-    for (const strip of strips) void strip.refresh();
-  });
+  const again = () => {
+    for (const strip of strips) if (strip.node.graph) void strip.refresh();
+  };
+  onReconnected(again);
+  onPromptStart(again); // files may have changed outside, and the node is about to read them
 }

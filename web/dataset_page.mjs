@@ -396,6 +396,7 @@ export class DatasetPage {
    * @returns {Promise<boolean>}
    */
   async act(change, sentence) {
+    this.say(t("writing")); // thousands of files take some seconds
     try {
       const done = await change();
       this.undoable = done.undo;

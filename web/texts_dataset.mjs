@@ -98,6 +98,7 @@ export const DATASET = {
   previewMore: ["and {0} more", "还有 {0} 个"],
   apply: ["Change {0}", "修改 {0} 个"],
   applied: ["{0} items are changed.", "已修改 {0} 个样本。"],
+  writing: ["Writing ...", "正在写入……"],
   undo: ["Undo", "撤销"],
   undoHelp: ["Take back: {0}, {1} items, {2}", "撤销：{0}，{1} 个样本，{2}"],
   undone: ["Taken back.", "已撤销。"],
