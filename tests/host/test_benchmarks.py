@@ -6,6 +6,8 @@ from pathlib import Path
 
 from benchmarks import dataset_scan
 from benchmarks.host_process import Task
+from benchmarks.small_card import case_of, simulate
+from benchmarks.small_card import table as table_of_cards
 from benchmarks.step_time import adapter_bound, measure, summary, table
 from benchmarks.wan_shape import WanShape, write_wan
 
@@ -34,3 +36,10 @@ def test_looking_and_decoding_take_turns(tmp_path: Path) -> None:
     assert len(rows) == 4 and all(one > 0 and other > 0 for _, one, other in rows)
     assert "| ratio |" in dataset_scan.table(rows, ("file", "decoding", "looking at it"), "ratio")
     assert len(dataset_scan.known(tmp_path, 3)) == 3
+
+
+def test_the_memory_plan_agrees_with_the_simulation() -> None:
+    (found,) = simulate([case_of("wan-1.3b", "bf16", "480x832x33", card_gb=3)])
+    assert abs(found["planned_device_bytes"] / found["peak_device_bytes"] - 1) < 0.1, found
+    assert found["level"] != "resident" and found["peak_device_bytes"] < 3e9
+    assert "| wan-1.3b | bf16 | 480x832x33 | 3 | auto:" in table_of_cards([found])
