@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +72,6 @@ def train_run(
     # One function, longer than others: a run from start to end, in time order. peft and diffusers take seconds to
     # import: not at the host's start
     from ....trainer.loop.train import train
-    from ....trainer.runs.checkpoint import read_state
     from ....trainer.runs.samples import latest_thumbnail
     from ..memory.frozen_weights import host_weights
     from ..models.denoiser import HostDenoiser
@@ -83,37 +82,28 @@ def train_run(
     largest = max((i.shape for i in encoded.items), key=math.prod)
     denoiser = HostDenoiser(model, (config.batch_size, *largest))
     base_model = model_fingerprint(model)
-    resumed, begin = _choose_checkpoint(group, resume, encoded, base_model, config)
-    config = _resolve_auto(config, denoiser, resumed)
-    folder, parent, step, losses = paths.new_run_folder(), "", 0, list[float]()
-    if resumed:
-        goes_on = _continue(group, resumed, config, encoded)
-        if goes_on.finished:
-            return goes_on.finished
-        folder, resumed, parent = goes_on.folder, goes_on.checkpoint, goes_on.parent
-        state = read_state(resumed)
-        step, losses = state.step, state.losses
-        begin = StartEvent(text=goes_on.notice) if parent else None
-    else:
-        folder = Path(group.broadcast_from_main(lambda: str(folder)))
-    on_chosen(folder.name, denoiser.device, step, parent)
-    if begin:
-        emitter(listeners)(begin)
+    begin = _begin(group, resume, encoded, base_model, config, denoiser)
+    if begin.finished:
+        return begin.finished
+    config, folder, tell = begin.config, begin.folder, emitter(listeners)
+    on_chosen(folder.name, denoiser.device, begin.step, begin.parent)
+    if begin.said:
+        tell(begin.said)
     if not config.optimizer.learning_rate:
-        emitter(listeners)(StartEvent(text="learning_rate is 0: nothing will be learned; 0.0001 is usual."))
+        tell(StartEvent(text="learning_rate is 0: nothing will be learned; 0.0001 is usual."))
     start = None
-    if start_from and resumed is None:
+    if start_from and begin.checkpoint is None:
         start, notice = start_state(model, start_from, config.adapter)
         if notice:
             log.warning("%s", notice)
-            emitter(listeners)(StartEvent(text=notice))
+            tell(StartEvent(text=notice))
     file = model_file(model, source)
     plan = plan_memory(model, denoiser, config, largest, file)
     _say_plan(plan, listeners)
 
     def warn(text: str) -> None:
         log.warning("%s", text)
-        emitter(listeners)(MessageEvent(text=text))
+        tell(MessageEvent(text=text))
 
     recording = run_record(
         folder,
@@ -123,9 +113,9 @@ def train_run(
         source,
         tensorboard=tensorboard,
         place=place,
-        parent=parent,
-        step=step,
-        losses=losses,
+        parent=begin.parent,
+        step=begin.step,
+        losses=begin.losses,
         warn=warn,
     )
     with recording if group.is_main else nullcontext() as record:
@@ -138,7 +128,7 @@ def train_run(
             weights=host_weights,
             controls=controls,
             emit=emitter([*listeners, *(record.listeners if record else ())]),
-            resume_from=resumed,
+            resume_from=begin.checkpoint,
             start_from=start,
             group=group,
             sampler=HostSampler(model, tools, config, folder, graph) if tools else None,
@@ -156,14 +146,55 @@ def train_run(
             graph=graph,
             thumbnail=latest_thumbnail(folder),
         )
-        run = _as_run(model, result, folder, origin)
-        files, problem = _save(run) if group.is_main else ([], "")
-        if problem:
-            run = replace(run, advice=[*run.advice, problem])
+        run, files = _saved(_as_run(model, result, folder, origin), group)
         if record:
             status = "stopped" if run.stopped else "done"
             record.end(status, advice=run.advice, seconds=run.seconds, files=files)
     return run
+
+
+@dataclass(frozen=True)
+class _Beginning:
+    """Where a run begins, the same in all processes."""
+
+    config: TrainConfig  # with every auto written out
+    folder: Path
+    checkpoint: Path | None = None  # that it goes on from
+    parent: str = ""  # the run of that checkpoint, where it is another one
+    step: int = 0
+    losses: list[float] = field(default_factory=list)  # of the steps before
+    said: StartEvent | None = None  # what may surprise
+    finished: Any = None  # the Run, where nothing is left to train
+
+
+def _begin(
+    group: ProcessGroup,
+    resume: str,
+    encoded: EncodedDataset,
+    base_model: str,
+    config: TrainConfig,
+    denoiser: Any,
+) -> _Beginning:
+    from ....trainer.runs.checkpoint import read_state
+
+    resumed, said = _choose_checkpoint(group, resume, encoded, base_model, config)
+    config = _resolve_auto(config, denoiser, resumed)
+    if resumed is None:
+        folder = Path(group.broadcast_from_main(lambda: str(paths.new_run_folder())))
+        return _Beginning(config, folder, said=said)
+    goes_on = _continue(group, resumed, config, encoded)
+    if goes_on.finished:
+        return _Beginning(config, goes_on.folder, finished=goes_on.finished)
+    state = read_state(goes_on.checkpoint)
+    return _Beginning(
+        config,
+        goes_on.folder,
+        goes_on.checkpoint,
+        goes_on.parent,
+        state.step,
+        state.losses,
+        StartEvent(text=goes_on.notice) if goes_on.parent else None,
+    )
 
 
 def _choose_checkpoint(
@@ -252,6 +283,12 @@ def _as_run(model: Any, result: Any, folder: Path, origin: Origin) -> Any:
         advice=[*filter(None, [advise_on_size(trained, whole, config)]), *result.advice],
         adapter_step=result.adapter_step,
     )
+
+
+def _saved(run: Any, group: ProcessGroup) -> tuple[Any, list[Path]]:
+    """The run with what was said while its files were written, and those files; the main process alone writes."""
+    files, problem = _save(run) if group.is_main else ([], "")
+    return (replace(run, advice=[*run.advice, problem]) if problem else run), files
 
 
 def _save(run: Any) -> tuple[list[Path], str]:
