@@ -74,9 +74,7 @@ def measured(page: Locator) -> None:
     expect(page.locator("details.kiln-left").first).to_be_visible(timeout=60_000)
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, NODES_2, {**CHINESE, **NODES_2}], ids=["canvas", "nodes2", "zh-nodes2"]
-)
+@pytest.mark.parametrize("settings", [{}, {**CHINESE, **NODES_2}], ids=["canvas", "zh-nodes2"])
 def test_items_are_seen_with_what_is_wrong(canvas: Canvas, folder: Path) -> None:
     page = open_page(canvas, folder)
     measured(page)
@@ -289,7 +287,7 @@ def test_thousands_of_items(canvas: Canvas, host: RunningHost) -> None:
     folder.mkdir(exist_ok=True)
     scene(0, (96, 80)).save(folder / "0000.jpg")
     data = (folder / "0000.jpg").read_bytes()
-    for number in range(3000):
+    for number in range(1200):
         (folder / f"{number:04}.jpg").write_bytes(data)
     page = open_page(canvas, folder)
     grid = page.locator("[role=listbox]")
@@ -302,7 +300,7 @@ def test_thousands_of_items(canvas: Canvas, host: RunningHost) -> None:
         assert page.locator(".kiln-tile").count() < 150
         names: list[str] = page.locator(".kiln-tile-name").all_text_contents()
         seen |= set(names)
-    assert {"0000.jpg", "2999.jpg"} <= seen and len(seen) < 500
+    assert {"0000.jpg", "1199.jpg"} <= seen and len(seen) < 400
     canvas.page.wait_for_function(
         "[...document.querySelectorAll('.kiln-tile img')].some(i => i.naturalWidth > 0)"
     )
