@@ -330,9 +330,10 @@ def campaign(kills: int, seed: int, only: str = "", keep: str = "") -> dict[str,
             name = min(names, key=lambda n: (counts[n].kills, draws.random()))
             kind, folder, count = KINDS[name], alone[name], counts[name]
             folder.mkdir(parents=True, exist_ok=True)
-            count.kills += bool(kill_once(kind, folder, draws.uniform(0.0, taken[name])))
+            met = bool(kill_once(kind, folder, draws.uniform(0.0, taken[name])))
+            count.kills += met
             done = sum(each.kills for each in counts.values())
-            if done and done % 100 == 0:
+            if met and done % 100 == 0:
                 print(f"{done} kills", flush=True)
             try:
                 kind.check(folder)
