@@ -14,6 +14,7 @@ from ..trainer.dataset.items import Dataset
 from ..trainer.dataset.pieces import CLIP_PARTS, ClipPart, cut_clips, describe_use
 from ..trainer.dataset.quality import require_captions
 from ..trainer.dataset.resolutions import at_resolutions, read_resolutions
+from ..trainer.errors import KilnError
 from . import types
 from .host import paths
 from .host.canvas.progress import NodeProgress
@@ -171,6 +172,11 @@ class KilnEncodeDataset(io.ComfyNode):
     ) -> io.NodeOutput:
         if not without_captions:
             require_captions(dataset)
+        if controls != "auto" and not any(item.controls for item in dataset.items):
+            raise KilnError(
+                f"controls is {controls}, and no item has a control picture; fill control_folders on Load Dataset, or set "
+                "it to auto."
+            )
         progress = NodeProgress(cls.hidden.unique_id)
 
         def tell(state: EncodeProgress) -> None:

@@ -63,7 +63,7 @@ def encode_dataset(
 
     Raises:
         KilnError: a file cannot be read, the text encoder gives what cannot be kept, the masks keep nothing of any
-            item, or the disk is full.
+            item, nothing is given that guide_dropout could leave out, or the disk is full.
     """
     jobs = [
         [job_of(item, options, variant, encoder, cache) for variant in range(variants_of(item))]
@@ -75,6 +75,9 @@ def encode_dataset(
     latents = {job.path: job for group in jobs for job in group}
     guides = {job.guide: job for group in jobs for job in group if job.guide is not None}
     texts = {path: caption for group in captions for path, caption in group.items()}
+    looked_at = any(seen for _, seen in texts.values())
+    if guide_dropout and (looked_at or not guides):
+        raise KilnError(_no_dropout(guide_dropout, looked_at))
     missing_latents = [job for path, job in latents.items() if not is_whole(path)]
     missing_guides = [job for path, job in guides.items() if not is_kept_whole(path)]
     missing_texts = [(path, *text) for path, text in texts.items() if not is_kept_whole(path)]
@@ -92,6 +95,15 @@ def encode_dataset(
     ]
     remarks = tuple(_mask_remarks(dataset.items, items))
     return EncodedDataset(tuple(items), now, trigger_word=dataset.trigger_word, remarks=remarks)
+
+
+def _no_dropout(share: float, looked_at: bool) -> str:
+    """Why a share of samples cannot go without what is given beside the text."""
+    if looked_at:
+        why = "the text encoder looks at control pictures, without which a caption would be another one"
+    else:
+        why = "no item has a first frame or a control picture that could be left out"
+    return f"first_frame_dropout is {share:g}, and {why}; set it to 0."
 
 
 def _mask_remarks(items: Sequence[Item], encoded: Sequence[EncodedItem]) -> Iterator[str]:

@@ -111,6 +111,17 @@ def check_given(denoiser: Denoiser, items: Sequence[EncodedItem]) -> None:
             )
 
 
+def untried_device(device: torch.device) -> str:
+    """A sentence where training has never been run on a device of that kind; "" on a CPU, and on NVIDIA's and AMD's
+    cards, whose path is the simulated one."""
+    if device.type in ("cpu", "cuda"):
+        return ""
+    return (
+        f"Training has never been run on a device of the kind {device.type}; look at the first samples before you "
+        "rely on it, and report what fails."
+    )
+
+
 def check_resumable(
     path: Path, dataset: EncodedDataset, base_model: str, config: TrainConfig, processes: int
 ) -> None:

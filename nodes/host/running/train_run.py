@@ -71,6 +71,7 @@ def train_run(
     """
     # One function, longer than others: a run from start to end, in time order. peft and diffusers take seconds to
     # import: not at the host's start
+    from ....trainer.loop.checks import untried_device
     from ....trainer.loop.train import train
     from ....trainer.runs.samples import latest_thumbnail
     from ..memory.frozen_weights import host_weights
@@ -89,6 +90,8 @@ def train_run(
     on_chosen(folder.name, denoiser.device, begin.step, begin.parent)
     if begin.said:
         tell(begin.said)
+    if untried := untried_device(denoiser.device):
+        tell(StartEvent(text=untried))
     if not config.optimizer.learning_rate:
         tell(StartEvent(text="learning_rate is 0: nothing will be learned; 0.0001 is usual."))
     start = None

@@ -20,7 +20,7 @@ from trainer.dataset.items import Item
 from trainer.dataset.scan import scan_folder
 from trainer.denoiser import ConditioningBatch
 from trainer.errors import KilnError
-from trainer.loop.checks import check_given
+from trainer.loop.checks import check_given, untried_device
 
 
 class Giving(ToyEncoder):
@@ -82,3 +82,9 @@ def test_an_image_to_video_model_needs_an_image(tmp_path: Path) -> None:
         check_given(i2v, items_with(plain))
     (given := tmp_path / "given").mkdir()
     check_given(i2v, items_with(given, "concat_latent_image"))
+
+
+def test_devices_that_were_never_tried_are_named() -> None:
+    assert untried_device(torch.device("cpu")) == untried_device(torch.device("cuda", 0)) == ""
+    for kind in ("mps", "xpu"):
+        assert f"of the kind {kind}" in untried_device(torch.device(kind))
