@@ -174,8 +174,8 @@ class KilnEncodeDataset(io.ComfyNode):
             require_captions(dataset)
         if controls != "auto" and not any(item.controls for item in dataset.items):
             raise KilnError(
-                f"controls is {controls}, and no item has a control picture; fill control_folders on Load Dataset, or set "
-                "it to auto."
+                f"controls is {controls}, and no item has a control picture; fill control_folders on Load Dataset, or "
+                "set it to auto."
             )
         progress = NodeProgress(cls.hidden.unique_id)
 
