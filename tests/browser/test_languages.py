@@ -48,7 +48,14 @@ def test_opened_in_chinese(canvas: Canvas) -> None:
         }"""
     )
     assert CHARACTERS.search(shown["steps"]), shown
-    canvas.page.evaluate("() => window.app.queuePrompt(0)")
+    canvas.page.evaluate(
+        """() => {
+            const nodes = window.app.graph.nodes ?? window.app.graph._nodes;
+            const node = nodes.find(n => n.type === 'KilnLoadDataset'); // else the server knows what it gave before
+            node.widgets.find(w => w.name === 'repeats').value = 3;
+            return window.app.queuePrompt(0);
+        }"""
+    )
     canvas.wait_panel("panel.state?.status === 'done'")
     said = canvas.panel()["text"]
     assert CHARACTERS.search(said) and not re.search(r"\b(steps in|done|loss)\b", said), said
