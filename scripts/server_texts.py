@@ -23,6 +23,7 @@ SPOKEN = (
     "nodes/captions.py",
     "nodes/dataset_scans.py",
     "nodes/encoding.py",
+    "nodes/host/models/lora.py",
     "nodes/upload_routes.py",
     "trainer/dataset/buckets.py",
     "trainer/dataset/encode_progress.py",

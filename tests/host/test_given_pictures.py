@@ -20,27 +20,27 @@ def folders(host: RunningHost) -> Path:
     """Edits with their pictures before, and clips."""
     base = host.base / "input"
     for number, colour in enumerate(("red", "blue")):
-        for place, shown in (("edits", colour), ("edits_before", "white")):
+        for place, shown in (("given_edits", colour), ("given_before", "white")):
             (base / place).mkdir(exist_ok=True)
             Image.new("RGB", (64, 64), shown).save(base / place / f"{number}.png")
-        (base / "edits" / f"{number}.txt").write_text(f"make it {colour}", "utf-8")
-        clip(base / "moving" / f"{number}.mp4", frames=9, size=(64, 64))
-        (base / "moving" / f"{number}.txt").write_text("it grows brighter", "utf-8")
+        (base / "given_edits" / f"{number}.txt").write_text(f"make it {colour}", "utf-8")
+        clip(base / "given_clips" / f"{number}.mp4", frames=9, size=(64, 64))
+        (base / "given_clips" / f"{number}.txt").write_text("it grows brighter", "utf-8")
     return base
 
 
 def test_an_edit_is_trained_from_two_folders(run_graph: RunGraph, folders: Path) -> None:
-    graph = {**loaders(), **dataset("edits", control_folders="edits_before"), **training(), **saved()}
+    graph = {**loaders(), **dataset("given_edits", control_folders="given_before"), **training(), **saved()}
     graph["encoded"]["inputs"]["controls"] = "reference latents"
     outputs = run_graph(graph)
     assert "2 with control pictures" in outputs["dataset"]["text"][0]
     assert load_file(outputs["save"]["path"][0])
-    Image.new("RGB", (64, 64), "black").save(folders / "edits_before" / "1.png")
+    Image.new("RGB", (64, 64), "black").save(folders / "given_before" / "1.png")
     assert "1 of 6 encoded now" in run_graph(graph)["encoded"]["text"][0], "a changed control picture alone"
 
 
 def test_a_first_frame_for_a_text_to_video_model_is_refused(run_graph: RunGraph, folders: Path) -> None:
-    graph = {**loaders(), **dataset("moving"), **training(), **saved()}
+    graph = {**loaders(), **dataset("given_clips"), **training(), **saved()}
     graph["encoded"]["inputs"]["first_frame"] = "first frame"
     with pytest.raises(GraphFailed, match="makes no use of concat_latent_image"):
         run_graph(graph)
@@ -49,7 +49,7 @@ def test_a_first_frame_for_a_text_to_video_model_is_refused(run_graph: RunGraph,
 def test_a_control_folder_outside_the_input_folder_is_refused(run_graph: RunGraph, folders: Path) -> None:
     graph = {
         **loaders(),
-        **dataset("edits", control_folders="../models"),
+        **dataset("given_edits", control_folders="../models"),
         "look": node("PreviewAny", source=["dataset", 0]),
     }
     with pytest.raises(GraphFailed, match="lies outside ComfyUI/input"):

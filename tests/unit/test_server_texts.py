@@ -10,7 +10,7 @@ import pytest
 from scripts.server_texts import said, template, translated
 
 SAID_ELSEWHERE = re.compile(
-    r"^(step |skipped: |note: |\{\} (images|subject|regularisation|validation)$|stopped|starting|waiting|done:)"
+    r"^(step |\{\} layers|; the update of every|skipped: |note: |\{\} (images|subject|regularisation|validation)$|stopped|starting|waiting|done:)"
     r"|^The loss became|; validation best |^Set resume"
 )
 """Built from parts where they are said."""
