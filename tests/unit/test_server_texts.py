@@ -10,7 +10,8 @@ import pytest
 from scripts.server_texts import said, template, translated
 
 SAID_ELSEWHERE = re.compile(
-    r"^(step |\{\} layers|; the update of every|skipped: |note: |\{\} (images|subject|regularisation|validation)$|stopped|starting|waiting|done:)"
+    r"^(step |skipped: |note: |stopped|starting|waiting|done:|\{\} layers|; the update of every)"
+    r"|^\{\} (images|subject|regularisation|validation)$"
     r"|^The loss became|; validation best |^Set resume"
 )
 """Built from parts where they are said."""
