@@ -115,7 +115,7 @@ def edit_template(info: Info, edit: Edit) -> Graph:
     graph.add("memory", "KilnMemorySettings", level="auto")
     graph.column(400)
     graph.add(
-        "train", "KilnTrainLora", tall=1000, model=model, encoded=encoded, settings=("memory", 0), **chosen
+        "train", "KilnTrainLora", tall=830, model=model, encoded=encoded, settings=("memory", 0), **chosen
     )
     graph.step("4 Use", PURPLE)
     graph.column(360)

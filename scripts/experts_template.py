@@ -81,7 +81,7 @@ def _train(graph: Graph, name: str) -> None:
     graph.add(
         f"{name} train",
         "KilnTrainLora",
-        tall=1000,
+        tall=830,
         title=f"train: {name}",
         model=(name, 0),
         encoded=("encoded", 0),

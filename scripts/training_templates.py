@@ -302,7 +302,7 @@ def training_template(info: Info, story: Story) -> Graph:
     if settings is not None:
         graph.column(400)
     chosen: dict[str, Any] = {"preset": story.preset, **PRESETS[story.preset]}
-    graph.add("train", "KilnTrainLora", tall=1000, model=model, encoded=encoded, settings=settings, **chosen)
+    graph.add("train", "KilnTrainLora", tall=830, model=model, encoded=encoded, settings=settings, **chosen)
     graph.step("4 Use", PURPLE)
     graph.column(360)
     graph.add("lora", "KilnSaveLora", lora=("train", 0), filename_prefix=story.prefix)

@@ -57,7 +57,7 @@ def tiny(info: Info) -> Graph:
     graph.add(
         "train",
         "KilnTrainLora",
-        tall=1000,
+        tall=830,
         model=("model", 0),
         encoded=("encoded", 0),
         settings=("optimizer", 0),

@@ -229,11 +229,13 @@ def check_header(header: Any) -> None:
         if name == "__metadata__":
             continue
         shape, (start, end) = entry["shape"], entry["data_offsets"]
+        if not isinstance(entry["dtype"], str):
+            raise ValueError(f"{shortened(repr(name))} has no dtype")
         if not isinstance(shape, list) or not all(_is_size(n) for n in (*shape, start, end)):
             raise ValueError(f"{shortened(repr(name))} has no shape or no place in the file")
         if len(shape) > MOST_DIMENSIONS or math.prod(n or 1 for n in shape) >= 1 << 60:
             raise ValueError(f"{shortened(repr(name))} has {len(shape)} dimensions, or too large ones")
-        size = DTYPE_BYTES.get(str(entry["dtype"]))
+        size = DTYPE_BYTES.get(entry["dtype"])
         if end < start or (size is not None and math.prod(shape) * size != end - start):
             raise ValueError(
                 f"{shortened(repr(name))} has {end - start} bytes, which are not those of its shape"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
@@ -121,6 +121,7 @@ HEADERS = st.dictionaries(st.sampled_from([f"{LAYER}.lora_A.weight", f"{LAYER}.a
 
 @BIG
 @given(header=HEADERS, metadata=JSON, data=st.binary(max_size=60))
+@example(header={"x": {"dtype": [], "shape": [], "data_offsets": [0, 0]}}, metadata={}, data=b"")
 def test_any_header(header: dict[str, Any], metadata: Any, data: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         content = json.dumps({**header, "__metadata__": metadata}).encode()
