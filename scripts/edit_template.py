@@ -8,7 +8,7 @@ from typing import Any
 
 from scripts import model_downloads as files
 from scripts.training_templates import flux, separate, show
-from scripts.workflow_graph import BLUE, BROWN, GREEN, PURPLE, YOURS, Graph, Info, Link
+from scripts.workflow_graph import BLUE, BROWN, GREEN, PURPLE, YOURS, Graph, Info, Link, opened
 from trainer.config.presets import PRESETS
 
 SIDE = 512
@@ -100,10 +100,7 @@ EDITS = (KONTEXT, QWEN)
 
 def edit_template(info: Info, edit: Edit) -> Graph:
     """Two folders -> a LoRA, and a picture edited with it."""
-    graph = Graph(info)
-    graph.step("", "")
-    graph.column(440)
-    graph.note(NOTE.format(instruction=INSTRUCTION, more=edit.more), 480)
+    graph = opened(info, NOTE.format(instruction=INSTRUCTION, more=edit.more), 480)
     graph.step("1 Model", BLUE)
     graph.column(340)
     model, clip, vae = edit.loaders(graph)

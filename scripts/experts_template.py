@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from scripts import model_downloads as files
-from scripts.training_templates import NEGATIVE, PROMPT, TRIGGER, show
-from scripts.workflow_graph import BLUE, BROWN, GREEN, PURPLE, YOURS, Graph, Info, Link
+from scripts.training_templates import NEGATIVE, PROMPT, pictures, show, unet
+from scripts.workflow_graph import BLUE, BROWN, GREEN, PURPLE, YOURS, Graph, Info, Link, opened
 from trainer.config.presets import PRESETS
 
 TITLE = "Wan 2.2 14B - both experts"
@@ -30,31 +30,17 @@ Green nodes are yours to set."""
 
 def experts_template(info: Info) -> Graph:
     """One dataset -> two LoRAs of matching names -> a picture by both."""
-    graph = Graph(info)
-    graph.step("", "")
-    graph.column(440)
-    graph.note(NOTE, 480)
+    graph = opened(info, NOTE, 480)
     graph.step("1 Model", BLUE)
     graph.column(340)
     for name, model in {"high noise": files.WAN22_HIGH, "low noise": files.WAN22_LOW}.items():
-        kind = "UNETLoader"
-        graph.add(name, kind, title=name, models=[model], unet_name=model.name, weight_dtype="default")
+        unet(graph, model, name)
     text, vae = files.WAN_TEXT, files.WAN_VAE
     graph.add("clip", "CLIPLoader", models=[text], clip_name=text.name, type="wan", device="default")
     graph.add("vae", "VAELoader", models=[vae], vae_name=vae.name)
     graph.step("2 Pictures", GREEN)
     graph.column(360)
-    graph.add("dataset", "KilnLoadDataset", color=YOURS, folder="my_dataset")
-    given: dict[str, Any] = {"template": "{caption}", "trigger_word": TRIGGER}
-    graph.add("captions", "KilnCaptionTemplate", tall=330, color=YOURS, dataset=("dataset", 0), **given)
-    graph.add(
-        "encoded",
-        "KilnEncodeDataset",
-        dataset=("captions", 0),
-        vae=("vae", 0),
-        clip=("clip", 0),
-        resolution=SIDE,
-    )
+    pictures(graph, ("clip", 0), ("vae", 0), SIDE)
     graph.step("3 Train", BROWN)
     for name in EXPERTS:
         _train(graph, name)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scripts import model_downloads as files
-from scripts.workflow_graph import BLUE, BROWN, GREEN, PURPLE, YOURS, Graph, Info, Link
+from scripts.workflow_graph import BLUE, BROWN, GREEN, PURPLE, YOURS, Graph, Info, Link, opened
 from trainer.config.presets import PRESETS
 
 TRIGGER = "k1ln"
@@ -84,7 +84,7 @@ def separate(
     """Loaders of a model in three files."""
 
     def add(graph: Graph) -> tuple[Link, Link, Link]:
-        _unet(graph, model)
+        unet(graph, model)
         graph.add(
             "clip", "CLIPLoader", models=[text], clip_name=text.name, type=kind, device="default", title=TEXT
         )
@@ -100,7 +100,7 @@ def flux(
     """Loaders of Flux, which has two text encoders."""
 
     def add(graph: Graph) -> tuple[Link, Link, Link]:
-        _unet(graph, model)
+        unet(graph, model)
         graph.add(
             "clip",
             "DualCLIPLoader",
@@ -136,10 +136,9 @@ def ltx(graph: Graph) -> tuple[Link, Link, Link]:
 TEXT = "text encoder"
 
 
-def _unet(graph: Graph, model: files.ModelFile) -> None:
-    graph.add(
-        "model", "UNETLoader", models=[model], unet_name=model.name, weight_dtype="default", title="model"
-    )
+def unet(graph: Graph, model: files.ModelFile, name: str = "model") -> None:
+    """A diffusion model's loader, called `name`."""
+    graph.add(name, "UNETLoader", models=[model], unet_name=model.name, weight_dtype="default", title=name)
 
 
 def _checkpoint(graph: Graph, model: files.ModelFile) -> None:
@@ -286,16 +285,13 @@ STORIES = (
 
 def training_template(info: Info, story: Story) -> Graph:
     """The workflow of a story."""
-    graph = Graph(info)
-    graph.step("", "")
-    graph.column(440)
-    graph.note(_note(story), 420)
+    graph = opened(info, _note(story), 420)
     graph.step("1 Model", BLUE)
     graph.column(340)
     model, clip, vae = story.loaders(graph)
     graph.step("2 Pictures" if story.clips == 1 else "2 Clips", GREEN)
     graph.column(360)
-    encoded = _pictures(graph, story, clip, vae)
+    encoded = pictures(graph, clip, vae, story.resolution, story.clips, story.fps)
     graph.step("3 Train", BROWN)
     graph.column(360)
     settings = _settings(graph, story, clip, vae)
@@ -319,7 +315,10 @@ def _note(story: Story) -> str:
     return f"## {story.heading}\n\n" + HOW_TO.format(what=what, after=after, more=story.more)
 
 
-def _pictures(graph: Graph, story: Story, clip: Link, vae: Link) -> Link:
+def pictures(
+    graph: Graph, clip: Link, vae: Link, resolution: int, clips: int = 1, fps: float = Story.fps
+) -> Link:
+    """The nodes of step 2, from the user's folder to the encoded dataset; the last three arguments are a Story's."""
     graph.add("dataset", "KilnLoadDataset", color=YOURS, folder="my_dataset")
     graph.add(
         "captions",
@@ -336,9 +335,9 @@ def _pictures(graph: Graph, story: Story, clip: Link, vae: Link) -> Link:
         dataset=("captions", 0),
         vae=vae,
         clip=clip,
-        resolution=story.resolution,
-        max_frames=max(story.clips, 33),
-        fps=story.fps,
+        resolution=resolution,
+        max_frames=max(clips, 33),
+        fps=fps,
     )
     return ("encoded", 0)
 

@@ -282,3 +282,12 @@ def to_prompt(workflow: dict[str, Any], info: Info) -> dict[str, Any]:
             "_meta": {"title": node.get("title", "")},
         }
     return prompt
+
+
+def opened(info: Info, note: str, tall: int, width: int = 440) -> Graph:
+    """A graph that begins with a note, in a column so many pixels wide."""
+    graph = Graph(info)
+    graph.step("", "")
+    graph.column(width)
+    graph.note(note, tall)
+    return graph

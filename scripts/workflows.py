@@ -19,7 +19,7 @@ from scripts.experts_template import experts_template
 from scripts.host_client import HostClient
 from scripts.host_files import REPO
 from scripts.training_templates import NEGATIVE, PROMPT, STORIES, show, training_template, wan
-from scripts.workflow_graph import BLUE, BROWN, GREEN, PURPLE, YOURS, Graph, Info
+from scripts.workflow_graph import BLUE, BROWN, GREEN, PURPLE, YOURS, Graph, Info, opened
 from scripts.workshop import workshop
 
 TEMPLATES = REPO / "workflows"
@@ -28,10 +28,7 @@ TINY = REPO / "tests" / "tiny_wan" / "workflows" / "train_then_sample_tiny.json"
 
 def tiny(info: Info) -> Graph:
     """The demo: learn the concept on the tiny Wan, then draw it at rising strengths."""
-    graph = Graph(info)
-    graph.step("", "")
-    graph.column(400)
-    graph.note(TINY_NOTE, 260)
+    graph = opened(info, TINY_NOTE, 260, width=400)
     graph.step("1 Model", BLUE)
     graph.column(320)
     graph.add("model", "UNETLoader", unet_name="tiny_wan.safetensors", weight_dtype="default")
@@ -100,10 +97,7 @@ def tiny(info: Info) -> Graph:
 
 def compare(info: Info) -> Graph:
     """One LoRA at rising strengths, side by side: a sweep feeds one sampler, which runs once per strength."""
-    graph = Graph(info)
-    graph.step("", "")
-    graph.column(440)
-    graph.note(COMPARE_NOTE, 380)
+    graph = opened(info, COMPARE_NOTE, 380)
     graph.step("1 Model and LoRA", BLUE)
     graph.column(340)
     model, clip, vae = wan(files.WAN_1_3B)(graph)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from scripts import model_downloads as files
 from scripts.training_templates import TRIGGER
-from scripts.workflow_graph import BLUE, BROWN, GREEN, PURPLE, YOURS, Graph, Info
+from scripts.workflow_graph import BLUE, BROWN, GREEN, PURPLE, YOURS, Graph, Info, opened
 
 TEMPLATE = (
     "{subject} {action}, {art_style} style, {lighting}, {composition}, detailed {texture}, "
@@ -35,10 +35,7 @@ Flip mirrors the picture: set horizontal_flip to 0 for faces, writing, and capti
 
 def workshop(info: Info) -> Graph:
     """Folder -> captions -> augmentation -> report and encoded items."""
-    graph = Graph(info)
-    graph.step("", "")
-    graph.column(440)
-    graph.note(NOTE, 460)
+    graph = opened(info, NOTE, 460)
     graph.step("1 Pictures", GREEN)
     graph.column(360)
     graph.add("dataset", "KilnLoadDataset", color=YOURS, folder="my_dataset", on_bad_file="skip")
