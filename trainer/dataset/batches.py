@@ -39,9 +39,13 @@ def steps_of(epochs: float, items: Sequence[EncodedItem], batch_size: int, accum
         batch_size: items of a micro-batch, over all processes.
         accumulation: micro-batches of a step.
     """
-    trained = [i for i in items if i.role != "validation"]
-    order = BatchOrder([i.shape for i in trained], [i.repeats for i in trained], batch_size, seed=0)
+    order = order_of([i for i in items if i.role != "validation"], batch_size, seed=0)
     return max(1, math.ceil(epochs * order.batches_per_epoch / accumulation))
+
+
+def order_of(items: Sequence[EncodedItem], batch_size: int, seed: int) -> BatchOrder:
+    """The order in which these items are trained on; batch_size is over all processes."""
+    return BatchOrder([i.shape for i in items], [i.repeats for i in items], batch_size, seed)
 
 
 class BatchOrder:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..errors import KilnError, shortened
-from .files import CONDITION_LABEL, ENDINGS, Found, ending, name_key
+from .files import CONDITION_LABEL, ENDINGS, Found, ending, find_files, name_key
 from .names import inside
 from .pixels import shown
 from .remarks import names_of
@@ -42,8 +42,7 @@ class Controls:
                 pictures = [*self.beside, *(p for p in found.labels if _is_condition(p))]
                 self._files[folder] = _by_target(pictures, folder, _name_beside)
             else:
-                media = (p for p in sorted(folder.rglob("*")) if ending(p.name) in ENDINGS and p.is_file())
-                self._files[folder] = _by_target(media, folder, _name_apart)
+                self._files[folder] = _by_target(find_files(folder, True).media, folder, _name_apart)
 
     def of(self, media: Path, fields: Mapping[str, str]) -> list[Path]:
         """The control pictures of an item, in order.

@@ -86,13 +86,14 @@ def check_given(denoiser: Denoiser, items: Sequence[EncodedItem]) -> None:
     item = items[0]
     text = load_text(item.text_path)
     given = load_text(item.guides[0]) if item.guides else {}
-    if denoiser.needs_start_image and "concat_latent_image" not in {**text, **given}:
+    whole = {**text, **given}
+    if denoiser.needs_start_image and "concat_latent_image" not in whole:
         raise KilnError(
             "This is an image-to-video model, and the dataset gives it no image; set first_frame on Encode Dataset, or "
             "train on the text-to-video model."
         )
     latents = torch.zeros((1, *item.shape), device=denoiser.device)
-    if given.pop(NOISE_MASK, None) is not None and not denoiser.takes_given_parts:
+    if whole.pop(NOISE_MASK, None) is not None and not denoiser.takes_given_parts:
         raise KilnError(
             "The dataset gives the first frame within the latent, and this model takes none there; connect the VAE of "
             "this model to Encode Dataset, or set first_frame to none."
@@ -102,9 +103,10 @@ def check_given(denoiser: Denoiser, items: Sequence[EncodedItem]) -> None:
         (batch,) = denoiser.batch_conditioning([entry], latents)
         return batch.conditioning
 
-    for name in given.keys() & GIVEN.keys():
-        without = {k: v for k, v in {**text, **given}.items() if k != name}
-        if equal(model_gets({**text, **given}), model_gets(without)):
+    asked = given.keys() & GIVEN.keys()
+    used = model_gets(whole) if asked else None
+    for name in asked:
+        if equal(used, model_gets({k: v for k, v in whole.items() if k != name})):
             raise KilnError(
                 f"The dataset gives the model {GIVEN[name]}, and this model makes no use of {name}; train on a model "
                 "that does, or encode the dataset without."

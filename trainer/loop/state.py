@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..config import AdapterConfig, TrainConfig
-from ..dataset.batches import BatchOrder, ItemStore
+from ..dataset.batches import BatchOrder, ItemStore, order_of
 from ..dataset.encoded import EncodedDataset
 from ..denoiser import Denoiser
 from ..errors import KilnError
@@ -95,12 +95,7 @@ class TrainingState:
         for loss in self.progress.losses:
             self.smoothed.add(loss)
         items = [i for i in dataset.items if i.role != "validation"]
-        self.order = BatchOrder(
-            [i.shape for i in items],
-            [i.repeats for i in items],
-            config.batch_size * self.group.size,
-            config.seed,
-        )
+        self.order = order_of(items, config.batch_size * self.group.size, config.seed)
         store = ItemStore(items, config.seed)
         self.prefetcher = Prefetcher(self.denoiser, config, self.order, store, self.group)
         self.held_out = ItemStore([i for i in dataset.items if i.role == "validation"], config.seed)

@@ -30,6 +30,9 @@ ControlWay = Literal[
 FIRST_FRAMES: tuple[FirstFrame, ...] = get_args(FirstFrame)
 CONTROL_WAYS: tuple[ControlWay, ...] = get_args(ControlWay)
 QWEN_WAYS = ("Qwen-Image-Edit", "Qwen-Image-Edit Plus")
+EMPTY: list[Any] = [[None, {}]]
+"""A CONDITIONING that holds nothing: nodes put their entries on a copy of it."""
+
 MOST_PICTURES = {"Qwen-Image-Edit": 1, "Qwen-Image-Edit Plus": 3, "Wan Fun control": 1, "Wan VACE": 1}
 
 
@@ -47,6 +50,7 @@ class ImageConditioner:
         self._vae, self._clip, self._clip_vision = vae, clip, clip_vision
         self._first_frame, self._controls = first_frame, controls
         self._family = _video_family(vae)
+        self._vision_id = "" if clip_vision is None else module_fingerprint(clip_vision.model)
         if first_frame != "none":
             self._check_first_frame()
         elif clip_vision is not None:
@@ -64,8 +68,7 @@ class ImageConditioner:
                     f"{item.path.name} is a still, and first_frame is for clips; take stills out of the dataset, or "
                     "set it to none."
                 )
-            seen = "" if self._clip_vision is None else module_fingerprint(self._clip_vision.model)
-            ways.append(f"{self._first_frame} {seen}")
+            ways.append(f"{self._first_frame} {self._vision_id}")
         if item.controls and (way := self._way(item)) not in QWEN_WAYS:
             ways.append(way)
         return " ".join(ways)
@@ -80,7 +83,7 @@ class ImageConditioner:
         from comfy_extras import nodes_qwen
 
         pictures = [_image(c[:1]) for c in controls]
-        if self._qwen_way() == "Qwen-Image-Edit":
+        if self._chosen() == "Qwen-Image-Edit":
             return _results(
                 nodes_qwen.TextEncodeQwenImageEdit.execute(self._clip, caption, self._vae, pictures[0])
             )[0]
@@ -119,9 +122,12 @@ class ImageConditioner:
             )
 
     def _way(self, item: Item) -> ControlWay:
-        way = self._controls
+        way = self._chosen()
         if way == "auto":
-            way = self._auto(item)
+            raise KilnError(
+                f"{item.path.name} has a control picture, and Wan takes it in more than one way; set controls to "
+                "Wan VACE or to Wan Fun control, as your model is."
+            )
         if way.startswith("Wan") and self._family != "wan":
             raise KilnError(
                 f"controls is {way}, and this VAE does not belong to Wan 2.1; choose another way, or connect Wan's VAE."
@@ -138,99 +144,70 @@ class ImageConditioner:
             )
         return way
 
-    def _auto(self, item: Item) -> ControlWay:
+    def _chosen(self) -> ControlWay:
+        """The setting, with auto resolved where the text encoder and the VAE leave one way only."""
+        if self._controls != "auto":
+            return self._controls
         if self._reads_pictures():
             return "Qwen-Image-Edit Plus"
-        if self._family == "wan":
-            raise KilnError(
-                f"{item.path.name} has a control picture, and Wan takes it in more than one way; set controls to "
-                "Wan VACE or to Wan Fun control, as your model is."
-            )
-        return "reference latents"
-
-    def _qwen_way(self) -> ControlWay:
-        return "Qwen-Image-Edit Plus" if self._controls == "auto" else self._controls
+        return "auto" if self._family == "wan" else "reference latents"
 
     def _reads_pictures(self) -> bool:
         return type(self._clip.tokenizer).__module__ == "comfy.text_encoders.qwen_image"
 
     def _start(self, clip: Tensor) -> ItemConditioning:
         """What the family's node makes of the first frame, or of the first and the last one."""
-        length, height, width, _ = clip.shape
-        size = {"width": width, "height": height, "length": length, "batch_size": 1}
-        start, end = clip[:1], clip[-1:] if self._first_frame == "first and last frame" else None
-        if self._family == "wan":
-            from comfy_extras import nodes_wan
+        from comfy_extras import nodes_hunyuan, nodes_lt, nodes_wan
 
-            if end is None:
-                made = nodes_wan.WanImageToVideo.execute(
-                    [[None, {}]],
-                    [],
-                    self._vae,
-                    **size,
-                    start_image=start,
-                    clip_vision_output=self._seen(start),
-                )
-            else:
-                made = nodes_wan.WanFirstLastFrameToVideo.execute(
-                    [[None, {}]],
-                    [],
-                    self._vae,
-                    **size,
-                    start_image=start,
-                    end_image=end,
-                    clip_vision_start_image=self._seen(start),
-                    clip_vision_end_image=self._seen(end),
-                )
+        vae, size, start = self._vae, _size(clip), clip[:1]
+        if self._first_frame == "first and last frame":
+            end = clip[-1:]
+            made = nodes_wan.WanFirstLastFrameToVideo.execute(
+                EMPTY,
+                EMPTY,
+                vae,
+                **size,
+                start_image=start,
+                end_image=end,
+                clip_vision_start_image=self._seen(start),
+                clip_vision_end_image=self._seen(end),
+            )
+        elif self._family == "wan":
+            made = nodes_wan.WanImageToVideo.execute(
+                EMPTY, EMPTY, vae, **size, start_image=start, clip_vision_output=self._seen(start)
+            )
         elif self._family == "wan22":
-            from comfy_extras import nodes_wan
-
-            made = nodes_wan.Wan22ImageToVideoLatent.execute(self._vae, **size, start_image=start)
+            made = nodes_wan.Wan22ImageToVideoLatent.execute(vae, **size, start_image=start)
         elif self._family == "ltx":
-            from comfy_extras import nodes_lt
-
-            made = nodes_lt.LTXVImgToVideo.execute([[None, {}]], [], start, self._vae, **size, strength=1.0)
+            made = nodes_lt.LTXVImgToVideo.execute(EMPTY, EMPTY, start, vae, **size, strength=1.0)
         elif self._family == "hunyuan 1.5":
-            from comfy_extras import nodes_hunyuan
-
             made = nodes_hunyuan.HunyuanVideo15ImageToVideo.execute(
-                [[None, {}]], [], self._vae, **size, start_image=start, clip_vision_output=self._seen(start)
+                EMPTY, EMPTY, vae, **size, start_image=start, clip_vision_output=self._seen(start)
             )
         else:
-            from comfy_extras import nodes_hunyuan
-
             made = nodes_hunyuan.HunyuanImageToVideo.execute(
-                [[None, {}]], self._vae, **size, guidance_type="v1 (concat)", start_image=start
+                EMPTY, vae, **size, guidance_type="v1 (concat)", start_image=start
             )
         return _entries(made)
 
     def _fun_control(self, clip: Tensor, control: np.ndarray) -> ItemConditioning:
         from comfy_extras import nodes_wan
 
-        length, height, width, _ = clip.shape
-        start = None if self._first_frame == "none" else clip[:1]
+        first: dict[str, Any] = {}
+        if self._first_frame != "none":
+            first = {"start_image": clip[:1], "clip_vision_output": self._seen(clip[:1])}
         return _entries(
             nodes_wan.WanFunControlToVideo.execute(
-                [[None, {}]],
-                [],
-                self._vae,
-                width,
-                height,
-                length,
-                1,
-                start_image=start,
-                clip_vision_output=None if start is None else self._seen(start),
-                control_video=_image(control),
+                EMPTY, EMPTY, self._vae, **_size(clip), control_video=_image(control), **first
             )
         )
 
     def _vace(self, clip: Tensor, control: np.ndarray) -> ItemConditioning:
         from comfy_extras import nodes_wan
 
-        length, height, width, _ = clip.shape
         return _entries(
             nodes_wan.WanVaceToVideo.execute(
-                [[None, {}]], [], self._vae, width, height, length, 1, 1.0, control_video=_image(control)
+                EMPTY, EMPTY, self._vae, **_size(clip), strength=1.0, control_video=_image(control)
             )
         )
 
@@ -251,6 +228,12 @@ def _video_family(vae: Any) -> str | None:
     if vae.latent_dim == 3 and module == "comfy.ldm.models.autoencoder":
         return {16: "hunyuan", 32: "hunyuan 1.5"}.get(vae.latent_channels)
     return None
+
+
+def _size(clip: Tensor) -> dict[str, int]:
+    """What the host's nodes want to know of a clip (F, H, W, 3)."""
+    length, height, width, _ = clip.shape
+    return {"width": width, "height": height, "length": length, "batch_size": 1}
 
 
 def _image(frames: np.ndarray) -> Tensor:
