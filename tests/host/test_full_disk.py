@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,43 +9,20 @@ import pytest
 
 from scripts.host import RunningHost
 from scripts.host_client import EventStream, HostClient, failure_of
+from tests.disks import fill, make_read_only, small_disk
 
 from .conftest import GraphFailed, RunGraph
 from .graphs import dataset, loaders, saved, training
 from .test_routes import newest, tell
 from .test_training import wait_for_step
 
-USER = os.geteuid() if hasattr(os, "geteuid") else 0
-SUDO = ["sudo", "-n"] if USER else []
-
-
-def _mount(*arguments: str) -> bool:
-    if shutil.which("mount") is None:
-        return False
-    return subprocess.run([*SUDO, *arguments], capture_output=True, check=False).returncode == 0
-
 
 @pytest.fixture
 def disk(host: RunningHost) -> Iterator[Path]:
     """Our own folder of the server on a disk of 8 MB."""
     folder = host.base / "user" / "__lora_kiln"
-    folder.mkdir(exist_ok=True)
-    if not _mount("mount", "-t", "tmpfs", "-o", f"size=8m,uid={USER}", "tmpfs", str(folder)):
-        pytest.skip("no disk can be mounted here")
-    yield folder
-    assert _mount("umount", "-l", str(folder))
-
-
-def fill(disk: Path) -> Path:
-    ballast = disk / "ballast"
-    with open(ballast, "ab", buffering=0) as file:
-        for size in (1 << 16, 1 << 8, 1):
-            try:
-                while file.write(b"x" * size):
-                    pass
-            except OSError:
-                continue
-    return ballast
+    with small_disk(folder, "8m"):
+        yield folder
 
 
 def test_a_run_on_a_disk_that_fills_up(client: HostClient, events: EventStream, disk: Path) -> None:
@@ -84,7 +58,7 @@ def test_a_run_that_cannot_begin_leaves_nothing(run_graph: RunGraph, disk: Path,
     if harm == "full":
         fill(disk)
     else:
-        assert _mount("mount", "-o", "remount,ro", str(disk))
+        make_read_only(disk)
     with pytest.raises(
         GraphFailed, match=r"node train .*lora_kiln\.KilnError: Cannot write .*check free space"
     ):

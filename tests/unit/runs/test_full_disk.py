@@ -6,9 +6,6 @@ The disk is a real one of a few megabytes, where the test may mount one (as root
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.disks import fill, make_read_only, small_disk
 from trainer.config import TrainConfig
 from trainer.errors import KilnError
 from trainer.events import AdviceEvent, Event, MessageEvent, SampleEvent, StepEvent, emitter
@@ -29,42 +27,12 @@ from trainer.runs.run import load_run
 
 from ..toy import ToyDenoiser, make_config, make_encoded
 
-USER = os.geteuid() if hasattr(os, "geteuid") else 0
-SUDO = ["sudo", "-n"] if USER else []
-
-
-def _mount(*arguments: str) -> bool:
-    if shutil.which("mount") is None:
-        return False
-    return subprocess.run([*SUDO, *arguments], capture_output=True, check=False).returncode == 0
-
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of two megabytes."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if not _mount("mount", "-t", "tmpfs", "-o", f"size=2m,uid={USER}", "tmpfs", str(folder)):
-        pytest.skip("no disk can be mounted here")
-    yield folder
-    _mount("umount", "-l", str(folder))
-
-
-def fill(disk: Path) -> Path:
-    """Not a byte is free any more."""
-    ballast = disk / "ballast"
-    with open(ballast, "ab", buffering=0) as file:
-        for size in (1 << 16, 1 << 8, 1):
-            try:
-                while file.write(b"x" * size):
-                    pass
-            except OSError:
-                continue
-    return ballast
-
-
-def make_read_only(disk: Path) -> None:
-    assert _mount("mount", "-o", "remount,ro", str(disk))
+    with small_disk(tmp_path / "disk", "2m") as folder:
+        yield folder
 
 
 def config_of(**changes: Any) -> TrainConfig:
