@@ -24,7 +24,7 @@ def mount(*arguments: str) -> bool:
 
 @contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """A folder is a disk of its own meanwhile, of a size such as "2m"; where none can be mounted the test is skipped."""
+    """A folder is a disk of its own meanwhile, of a size such as "2m"; the test is skipped where there can be none."""
     folder.mkdir(exist_ok=True)
     if not mount("mount", "-t", "tmpfs", "-o", f"size={size},uid={USER}", "tmpfs", str(folder)):
         pytest.skip("no disk can be mounted here")
