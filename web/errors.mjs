@@ -3,11 +3,10 @@
 // sentence itself only behind "View details".
 import { onError, onPromptStart } from "./api.mjs";
 import { make } from "./dom.mjs";
-import { allNodes, findNode } from "./find_node.mjs";
+import { allNodes, findNode, isOurs } from "./find_node.mjs";
 import { followNodeWidth } from "./panel.mjs";
 import { inUsersLanguage } from "./texts.mjs";
 
-const OURS = "Kiln"; // how our nodes' ids begin
 const NAME = "kiln_error";
 const HEIGHT = 64;
 
@@ -48,7 +47,7 @@ export function showErrors(app) {
     for (const node of allNodes(app)) hide(node);
   });
   onError(({ node: id, kind, sentence: said }) => {
-    if (!kind.startsWith(OURS)) return;
+    if (!isOurs(kind)) return;
     const sentence = inUsersLanguage(said);
     const node = findNode(app, id);
     const here = node?.comfyClass === kind; // or in the graph of another tab

@@ -1,6 +1,11 @@
 // @ts-check
 // Nodes of the graph on screen by the ids that the server uses, and whether a run is theirs.
 
+const OURS = "Kiln"; // how our nodes' ids begin
+
+/** Whether a node is one of this pack's. @param {unknown} id of its class */
+export const isOurs = (id) => String(id ?? "").startsWith(OURS);
+
 /**
  * The node that the server means: "3", or "5:3" for node 3 inside subgraph node 5, to any depth. Two subgraph nodes may
  * share what is inside them, so an id is followed down from the root and never made from a node.

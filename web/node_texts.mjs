@@ -9,8 +9,8 @@
 // they are asked for, wait for a language that we have texts in.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { isOurs } from "./find_node.mjs";
 
-const OURS = "Kiln"; // how our nodes' ids begin
 const PATIENCE = 3000; // milliseconds that definitions wait for a language at most
 
 export async function keepNodeTexts() {
@@ -20,7 +20,7 @@ export async function keepNodeTexts() {
   const texts = await api.getCustomNodesI18n();
   const merge = (/** @type {string} */ language) => {
     const all = texts[language]?.nodeDefs ?? {};
-    const nodeDefs = Object.fromEntries(Object.entries(all).filter(([id]) => id.startsWith(OURS)));
+    const nodeDefs = Object.fromEntries(Object.entries(all).filter(([id]) => isOurs(id)));
     if (Object.keys(nodeDefs).length) composer.mergeLocaleMessage(language, { nodeDefs });
   };
   const load = composer.setLocaleMessage;

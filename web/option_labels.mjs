@@ -1,9 +1,8 @@
 // @ts-check
 // Choices of our nodes in Chinese. The value stays English, in workflow files and to the server; frontends ask a combo's
 // getOptionLabel for what to show. The value stands behind, since messages and help pages name it.
+import { isOurs } from "./find_node.mjs";
 import { chinese } from "./texts.mjs";
-
-const OURS = "Kiln"; // how our nodes' ids begin
 
 /** @type {Record<string, Record<string, string>>} combo -> value -> what it is called */
 const LABELS = {
@@ -69,7 +68,7 @@ export function optionLabel(combo, value) {
 
 /** Shows the choices of our nodes in Chinese while the host is in Chinese. @param {any} node any node */
 export function labelOptions(node) {
-  if (!String(node.comfyClass ?? "").startsWith(OURS)) return;
+  if (!isOurs(node.comfyClass)) return;
   for (const widget of node.widgets ?? []) {
     if (!(widget.name.replace(/_\d$/, "") in LABELS) || !Array.isArray(widget.options?.values)) continue;
     const label = (/** @type {string | null} */ value) => optionLabel(widget.name, String(value ?? ""));
