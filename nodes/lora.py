@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io
@@ -194,17 +195,46 @@ class KilnSaveLora(io.ComfyNode):
                     default="bf16",
                     tooltip="Precision of the file: bf16 and fp16 are half the size of fp32; keep leaves it as it is.",
                 ),
+                types.LoraModel.Input(
+                    "lora_low_noise",
+                    optional=True,
+                    tooltip="Of a pair for Wan 2.2's two experts, the one for low noise; the other input is for high "
+                    "noise then. Both files get the same name and number, with high_noise and low_noise behind the "
+                    "name.",
+                ),
             ],
-            outputs=[io.String.Output(display_name="path", tooltip="The file's full path.")],
+            outputs=[
+                io.String.Output(display_name="path", tooltip="The file's full path."),
+                io.String.Output(
+                    display_name="path_low_noise",
+                    tooltip="The second file's full path; empty without a pair.",
+                ),
+            ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
     @classmethod
-    def execute(cls, lora: LoraWeights, filename_prefix: str, format: str, dtype: str) -> io.NodeOutput:
-        target = paths.new_output_path("loras", filename_prefix)
-        path = save_lora(target, for_output(lora), format=format, dtype=dtype)
-        files = [path] if path.is_file() else list(path.iterdir())
-        text = f"{path.name}, {sum(f.stat().st_size for f in files) / 1e6:.2f} MB"
+    def execute(
+        cls,
+        lora: LoraWeights,
+        filename_prefix: str,
+        format: str,
+        dtype: str,
+        lora_low_noise: LoraWeights | None = None,
+    ) -> io.NodeOutput:
+        if lora_low_noise is None:
+            pair = {paths.new_output_path("loras", filename_prefix): lora}
+        else:
+            names = paths.new_output_paths("loras", filename_prefix, ("high_noise", "low_noise"))
+            pair = dict(zip(names, (lora, lora_low_noise), strict=True))
+        saved = [save_lora(p, for_output(each), format=format, dtype=dtype) for p, each in pair.items()]
+        text = "\n".join(f"{path.name}, {_bytes_of(path) / 1e6:.2f} MB" for path in saved)
         NodeProgress(cls.hidden.unique_id).say(text)
-        return io.NodeOutput(str(path), ui={"text": (text,), "path": (str(path),)})
+        shown = [str(path) for path in saved]
+        return io.NodeOutput(*shown, *[""] * (2 - len(shown)), ui={"text": (text,), "path": tuple(shown)})
+
+
+def _bytes_of(path: Path) -> int:
+    """Of a file, or of a folder of files."""
+    return sum(f.stat().st_size for f in ([path] if path.is_file() else path.iterdir()))

@@ -32,13 +32,26 @@ class KilnSampleSettings(SettingsNode):
             io.Clip.Input("clip", tooltip="Encodes the prompts; the same text encoder as for the dataset."),
             io.Vae.Input("vae", tooltip="Decodes the samples; the same as for the dataset."),
         ]
+        other = io.Model.Input(
+            "other_expert",
+            optional=True,
+            tooltip="For Wan 2.2: the expert that is not trained here, with or without its LoRA. Each draws the steps "
+            "of its own noise levels; both take their turns on the device.",
+        )
+        schema.inputs.append(other)
         return schema
 
     @classmethod
     def execute(
-        cls, settings: Settings | None = None, *, clip: Any = None, vae: Any = None, **values: Any
+        cls,
+        settings: Settings | None = None,
+        *,
+        clip: Any = None,
+        vae: Any = None,
+        other_expert: Any = None,
+        **values: Any,
     ) -> io.NodeOutput:
         chosen = config.SampleConfig(**values)
-        tools = sample_tools(clip, vae, chosen)
+        tools = sample_tools(clip, vae, chosen, other_expert)
         plain = dataclasses.asdict(chosen)
         return io.NodeOutput({**(settings or {}), cls.THEME: plain, "sample_tools": tools})

@@ -118,7 +118,23 @@ class KilnObjectiveSettings(SettingsNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return cls.settings_schema(node_id="KilnObjectiveSettings")
+        schema = cls.settings_schema(node_id="KilnObjectiveSettings")
+        preset = io.Combo.Input(
+            "preset",
+            options=["custom", *config.RANGES],
+            default="custom",
+            optional=True,
+            tooltip="For the two experts of Wan 2.2 14B: choosing one fills min_timestep and max_timestep; what they "
+            "show is what trains.",
+        )
+        schema.inputs.append(preset)
+        return schema
+
+    @classmethod
+    def execute(
+        cls, settings: Settings | None = None, preset: str = "custom", **values: Any
+    ) -> io.NodeOutput:
+        return super().execute(settings, **values)
 
 
 class KilnValidationSettings(SettingsNode):

@@ -7,12 +7,13 @@ from typing import Any
 from scripts import model_downloads as files
 from scripts.training_templates import NEGATIVE, PROMPT, pictures, show, unet
 from scripts.workflow_graph import BLUE, BROWN, GREEN, PURPLE, YOURS, Graph, Info, Link, opened
-from trainer.config.presets import PRESETS
+from trainer.config.presets import PRESETS, RANGES
 
 TITLE = "Wan 2.2 14B - both experts"
-# Text to video: where the experts meet, as a share of the noise (0.9 for image to video)
-MEET = 0.875
-EXPERTS = {"high noise": (MEET, 1.0), "low noise": (0.0, MEET)}
+EXPERTS = {
+    name: f"{name}, text to video" for name in ("high noise", "low noise")
+}  # presets of Objective Settings
+MEET = RANGES[EXPERTS["high noise"]]["min_timestep"]
 SIDE, STEPS, SHIFT = 512, 20, 8.0
 NOTE = f"""## Both experts of Wan 2.2, one after the other
 
@@ -22,9 +23,10 @@ NOTE = f"""## Both experts of Wan 2.2, one after the other
    only one of them is on the card at a time.
 4. At the end a picture is drawn with both LoRAs, the first half of the steps by one expert and the rest by the other.
 
-Each expert sees its own share of the noise: {MEET} to 1 and 0 to {MEET} on Objective Settings; for image to video they
-meet at 0.9. High noise decides composition and motion, low noise the details: for a face or a style the low one may be
-enough.
+Each expert sees its own share of the noise: {MEET} to 1 and 0 to {MEET}, by the presets on Objective Settings; for
+image to video they meet at 0.9. High noise decides composition and motion, low noise the details: for a face or a style
+the low one may be enough. For pictures while it trains, connect the other expert to **other_expert** on Sample
+Settings.
 Green nodes are yours to set."""
 
 
@@ -50,7 +52,7 @@ def experts_template(info: Info) -> Graph:
 
 
 def _train(graph: Graph, name: str) -> None:
-    low, high = EXPERTS[name]
+    levels: dict[str, Any] = {"preset": EXPERTS[name], **RANGES[EXPERTS[name]]}
     graph.column(360)
     if name == "high noise":
         graph.add("memory", "KilnMemorySettings", level="auto")
@@ -59,8 +61,7 @@ def _train(graph: Graph, name: str) -> None:
         "KilnObjectiveSettings",
         title=f"range: {name}",
         settings=("memory", 0),
-        min_timestep=low,
-        max_timestep=high,
+        **levels,
     )
     graph.column(400)
     chosen: dict[str, Any] = {"preset": "standard", **PRESETS["standard"]}
@@ -80,10 +81,16 @@ def _use(graph: Graph) -> None:
     """Files of matching names, and the two halves of the sampling."""
     graph.column(360)
     models: dict[str, Link] = {}
+    graph.add(
+        "loras",
+        "KilnSaveLora",
+        title="save both",
+        lora=("high noise train", 0),
+        lora_low_noise=("low noise train", 0),
+        filename_prefix="kiln/wan22_lora",
+    )
     for name in EXPERTS:
         trained: Link = (f"{name} train", 0)
-        file = f"kiln/wan22_lora_{name.replace(' ', '_')}"
-        graph.add(f"{name} lora", "KilnSaveLora", title=f"save: {name}", lora=trained, filename_prefix=file)
         graph.add(f"{name} apply", "KilnApplyLora", model=(name, 0), lora=trained, strength=0.8)
         graph.add(f"{name} shift", "ModelSamplingSD3", model=(f"{name} apply", 0), shift=SHIFT)
         models[name] = (f"{name} shift", 0)

@@ -35,8 +35,8 @@ app.registerExtension({
   nodeCreated(/** @type {any} */ node) {
     labelOptions(node);
     if (node.comfyClass === "KilnLoadDataset") addStrip(node, app);
-    if (node.comfyClass !== "KilnTrainLora") return;
     fillFromPreset(node, app);
+    if (node.comfyClass !== "KilnTrainLora") return;
     addPanel(node, app);
     addEstimate(node);
   },

@@ -1,5 +1,5 @@
 // @ts-check
-// Choosing a preset on the training node fills its visible widgets; changing one of those shows "custom".
+// Choosing a preset on a node fills its visible widgets; changing one of those shows "custom".
 // What the widgets show is what trains: the preset's name itself is never read by the server.
 
 // The recipes of trainer/presets/*.yaml; a test compares the two.
@@ -16,6 +16,17 @@ export const PRESETS = {
   "LTX-Video": { steps: 1500, learning_rate: 2e-4, rank: 32, alpha: 32, batch_size: 1 },
 };
 
+// What of the noise each expert of Wan 2.2 is for: RANGES of trainer/config/presets.py
+export const RANGES = {
+  "high noise, text to video": { min_timestep: 0.875, max_timestep: 1 },
+  "low noise, text to video": { min_timestep: 0, max_timestep: 0.875 },
+  "high noise, image to video": { min_timestep: 0.9, max_timestep: 1 },
+  "low noise, image to video": { min_timestep: 0, max_timestep: 0.9 },
+};
+
+/** @type {Record<string, Record<string, Record<string, number>>>} node -> preset -> widget -> value */
+const OF_NODE = { KilnTrainLora: PRESETS, KilnObjectiveSettings: RANGES };
+
 /**
  * Chain a function behind a widget's own callback, which other extensions may have set.
  * @param {any} widget
@@ -31,17 +42,18 @@ function afterChange(widget, then) {
 }
 
 /**
- * @param {any} node a KilnTrainLora node
+ * @param {any} node any node
  * @param {any} app the host's app, to redraw
  */
 export function fillFromPreset(node, app) {
   const widget = (/** @type {string} */ name) => node.widgets?.find((/** @type {any} */ w) => w.name === name);
   const preset = widget("preset");
-  if (!preset) return;
+  const presets = OF_NODE[node.comfyClass];
+  if (!preset || !presets) return;
   let filling = false;
 
   afterChange(preset, (choice) => {
-    const values = PRESETS[/** @type {keyof typeof PRESETS} */ (choice)];
+    const values = presets[choice];
     if (!values) return;
     filling = true;
     for (const [name, value] of Object.entries(values)) {
@@ -54,12 +66,12 @@ export function fillFromPreset(node, app) {
     app.graph?.setDirtyCanvas(true, true);
   });
 
-  for (const name of Object.keys(PRESETS.standard)) {
+  for (const name of Object.keys(Object.values(presets)[0])) {
     const target = widget(name);
     if (!target) continue;
     afterChange(target, (value) => {
-      const values = PRESETS[/** @type {keyof typeof PRESETS} */ (preset.value)];
-      if (filling || !values || values[/** @type {keyof typeof values} */ (name)] === value) return;
+      const values = presets[preset.value];
+      if (filling || !values || values[name] === value) return;
       preset.value = "custom";
     });
   }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import folder_paths
@@ -172,6 +173,16 @@ def new_output_path(kind: str, filename_prefix: str) -> Path:
             f"filename_prefix {shown_name(filename_prefix)} leaves ComfyUI/output/{kind}; use a plain name."
         ) from error
     return Path(folder) / f"{name}_{counter:05}_.safetensors"
+
+
+def new_output_paths(kind: str, filename_prefix: str, parts: Sequence[str]) -> list[Path]:
+    """Names of one number for the parts of one thing: "<prefix>_<part>_00003_.safetensors" for each.
+
+    Args and errors: see new_output_path.
+    """
+    free = [new_output_path(kind, f"{filename_prefix}_{part}") for part in parts]
+    number = max(int(path.stem[-6:-1]) for path in free)
+    return [path.with_name(f"{path.stem[:-6]}{number:05}_.safetensors") for path in free]
 
 
 def background_lora_path(run_id: str) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from trainer import config
-from trainer.config import PRESETS, field_info
+from trainer.config import field_info
 
 ROOT = Path(__file__).parents[2]
 CJK = re.compile("[\u4e00-\u9fff]")
@@ -136,9 +136,10 @@ def test_no_help_page_without_a_node() -> None:
     assert sorted(p.stem for p in docs.glob("*.md")) == node_ids()
 
 
-def test_presets_of_the_canvas_are_those_of_the_trainer() -> None:
+@pytest.mark.parametrize(("table", "ours"), [("PRESETS", config.PRESETS), ("RANGES", config.RANGES)])
+def test_presets_of_the_canvas_are_those_of_the_trainer(table: str, ours: dict[str, Any]) -> None:
     script = (ROOT / "web" / "presets.mjs").read_text(encoding="utf-8")
-    match = re.search(r"export const PRESETS = (\{.*?\n\});", script, re.DOTALL)
-    assert match, "web/presets.mjs has no table PRESETS"
-    quoted = re.sub(r'([{,]\s*)"?([A-Za-z_-]+(?: [A-Za-z_-]+)*)"?:', r'\1"\2":', match[1])
-    assert json.loads(re.sub(r",(\s*\})", r"\1", quoted)) == PRESETS
+    match = re.search(rf"export const {table} = (\{{.*?\n\}});", script, re.DOTALL)
+    assert match, f"web/presets.mjs has no table {table}"
+    quoted = re.sub(r'([{,]\s*)"?([A-Za-z_-]+(?:,? [A-Za-z_-]+)*)"?:', r'\1"\2":', match[1])
+    assert json.loads(re.sub(r",(\s*\})", r"\1", quoted)) == ours

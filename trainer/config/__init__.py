@@ -11,7 +11,7 @@ from .guards import GuardConfig
 from .memory import STREAMED, MemoryConfig
 from .objective import AUTO, AUTO_SHIFT, ObjectiveConfig, Prediction
 from .optimizer import OptimizerConfig
-from .presets import PRESETS
+from .presets import PRESETS, RANGES
 from .sample import SampleConfig
 from .train import THEMES, TrainConfig
 from .validation import ValidationConfig
@@ -31,6 +31,7 @@ __all__ = [
     "STREAMED",
     "SampleConfig",
     "PRESETS",
+    "RANGES",
     "setting",
     "field_info",
     "check_ranges",

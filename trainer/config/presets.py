@@ -22,3 +22,12 @@ def _read_presets() -> dict[str, dict[str, float]]:
 
 
 PRESETS = _read_presets()
+
+# Wan-Video/Wan2.2, wan/configs/wan_t2v_A14B.py (boundary = 0.875) and wan_i2v_A14B.py (boundary = 0.900)
+RANGES: dict[str, dict[str, float]] = {
+    "high noise, text to video": {"min_timestep": 0.875, "max_timestep": 1.0},
+    "low noise, text to video": {"min_timestep": 0.0, "max_timestep": 0.875},
+    "high noise, image to video": {"min_timestep": 0.9, "max_timestep": 1.0},
+    "low noise, image to video": {"min_timestep": 0.0, "max_timestep": 0.9},
+}
+"""What of the noise each expert of Wan 2.2 is for: what each puts on the widgets of Objective Settings."""

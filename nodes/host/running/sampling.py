@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ....trainer.config import SampleConfig, TrainConfig
+from ....trainer.config.noise_ranges import boundary_of
 from ....trainer.errors import KilnError
 from ....trainer.events import Stopped
 from ....trainer.lora_files.metadata import without_local_paths
@@ -38,10 +39,14 @@ class SampleTools:
     vae: Any
     positive: dict[str, Any]  # CONDITIONING by prompt
     negative: Any  # CONDITIONING
+    other_expert: Any = None  # the MODEL for the other part of the sampling's steps, where there are two
 
 
-def sample_tools(clip: Any, vae: Any, config: SampleConfig) -> SampleTools:
+def sample_tools(clip: Any, vae: Any, config: SampleConfig, other_expert: Any = None) -> SampleTools:
     """Encode the prompts: from here on the text encoder is not needed.
+
+    Args:
+        other_expert: MODEL for the noise levels that the trained one is not for.
 
     Raises:
         KilnError: there is no prompt, or the host has no such sampler.
@@ -59,7 +64,7 @@ def sample_tools(clip: Any, vae: Any, config: SampleConfig) -> SampleTools:
         return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
     positive = {prompt: encode(prompt) for prompt, _ in config.each()}
-    return SampleTools(vae, positive, encode(config.negative_prompt))
+    return SampleTools(vae, positive, encode(config.negative_prompt), other_expert)
 
 
 class HostSampler:
@@ -68,7 +73,13 @@ class HostSampler:
     def __init__(
         self, model: Any, tools: SampleTools, config: TrainConfig, folder: Path, graph: Mapping[str, Any]
     ) -> None:
-        """model: the MODEL that is trained. folder: the run's. graph: for the pictures' metadata."""
+        """model: the MODEL that is trained. folder: the run's. graph: for the pictures' metadata.
+
+        Raises:
+            KilnError: there is another expert, and the trained levels are no expert's.
+        """
+        if tools.other_expert is not None:
+            boundary_of(config.objective)  # raises before anything is trained
         self._model, self._tools, self._config, self._folder = model, tools, config, folder
         embedded = config.embed_metadata and metadata_is_written()
         self._graph = without_local_paths(dict(graph)) if embedded else {}
@@ -98,8 +109,20 @@ class HostSampler:
             empty = comfy.sample.fix_empty_latent_channels(model, _empty_latent(model, tools.vae, config))
             # As the host draws it, which would reseed the generator that everybody uses
             noise = torch.randn(empty.shape, generator=torch.Generator("cpu").manual_seed(seed))
-            latent = comfy.sample.sample(
-                model,
+            latent = self._sampled(model, noise, prompt, empty, seed)
+            images = tools.vae.decode(latent)  # (1, F, H, W, 3), (1, H, W, 3) of an image VAE
+            images = images.reshape(-1, *images.shape[-3:])[..., :3]
+            if not images.isfinite().all():
+                raise KilnError("the model drew numbers that are not finite")
+            return (images.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+
+    def _sampled(self, model: Any, noise: Tensor, prompt: str, empty: Tensor, seed: int) -> Tensor:
+        """By one model, or by two experts in turn, as two KSampler (Advanced) nodes in a row do it."""
+        config, tools = self._config.sample, self._tools
+
+        def sample(expert: Any, noise: Tensor, latent: Tensor, **steps: Any) -> Tensor:
+            found: Tensor = comfy.sample.sample(
+                expert,
                 noise,
                 config.sampler_steps,
                 config.cfg,
@@ -107,15 +130,34 @@ class HostSampler:
                 config.scheduler,
                 tools.positive[prompt],
                 tools.negative,
-                empty,
+                latent,
                 disable_pbar=True,
                 seed=seed,
+                **steps,
             )
-            images = tools.vae.decode(latent)  # (1, F, H, W, 3), (1, H, W, 3) of an image VAE
-            images = images.reshape(-1, *images.shape[-3:])[..., :3]
-            if not images.isfinite().all():
-                raise KilnError("the model drew numbers that are not finite")
-            return (images.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+            return found
+
+        if tools.other_expert is None:
+            return sample(model, noise, empty)
+        boundary, is_high = boundary_of(self._config.objective)
+        high, low = (model, tools.other_expert) if is_high else (tools.other_expert, model)
+        turn = _steps_above(high, config, boundary)
+        latent = sample(high, noise, empty, last_step=turn, force_full_denoise=False) if turn else empty
+        if turn == config.sampler_steps:
+            return latent
+        noise = torch.zeros_like(noise) if turn else noise
+        return sample(low, noise, latent, start_step=turn, force_full_denoise=True)
+
+
+def _steps_above(model: Any, config: SampleConfig, boundary: float) -> int:
+    """How many of the sampler's steps begin at a noise level of at least `boundary`, a share 0-1 of the model's
+    range."""
+    sampler = comfy.samplers.KSampler(
+        model, config.sampler_steps, model.load_device, config.sampler_name, config.scheduler, 1.0
+    )
+    sampling = model.get_model_object("model_sampling")
+    level = sampling.timestep(sampler.sigmas[:-1]) / sampling.timestep(sampling.sigma_max)
+    return int((level >= boundary).sum())
 
 
 def _empty_latent(model: Any, vae: Any, config: SampleConfig) -> Tensor:

@@ -28,6 +28,7 @@ from ..metadata import metadata_is_written
 from ..models.fingerprint import model_fingerprint
 from ..models.source import model_file, model_name
 from ..models.start_from import start_state
+from .other_experts import ranges_sentence
 from .record import run_record
 from .sampling import HostSampler, SampleTools
 
@@ -94,6 +95,9 @@ def train_run(
         tell(StartEvent(text=untried))
     if not config.optimizer.learning_rate:
         tell(StartEvent(text="learning_rate is 0: nothing will be learned; 0.0001 is usual."))
+    if misfit := ranges_sentence(graph.get("prompt") or {}, place[0], config.objective):
+        log.warning("%s", misfit)
+        tell(StartEvent(text=misfit))
     start = None
     if start_from and begin.checkpoint is None:
         start, notice = start_state(model, start_from, config.adapter)
