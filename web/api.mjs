@@ -54,7 +54,7 @@ export function onOffer(listener) {
 export function onProgressText(listener) {
   /** @type {EventTarget} */ (api).addEventListener("progress_text", (event) => {
     const { nodeId, text } = /** @type {CustomEvent<{nodeId: string, text: string}>} */ (event).detail;
-    setTimeout(() => listener(nodeId, text)); // after the host's own listener, which may have been added later
+    queueMicrotask(() => listener(nodeId, text)); // after the host's own listener, which may have been added later
   });
 }
 

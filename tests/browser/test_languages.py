@@ -10,6 +10,9 @@ from playwright.sync_api import expect
 
 from .conftest import CHINESE, NODES_2, RUNS_TAB, Canvas
 
+PREVIEWS = """() => (window.app.graph.nodes ?? window.app.graph._nodes)
+    .filter(n => n.type.startsWith('Kiln') && !n.kilnPanel && n.type !== 'KilnCaptionTemplate')
+    .flatMap(n => n.widgets ?? []).filter(w => w.name === '$$node-text-preview').map(w => w.value)"""
 CHARACTERS = re.compile("[\u4e00-\u9fff]")
 
 
@@ -59,11 +62,9 @@ def test_opened_in_chinese(canvas: Canvas) -> None:
     canvas.wait_panel("panel.state?.status === 'done'")
     said = canvas.panel()["text"]
     assert CHARACTERS.search(said) and not re.search(r"\b(steps in|done|loss)\b", said), said
-    previews = canvas.page.evaluate(
-        """() => (window.app.graph.nodes ?? window.app.graph._nodes)
-            .filter(n => n.type.startsWith('Kiln') && !n.kilnPanel && n.type !== 'KilnCaptionTemplate')
-            .flatMap(n => n.widgets ?? []).filter(w => w.name === '$$node-text-preview').map(w => w.value)"""
-    )
+    # The nodes after the training say theirs when the panel has long said that it is done
+    canvas.page.wait_for_function(f"({PREVIEWS})().some(text => text.includes('.safetensors'))")
+    previews = canvas.page.evaluate(PREVIEWS)
     words = [p for p in previews if not re.fullmatch(r"\S+, [\d.]+ MB", p)]  # a file and its size
     assert words and all(CHARACTERS.search(p) for p in words), previews
     assert not re.search(r"images|captions|items|encoded now|steps per", "".join(previews)), previews

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from scripts.host import RunningHost, start_host
 from scripts.host_client import EventStream, HostClient, failure_of
-from scripts.host_files import workspace
+from scripts.host_files import link, workspace
 from tests.closing_test import close_at, faults, leftovers
 from tests.closing_test import graph as closing_graph
 from trainer.config import OptimizerConfig, field_info
@@ -227,10 +227,12 @@ def test_closing_the_host_saves_a_checkpoint(number: signal.Signals, mode: str) 
 
 @pytest.mark.parametrize(("number", "after"), [(signal.SIGINT, 0.03), (signal.SIGINT, 1.0)])
 def test_closing_before_the_first_step_leaves_no_trace(number: signal.Signals, after: float) -> None:
-    """Of a server of its own, while it loads, encodes and draws; tests/closing_test.py does it at length."""
+    """Of a server of its own, while it loads, encodes and draws; tests/closing_test.py does it at length. What the
+    prompts leave behind takes seconds to free."""
     base = workspace("closing-early", fresh=True)
+    link(Path(__file__).parent / "probe_pack", base / "custom_nodes" / "kiln_probe")
     with start_host(base, python=Path(sys.executable), cpu=True) as running:
-        _, status = close_at(running, number, after, closing_graph(441))
+        _, status = close_at(running, number, after, {"slow": node("ProbeSlowGarbage"), **closing_graph(441)})
         assert faults(running, number, status) == []
     assert leftovers(base) == []
 

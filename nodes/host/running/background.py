@@ -127,19 +127,38 @@ def _end_all() -> None:
     """The interpreter is about to end. A thread that is inside torch then aborts the process, and the host's prompts
     have a thread of their own: one that runs our nodes, or runs beside our run, is interrupted and waited for."""
     queue = PromptServer.instance.prompt_queue
-    if not DeviceGate.is_up() and not _runs_our_nodes(queue):
+    if queue.currently_running and not (DeviceGate.is_up() or _runs_our_nodes(queue)):
         return
     if threading.current_thread() is threading.main_thread():
         for number in _signals("SIGINT", *CLOSING):
             signal.signal(number, signal.SIG_DFL)  # a second one ends at once, without a traceback
-    with queue.mutex:
-        queue.queue.clear()  # or the next prompt would begin
+    at_rest = _park_prompts(queue)
     comfy.model_management.interrupt_current_processing(True)
     DeviceGate.stop_all()
     deadline = time.monotonic() + PATIENCE
-    while queue.currently_running and time.monotonic() < deadline:
-        time.sleep(POLL_SECONDS / 2)
+    while (queue.currently_running or not at_rest.is_set()) and time.monotonic() < deadline:
+        comfy.model_management.interrupt_current_processing(True)  # a prompt that begins takes the flag back
+        at_rest.wait(POLL_SECONDS / 2)
     DeviceGate.stop_all()  # of what that prompt began meanwhile
+
+
+def _park_prompts(queue: Any) -> threading.Event:
+    """Let no further prompt begin, and say when the host's thread for prompts has come to rest. That is later than the
+    end of a prompt: the thread collects garbage after it, which frees tensors."""
+    at_rest = threading.Event()
+
+    def park(timeout: float | None = None) -> None:
+        at_rest.set()
+        threading.Event().wait()
+
+    if not any("prompt_worker" in thread.name for thread in threading.enumerate()):
+        at_rest.set()  # headless.py runs its prompts on the main thread
+
+    with queue.mutex:
+        queue.queue.clear()
+        queue.get = park
+        queue.not_empty.notify_all()  # one that waits for a prompt finds none, and asks again
+    return at_rest
 
 
 def _runs_our_nodes(queue: Any) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import hashlib
 import sys
+import threading
 import time
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +18,7 @@ import folder_paths
 import torch
 from comfy_api.latest import ComfyExtension, io
 from safetensors.torch import save_file
+from server import PromptServer
 
 
 def pack_module(name: str) -> ModuleType:
@@ -61,6 +64,28 @@ class ProbeModel(io.ComfyNode):
             "in_training": getattr(comfy.model_management, "in_training", False),
         }
         return io.NodeOutput(str(state), ui={"text": (str(state),)})
+
+
+class ProbeSlowGarbage(io.ComfyNode):
+    """From now on the host's thread for prompts is inside torch for seconds when it collects garbage after a prompt."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(node_id="ProbeSlowGarbage", category="probe", is_output_node=True)
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        running = PromptServer.instance.prompt_queue.currently_running
+        thread = threading.current_thread()
+
+        def free_slowly(phase: str, info: dict[str, int]) -> None:
+            if phase == "start" and threading.current_thread() is thread and not running:
+                matrix, until = torch.ones(300, 300), time.monotonic() + 3.0
+                while time.monotonic() < until:
+                    matrix = matrix @ matrix / 300
+
+        gc.callbacks.append(free_slowly)
+        return io.NodeOutput()
 
 
 class ProbeEncoded(io.ComfyNode):
@@ -196,4 +221,7 @@ class ProbeBrokenModel(io.ComfyNode):
 
 class ProbeExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [ProbeModel, ProbeEncoded, ProbeHoldOut, ProbeDisk, ProbeBrokenVae, ProbeBrokenModel]
+        return [
+            *(ProbeModel, ProbeEncoded, ProbeHoldOut, ProbeDisk, ProbeBrokenVae, ProbeBrokenModel),
+            ProbeSlowGarbage,
+        ]
