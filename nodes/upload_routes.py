@@ -14,7 +14,6 @@ import asyncio
 import dataclasses
 import re
 import secrets
-import time
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,6 +25,7 @@ from ..trainer.dataset.upload import (
     Answer,
     FileExists,
     check_room,
+    clear_archives,
     look_into,
     look_over,
     receiving,
@@ -38,7 +38,6 @@ from .host.canvas.dataset_changes import tell_pages
 from .host.canvas.monitor import route_table
 
 PIECE = 1 << 18  # bytes
-WAITING = 3600.0  # seconds that an archive waits
 TOKEN = re.compile(r"[0-9a-f]{32}")
 
 
@@ -84,7 +83,8 @@ async def archive(request: web.Request) -> web.Response:
     folder = paths.new_dataset_folder(request.query.get("folder", ""))
     _check_size(request)
     store = paths.upload_store()
-    await asyncio.to_thread(_clear, store)
+    store.mkdir(parents=True, exist_ok=True)
+    await asyncio.to_thread(clear_archives, store)
     check_room(store, request.content_length or 0)
     waiting = store / f"{secrets.token_hex(16)}.zip"
     try:
@@ -144,11 +144,3 @@ def _too_large(request: web.Request) -> str:
         f"The file is larger than the {limit} MB that ComfyUI takes; start it with a larger --max-upload-size, or copy "
         "the file into ComfyUI/input yourself."
     )
-
-
-def _clear(store: Path) -> None:
-    """Archives that nobody came back for."""
-    store.mkdir(parents=True, exist_ok=True)
-    for file in store.glob("*.zip"):
-        if time.time() - file.stat().st_mtime > WAITING:
-            file.unlink(missing_ok=True)

@@ -1,4 +1,5 @@
-"""Kill -9 at random moments of everything that writes: training, two runs at once, encoding, saving, merging, deleting.
+"""Kill -9 at random moments of everything that writes: training, two runs at once, encoding, saving, merging (into a
+file and into a folder), changing captions, unpacking an upload, deleting.
 
     python -m tests.kill_campaign [--kills 1000] [--seed 0] [--only train]
 
@@ -25,6 +26,7 @@ import sqlite3
 import sys
 import tempfile
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,9 +41,12 @@ from safetensors.torch import load_file, save_file
 import scripts.cpu_torchvision  # noqa: F401 - before peft
 from tests.unit.toy import ToyDenoiser, ToyEncoder, hold_out, make_config, make_encoded
 from trainer.config import ValidationConfig
+from trainer.dataset.browse import Contents, Part
 from trainer.dataset.buckets import BucketOptions
+from trainer.dataset.edit import Change, DatasetEditor, Seen, recover_all
 from trainer.dataset.encode import encode_dataset
 from trainer.dataset.scan import scan_folder
+from trainer.dataset.upload import unpack
 from trainer.events import emitter
 from trainer.loop.train import train
 from trainer.lora_files.lora_weights import LoraWeights
@@ -181,8 +186,8 @@ def check_save(folder: Path) -> None:
             either = [some_lora(number)[f"{LAYER}.lora_A.weight"] for number in (0, 1)]
             assert any(torch.allclose(found, wanted, atol=0.05) for wanted in either), name
         elif name == "adapter" and (folder / "file.safetensors").exists():
-            before = folder / ".adapter.before"
-            assert not before.exists() or read_lora(before), "moved away, and nowhere whole"
+            for before in folder.glob(".adapter-*.before"):  # moved away, and nowhere whole
+                assert read_lora(before)
 
 
 def merge(folder: Path) -> None:
@@ -198,6 +203,91 @@ def merge(folder: Path) -> None:
 def check_merge(folder: Path) -> None:
     for path in files_of(folder):
         load_file(path)
+
+
+def merge_folder(folder: Path) -> None:
+    """A merged Wan with the components of a pipeline, over an earlier one of the same name."""
+    g, pipeline = torch.Generator().manual_seed(5), folder / "pipeline"
+    if not (folder / "made").exists():
+        shapes = {
+            "patch_embedding.weight": (SIDE, 4, 1, 2, 2),
+            "text_embedding.0.weight": (SIDE, 32),
+            "time_embedding.0.weight": (SIDE, 32),
+            "head.head.weight": (16, SIDE),
+            "blocks.0.ffn.0.weight": (SIDE, SIDE),
+            "blocks.0.self_attn.q.weight": (SIDE, SIDE),
+        }
+        save_file({k: torch.randn(s, generator=g) for k, s in shapes.items()}, folder / "base.safetensors")
+        for name in ("vae", "text_encoder", "tokenizer", "transformer"):
+            (pipeline / name).mkdir(parents=True, exist_ok=True)
+            (pipeline / name / "config.json").write_text("{}")
+        (pipeline / "vae" / "model.safetensors").write_bytes((folder / "base.safetensors").read_bytes())
+        (pipeline / "model_index.json").write_text('{"_class_name": "WanPipeline", "transformer": []}')
+        (folder / "made").touch()
+    for number in (0, 1):
+        loras = [WeightedLora(some_lora(number), 0.8)]
+        target = folder / "out" / "merged"
+        merge_into_file(folder / "base.safetensors", target, loras, layout="diffusers", pipeline=pipeline)
+
+
+def check_merge_folder(folder: Path) -> None:
+    """A folder of that name is the one or the other; what was moved away is whole."""
+    wanted = {"vae/model.safetensors", "vae/config.json", "model_index.json", "tokenizer/config.json"}
+    wanted |= {
+        "text_encoder/config.json",
+        "transformer/config.json",
+        "transformer/diffusion_pytorch_model.safetensors",
+    }
+    for place in (folder / "out" / "merged", *(folder / "out").glob(".merged-*.before")):
+        if place.exists():
+            names = {p.relative_to(place).as_posix() for p in place.rglob("*") if p.is_file()}
+            assert names == wanted or place.name.endswith(".before"), names  # that one may be half deleted
+            if place.name.endswith(".before") and not (folder / "out" / "merged").exists():
+                assert names == wanted, "moved away, and nowhere whole"
+
+
+def captioned(folder: Path) -> Path:
+    """Forty captioned pictures, the person's own."""
+    root = folder / "photos"
+    if not (folder / "made").exists():
+        root.mkdir(exist_ok=True)
+        for number in range(40):
+            Image.new("RGB", (4, 4), (number, 0, 0)).save(root / f"{number}.png")
+            (root / f"{number}.txt").write_text("before")
+        (folder / "made").touch()
+    return root
+
+
+def caption(folder: Path) -> None:
+    """All captions at once, again and again."""
+    root = captioned(folder)
+    for text in ("red", "blue", "green"):
+        recover_all(folder / "journals")
+        items = Contents(root, Part()).items()
+        changes = [Change(Seen(item.name, item.version), text) for item in items]
+        DatasetEditor(root, Part(), folder / "journals").write(changes, "caption")
+
+
+def check_caption(folder: Path) -> None:
+    """What the next start does, and then: all of one change, or of the one before."""
+    if (folder / "made").exists():
+        recover_all(folder / "journals")
+        assert len({p.read_text() for p in (folder / "photos").glob("*.txt")}) == 1
+
+
+def upload(folder: Path) -> None:
+    """An archive of pictures and captions into a folder."""
+    if not (folder / "made").exists():
+        with zipfile.ZipFile(folder / "photos.zip", "w") as archive:
+            for number in range(60):
+                archive.writestr(f"{number}.png", bytes([number]) * 50_000)
+        (folder / "made").touch()
+    unpack(folder / "photos.zip", folder / "input", "replace")
+
+
+def check_upload(folder: Path) -> None:
+    for path in files_of(folder / "input") if (folder / "input").exists() else []:
+        assert path.read_bytes() == bytes([int(path.stem)]) * 50_000, path.name
 
 
 def delete(folder: Path) -> None:
@@ -262,6 +352,9 @@ KINDS = {
     "encode": Kind((encode,), check_encode, lambda folder: digests(folder / "cache")),
     "save": Kind((save,), check_save, digests),
     "merge": Kind((merge,), check_merge, digests),
+    "merge folder": Kind((merge_folder,), check_merge_folder, lambda folder: digests(folder / "out")),
+    "caption": Kind((caption,), check_caption, lambda folder: digests(folder / "photos")),
+    "upload": Kind((upload,), check_upload, lambda folder: digests(folder / "input")),
     "delete": Kind((delete,), check_delete, deleted),
 }
 

@@ -32,7 +32,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.host)
 
 
-UNFINISHED = ("output/loras/kiln", "output/diffusion_models", "user/__lora_kiln/runs/20260101-000000-aaaa")
+UNFINISHED = (
+    "output/loras/kiln",
+    "output/diffusion_models",
+    "user/__lora_kiln/runs/20260101-000000-aaaa",
+    "user/__lora_kiln/edits/00",
+    "input/uploaded/masks",
+)
 """Folders in which a process that was killed has left something when the server starts."""
 
 

@@ -14,7 +14,14 @@ import torch
 from safetensors.torch import load_file
 
 from trainer.model_files.safetensors_file import Entry, PlannedTensor, write_tensors
-from trainer.temporary import SILENT_SECONDS, is_temporary, remove_stale, temporary_path
+from trainer.temporary import (
+    SILENT_SECONDS,
+    is_temporary,
+    is_temporary_in_dataset,
+    remove_stale,
+    replacing_folder,
+    temporary_path,
+)
 
 REPO = Path(__file__).parents[2]
 NAME_IN_ANOTHER_PROCESS = (
@@ -94,6 +101,77 @@ def test_names_of_others_are_left(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", [".lora.safetensors-0123abcd.tmp", ".manifest.tmp", ".step-00000250.tmp"])
 def test_names_of_earlier_versions_are_known(name: str) -> None:
     assert is_temporary(name)
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "\u732b" * 85, "a\ud800b", "x" * 251 + ".txt"])
+def test_long_names_have_temporary_ones(tmp_path: Path, name: str) -> None:
+    """A photo of 85 Chinese letters has a name as long as a file system takes."""
+    path = temporary_path(tmp_path / name)
+    path.write_text("x")
+    assert is_temporary(path.name) and is_temporary_in_dataset(path.name)
+
+
+def test_in_a_users_folder_only_certain_names_are_ours() -> None:
+    ours = temporary_path(Path("a.txt")).name
+    assert all(map(is_temporary_in_dataset, (ours, ".0123456789abcdef.tmp")))
+    assert not any(
+        map(is_temporary_in_dataset, (".tmp2SWnwT", ".a.txt-0123abcd.tmp", ".manifest.tmp", "a.tmp"))
+    )
+
+
+def folder_with(path: Path, text: str) -> Path:
+    path.mkdir()
+    (path / "file").write_text(text)
+    return path
+
+
+def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path / "adapter", "old")
+    with pytest.raises(RuntimeError), replacing_folder(folder) as new:
+        (new / "file").write_text("half")
+        raise RuntimeError
+    assert [p.name for p in tmp_path.iterdir()] == ["adapter"] and (folder / "file").read_text() == "old"
+    with replacing_folder(folder) as new:
+        (new / "file").write_text("new")
+    assert [p.name for p in tmp_path.iterdir()] == ["adapter"] and (folder / "file").read_text() == "new"
+    with pytest.raises(NotADirectoryError), replacing_folder(folder / "file"):
+        pass
+    assert (folder / "file").read_text() == "new"
+
+
+@on_posix
+def test_a_folder_behind_a_link_is_replaced_where_it_lies(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    folder = folder_with(tmp_path / "elsewhere" / "adapter", "old")
+    (tmp_path / "link").symlink_to(folder)
+    with replacing_folder(tmp_path / "link") as new:
+        (new / "file").write_text("new")
+    assert (tmp_path / "link").is_symlink() and (folder / "file").read_text() == "new"
+    assert {p.name for p in tmp_path.rglob("*")} == {"elsewhere", "adapter", "file", "link"}
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_folder_that_was_moved_away_comes_back(tmp_path: Path, taken: bool) -> None:
+    """The process was ended between moving it away and giving its name to the new one, or just after."""
+    before = folder_with(tmp_path / ".adapter-k00000000-1-00000000.before", "old")
+    if taken:
+        folder_with(tmp_path / "adapter", "new")
+    later = time.time() + SILENT_SECONDS + 10
+    assert remove_stale([tmp_path]) == 0 and before.exists(), "another machine may be at it"
+    remove_stale([tmp_path], later)
+    assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
+    assert (tmp_path / "adapter" / "file").read_text() == ("new" if taken else "old")
+
+
+def test_a_large_folder_that_is_being_written_stays(tmp_path: Path) -> None:
+    """Only the file deep in it changes."""
+    folder = tmp_path / ".merged-k00000000-1-00000000.tmp"
+    (folder / "transformer").mkdir(parents=True)
+    (folder / "transformer" / "weights").write_text("x")
+    old = time.time() - SILENT_SECONDS - 10
+    for path in (folder / "transformer", folder):
+        os.utime(path, (old, old))
+    assert remove_stale([tmp_path]) == 0 and folder.exists()
 
 
 @on_posix

@@ -33,6 +33,7 @@ MOST_CAPTION = 20_000  # characters
 MOST_FIELDS = 100
 MOST_NAME = 100  # characters of a field's name
 TRASH = ".kiln_deleted"  # for the moment in which files are deleted
+DELETE = "delete"
 
 _lock = threading.Lock()  # one change at a time: versions are checked and files written under it
 
@@ -90,7 +91,10 @@ class DatasetEditor:
         """What undo would take back. Also mends what a process that died has left half done."""
         with _lock:
             self._journal.recover()
-            return self._journal.newest()
+            entry = self._journal.newest()
+            if entry is None or entry.what != DELETE:  # what cannot be brought back any more
+                shutil.rmtree(self.root / TRASH, ignore_errors=True)
+            return entry
 
     def write(self, changes: Sequence[Change], what: str) -> Entry | None:
         """Set captions and fields.
@@ -153,7 +157,7 @@ class DatasetEditor:
         """
         with _lock:
             shutil.rmtree(self.root / TRASH, ignore_errors=True)  # left by a process that died
-            entry = self._take_out(*self._check(seen), TRASH, "delete")
+            entry = self._take_out(*self._check(seen), TRASH, DELETE)
             files = sum(len(names) for _, _, names in os.walk(self.root / TRASH))
             self._journal.forget(entry)
             shutil.rmtree(self.root / TRASH, ignore_errors=True)
@@ -221,6 +225,13 @@ class DatasetEditor:
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
+
+
+def recover_all(journals: Path) -> None:
+    """Put back what a process that died has left half done in any folder, before its captions are trained."""
+    with _lock:
+        for root in Journal.half_done(journals):
+            Journal(journals, root).recover()
 
 
 def _caption_writes(change: Change, item: Listed, media: Path, contents: Contents) -> dict[Path, bytes]:

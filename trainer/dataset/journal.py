@@ -10,8 +10,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import logging
 import os
-import secrets
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -21,8 +21,11 @@ from typing import Any
 
 from ..errors import KilnError
 from ..parsers import parse_json
-from ..safefile import write_text
+from ..safefile import replacing, write_text
+from ..temporary import is_temporary_in_dataset, remove_stale, temporary_path
 from .names import shown_name
+
+log = logging.getLogger(__name__)
 
 MOST_ENTRIES = 100
 MOST_BYTES = 64 << 20  # of all entries of a folder; the oldest go first
@@ -85,8 +88,9 @@ class Journal:
         try:
             _change(self.root, writes, moves)
         except OSError as error:
-            _put_back(self.root, record)
-            pending.unlink(missing_ok=True)
+            if _put_back(self.root, record):
+                with suppress(OSError):  # recover finds nothing to put back
+                    pending.unlink(missing_ok=True)
             raise KilnError(
                 f"Nothing was changed: {error}; check free space and write permission, and that no other program "
                 "holds the files."
@@ -138,10 +142,27 @@ class Journal:
         """Put back what a process that died in the middle of a change has left half done. Whether there was such."""
         found = sorted(self._folder.glob("*.pending")) if self._folder.is_dir() else []
         for file in found:
-            with suppress(KilnError):
-                _put_back(self.root, _load(file))
-            file.unlink(missing_ok=True)
+            try:
+                record = _load(file)
+            except KilnError as error:
+                log.warning("%s", error)
+                file.unlink(missing_ok=True)
+                continue
+            remove_stale({(self.root / name).parent for name in record["new"]}, known=is_temporary_in_dataset)
+            if _put_back(self.root, record):  # else again when there is room, or write permission
+                file.unlink(missing_ok=True)
         return bool(found)
+
+    @staticmethod
+    def half_done(store: Path) -> list[Path]:
+        """The dataset folders in which a process died in the middle of a change."""
+        roots = set()
+        for file in store.glob("*/*.pending"):
+            with suppress(KilnError):
+                root = Path(str(_load(file).get("root")))
+                if Journal(store, root)._folder == file.parent:
+                    roots.add(root)
+        return sorted(roots)
 
     def _entries(self) -> list[Path]:
         return sorted(self._folder.glob("*.json")) if self._folder.is_dir() else []
@@ -162,7 +183,7 @@ def _change(root: Path, writes: Writes, moves: Moves) -> None:
             if data is not None:
                 path = root / name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                draft = path.with_name(f".{secrets.token_hex(8)}.tmp")
+                draft = temporary_path(path)
                 temporary.append((draft, path))
                 draft.write_bytes(data)
         _flush([draft for draft, _ in temporary])
@@ -191,22 +212,32 @@ def _flush(files: Sequence[Path]) -> None:
             os.fsync(opened.fileno())
 
 
-def _put_back(root: Path, record: dict[str, Any]) -> None:
-    """As far as files hold what the change has put there: a file that is something else by now is left alone."""
+def _put_back(root: Path, record: dict[str, Any]) -> bool:
+    """As far as files hold what the change has put there: a file that is something else by now is left alone. Whether
+    nothing failed."""
+    whole = True
     for name, old in record["old"].items():
-        path, before, now = root / name, _unpacked(old), _read(root / name)
-        if now == before or now != _unpacked(record["new"][name]):
-            continue
-        with suppress(OSError):
+        try:
+            path, before, now = root / name, _unpacked(old), _read(root / name)
+            if now == before or now != _unpacked(record["new"][name]):
+                continue
             if before is None:
                 path.unlink()
-            else:
-                path.write_bytes(before)
+            else:  # whole: this process may be ended as the one before
+                with replacing(path) as draft:
+                    draft.write_bytes(before)
+        except (OSError, KilnError) as error:
+            log.warning("%s could not be put back (%s)", shown_name(name), error)
+            whole = False
     for here, there in reversed(record["moves"]):
-        with suppress(OSError):
+        try:
             if (root / there).exists() and not (root / here).exists():
                 (root / here).parent.mkdir(parents=True, exist_ok=True)
                 os.rename(root / there, root / here)
+        except OSError as error:
+            log.warning("%s could not be moved back (%s)", shown_name(there), error)
+            whole = False
+    return whole
 
 
 def _changed_since(root: Path, record: dict[str, Any]) -> str:
@@ -242,8 +273,10 @@ def _unpacked(data: str | None) -> bytes | None:
 def _load(file: Path) -> dict[str, Any]:
     try:
         record: dict[str, Any] = parse_json(file.read_text("utf-8"))
+        for field in ("old", "new", "moves", "names", "what", "time"):
+            record[field]
         return record
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise KilnError(
             f"The journal {file.name} cannot be read ({error}); this change cannot be undone."
         ) from error

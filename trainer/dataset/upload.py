@@ -7,17 +7,18 @@ entry by entry: links, encrypted entries, names that lead elsewhere and bombs ar
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import stat
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal
 
 from ..errors import KilnError
+from ..temporary import temporary_path
 from .files import (
     CAPTION_ENDINGS,
     ENDINGS,
@@ -39,6 +40,7 @@ MOST_ENTRIES = 20_000  # of an archive
 MOST_RATIO = 200  # unpacked over packed size of an entry; pictures and clips do not shrink, captions little
 MOST_UNPACKED = 64 << 30  # bytes of a whole archive
 SPARE = 512 << 20  # bytes that stay free on the disk
+WAITING = 3600.0  # seconds that an archive waits for the answer what becomes of it
 PIECE = 1 << 20
 
 JUNK = (
@@ -156,7 +158,7 @@ def receiving(folder: Path, name: str, clash: Clash) -> Iterator[IO[bytes] | Non
             raise FileExists(name)
         yield None
         return
-    draft = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    draft = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         inside(folder, name)  # what was made lies where it should
@@ -276,6 +278,14 @@ def _copy(opened: zipfile.ZipFile, entry: _Entry, target: IO[bytes]) -> None:
                 f"{shown_name(entry.name)} in the archive is damaged; pack the archive again."
             ) from error
         raise
+
+
+def clear_archives(store: Path) -> None:
+    """Remove archives from the folder in which they wait when nobody has come back for them."""
+    for file in store.glob("*.zip"):
+        with suppress(OSError):  # another thread was first
+            if time.time() - file.stat().st_mtime > WAITING:
+                file.unlink()
 
 
 @contextmanager

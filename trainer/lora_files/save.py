@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from torch import Tensor
 
 from ..errors import KilnError
 from ..safefile import is_safetensors, write_safetensors
-from ..temporary import temporary_path
+from ..temporary import replacing_folder
 from .convert import convert_keys, family_of, peft_config_fields
 from .formulas import group_by_layer, kind_of
 from .keys import diffusers_prefix
@@ -91,25 +89,14 @@ def _write_peft(
     Raises:
         KilnError: the folder exists and holds other files, or cannot be written.
     """
-    temporary = temporary_path(folder)
-    before = folder.with_name(f".{folder.name}.before")
     try:
-        if before.is_dir():  # a process that was killed left it
-            shutil.rmtree(before) if folder.is_dir() else os.replace(before, folder)
         if folder.is_dir() and {p.name for p in folder.iterdir()} - {PEFT_CONFIG, PEFT_FILE, "README.md"}:
             raise KilnError(
                 f"{folder} holds other files than a peft adapter's, which would be lost; choose another name."
             )
-        temporary.mkdir(parents=True)
-        write_safetensors(temporary / PEFT_FILE, {k: t.clone() for k, t in converted.items()}, metadata)
-        (temporary / PEFT_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
-        if folder.is_dir():  # moved away whole: at no moment is half of it there
-            os.replace(folder, before)
-        os.replace(temporary, folder)
-        if before.is_dir():
-            shutil.rmtree(before)
+        with replacing_folder(folder) as temporary:
+            write_safetensors(temporary / PEFT_FILE, {k: t.clone() for k, t in converted.items()}, metadata)
+            (temporary / PEFT_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
     except OSError as error:
         raise KilnError(f"Cannot write {folder} ({error}); check free space and write permission.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder

@@ -8,22 +8,22 @@ model_index.json.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from ..errors import KilnError
+from ..errors import KilnError, shortened
 from ..lora_files.keys import to_diffusers
 from ..parsers import parse_json
-from ..safefile import write_text
+from ..temporary import replacing_folder
 from .safetensors_file import Entry, PlannedTensor, SafetensorsFile, write_tensors
 
 INDEX = "model_index.json"
 TRANSFORMER = "transformer"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+SCHEDULER_CONFIG = Path("scheduler", "scheduler_config.json")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")  # never copied
 LINK_FROM = 1 << 20  # bytes; smaller files are copied, so that editing one leaves the other alone
 
@@ -77,18 +77,20 @@ def write_pipeline(
     Args:
         source: the base file; the transformer's configuration follows from its shapes.
         prefix: of its tensors' names.
-        folder: to write; files of the same names are replaced.
+        folder: to write; an earlier one is replaced.
         plan: the transformer's tensors, under the base's names.
         metadata: of the file of weights.
         tick: told the bytes done and in all; may raise to abandon.
         pipeline: a pipeline folder to take the other components from.
 
+    The folder is built under a temporary name and then takes its own.
+
     Returns:
         A sentence on the components that are missing, or "".
 
     Raises:
-        KilnError: the base is no Wan, the pipeline is of another model, or the disk is full. What was written is
-            removed.
+        KilnError: the base is no Wan, the pipeline is of another model, the folder holds other files, or the disk is
+            full. Nothing of it is there then.
     """
     config = wan_config(source, prefix)
     if pipeline is not None:
@@ -96,32 +98,32 @@ def write_pipeline(
         if folder.resolve() == pipeline.resolve():
             raise KilnError(f"{folder} is the pipeline itself; choose another name for the merged one.")
     renamed = [_renamed(source, each, prefix) for each in plan]
-    written: list[Path] = []
+    images = config["image_dim"] is not None
+    _check_replaceable(folder, pipeline)
     try:
-        write_tensors(folder / TRANSFORMER / WEIGHTS, renamed, metadata, tick)
-        written.append(folder / TRANSFORMER / WEIGHTS)
-        _write_json(folder / TRANSFORMER / "config.json", config, written)
-        if pipeline is None:
-            return _write_without_pipeline(folder, config, written)
-        _take_components(folder, pipeline, written)
-    except BaseException as error:
-        _remove(written, folder)
-        if isinstance(error, OSError):
-            raise KilnError(
-                f"Cannot write {folder} ({error}); check free space and write permission."
-            ) from error
-        raise
+        with replacing_folder(folder) as new:
+            write_tensors(new / TRANSFORMER / WEIGHTS, renamed, metadata, tick)
+            _write_json(new / TRANSFORMER / "config.json", config)
+            if pipeline is None:
+                return _write_without_pipeline(new, images)
+            for name in _components(pipeline):
+                _link_or_copy(pipeline / name, new / name)
+    except OSError as error:
+        raise KilnError(f"Cannot write {folder} ({error}); check free space and write permission.") from error
     return ""
 
 
-def _remove(written: Sequence[Path], folder: Path) -> None:
-    """Delete these files, and the folders up to `folder` that are empty then."""
-    for path in written:
-        path.unlink(missing_ok=True)
-    parents = {p for each in written for p in each.parents if folder in (p, *p.parents)}
-    for path in sorted(parents, reverse=True):
-        with contextlib.suppress(OSError):  # it holds other files
-            path.rmdir()
+def _check_replaceable(folder: Path, pipeline: Path | None) -> None:
+    """Raise KilnError where a folder holds files that an earlier one of ours would not."""
+    ours = {Path(TRANSFORMER, WEIGHTS), Path(TRANSFORMER, "config.json"), SCHEDULER_CONFIG, Path(INDEX)}
+    ours.update(() if pipeline is None else _components(pipeline))
+    there = (p.relative_to(folder) for p in folder.rglob("*") if not p.is_dir()) if folder.is_dir() else ()
+    other = next((name for name in there if name not in ours), None)
+    if other is not None:
+        raise KilnError(
+            f"{folder} holds {shortened(other.as_posix(), 100)}, which would be lost; choose another name for the "
+            "merged model, or remove it."
+        )
 
 
 def _renamed(source: SafetensorsFile, each: PlannedTensor, prefix: str) -> PlannedTensor:
@@ -136,13 +138,16 @@ def _renamed(source: SafetensorsFile, each: PlannedTensor, prefix: str) -> Plann
     return PlannedTensor(Entry(name, each.entry.dtype, each.entry.shape), each.make)
 
 
-def _write_without_pipeline(folder: Path, config: Mapping[str, object], written: list[Path]) -> str:
-    """The scheduler and model_index.json; returns a sentence on the components that are missing."""
-    images = config["image_dim"] is not None
+def _write_without_pipeline(folder: Path, images: bool) -> str:
+    """The scheduler and model_index.json; returns a sentence on the components that are missing.
+
+    Args:
+        images: whether the model is one from image to video.
+    """
     components = COMPONENTS | (FOR_IMAGES if images else {})
-    _write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER, written)
+    _write_json(folder / SCHEDULER_CONFIG, SCHEDULER)
     kind = "WanImageToVideoPipeline" if images else "WanPipeline"
-    _write_json(folder / INDEX, {"_class_name": kind, **dict(sorted(components.items()))}, written)
+    _write_json(folder / INDEX, {"_class_name": kind, **dict(sorted(components.items()))})
     missing = [name for name in components if name not in ("transformer", "scheduler")]
     return (
         f"; {kind}.from_pretrained needs {', '.join(missing)} beside it: choose a pipeline folder that has them, "
@@ -150,24 +155,21 @@ def _write_without_pipeline(folder: Path, config: Mapping[str, object], written:
     )
 
 
-def _take_components(folder: Path, pipeline: Path, written: list[Path]) -> None:
-    """Link or copy all components but the transformer; model_index.json last, so that only a complete folder has it."""
-    for path in sorted(pipeline.rglob("*")):
-        relative = path.relative_to(pipeline)
-        hidden = any(part.startswith(".") for part in relative.parts)
-        if not path.is_file() or hidden or relative.parts[0] == TRANSFORMER or path.suffix in PICKLED:
-            continue
-        if relative != Path(INDEX):
-            _link_or_copy(path, folder / relative, written)
-    written.append(folder / INDEX)
-    write_text(folder / INDEX, (pipeline / INDEX).read_text("utf-8"))
+def _components(pipeline: Path) -> list[Path]:
+    """All files that are taken from a pipeline folder, relative to it: everything but the transformer."""
+    found = (path.relative_to(pipeline) for path in sorted(pipeline.rglob("*")) if path.is_file())
+    return [
+        name
+        for name in found
+        if not any(part.startswith(".") for part in name.parts)
+        and name.parts[0] != TRANSFORMER
+        and name.suffix not in PICKLED
+    ]
 
 
-def _link_or_copy(path: Path, target: Path, written: list[Path]) -> None:
+def _link_or_copy(path: Path, target: Path) -> None:
     """A hard link for files of LINK_FROM bytes and more, where the disk allows it; else a copy."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    written.append(target)
-    target.unlink(missing_ok=True)
     path = path.resolve()  # a download cache holds links; a hard link to a link would break with it
     if path.stat().st_size >= LINK_FROM:
         try:
@@ -178,10 +180,9 @@ def _link_or_copy(path: Path, target: Path, written: list[Path]) -> None:
     shutil.copyfile(path, target)
 
 
-def _write_json(path: Path, values: Mapping[str, object], written: list[Path]) -> None:
+def _write_json(path: Path, values: Mapping[str, object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    written.append(path)
-    write_text(path, json.dumps(values, indent=2) + "\n")
+    path.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
 
 
 def _read_json(path: Path) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""At the host's start, what a killed process has left unfinished in our folders is removed; see trainer.temporary."""
+"""At the host's start, what a killed process has left unfinished is removed (trainer.temporary) or put back."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from pathlib import Path
 
 import folder_paths
 
+from ....trainer.dataset.edit import recover_all
+from ....trainer.dataset.upload import clear_archives
 from ....trainer.runs.samples import FOLDER as SAMPLES
-from ....trainer.temporary import SILENT_SECONDS, remove_stale
+from ....trainer.temporary import SILENT_SECONDS, is_temporary_in_dataset, remove_stale
 from .. import paths
 from ..models.model_files import KIND
 
@@ -34,7 +36,10 @@ def _remove_twice() -> None:
 
 def _remove() -> None:
     try:
+        recover_all(paths.edit_journals())
         freed = remove_stale(written_folders())
+        freed += remove_stale(dataset_folders(), known=is_temporary_in_dataset)
+        clear_archives(paths.upload_store())
     except Exception:
         log.exception("Looking for unfinished files failed")
     else:
@@ -48,6 +53,7 @@ def written_folders() -> Iterator[Path]:
     """Every folder in which we write files under temporary names; some may not be there."""
     ours, output = paths.kiln_directory(), Path(folder_paths.get_output_directory())
     encoded = ours / "encoded"
+    yield from _below(paths.edit_journals())
     yield from (ours, encoded, encoded / "images", paths.facts_cache(), paths.runs_folder())
     for folder in _below(paths.runs_folder()):
         yield from (folder, folder / SAMPLES)
@@ -55,6 +61,11 @@ def written_folders() -> Iterator[Path]:
         yield from _below(encoded / kind)
     for kind in ("loras", KIND):
         yield from (Path(folder) for folder, *_ in os.walk(output / kind))
+
+
+def dataset_folders() -> Iterator[Path]:
+    """Every folder below ComfyUI/input, where uploads and changes of captions go."""
+    yield from (Path(folder) for folder, *_ in os.walk(paths.input_folder()))
 
 
 def _below(parent: Path) -> list[Path]:

@@ -10,10 +10,11 @@ import pytest
 
 from tests.media import picture
 from trainer.dataset.browse import Contents, Listed, Part, dataset_folders
-from trainer.dataset.edit import Change, DatasetEditor, Outdated, Seen
+from trainer.dataset.edit import Change, DatasetEditor, Outdated, Seen, recover_all
 from trainer.dataset.journal import Journal
 from trainer.dataset.scan import ScanOptions, scan_folder
 from trainer.errors import KilnError
+from trainer.temporary import temporary_path
 
 
 @pytest.fixture
@@ -162,6 +163,89 @@ def test_a_change_that_a_dying_process_left_half_done_is_put_back(
     assert files(root) != before
     assert editor.newest() is None
     assert files(root) == before
+
+
+def dead_in_a_change(root: Path, journals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a process leaves it that is killed when it has renamed one of two files."""
+    draft, replace_ = temporary_path(root / "1.txt"), os.replace
+    draft.write_text("mine")
+
+    def dying(source: Path, target: Path) -> None:
+        if Path(target).name == "1.txt":
+            raise SystemExit
+        replace_(source, target)
+
+    monkeypatch.setattr(os, "replace", dying)
+    with pytest.raises(SystemExit):
+        write(DatasetEditor(root, Part(), journals), "mine", "0.png", "1.png")
+    monkeypatch.undo()
+    assert (root / "0.txt").read_text() == "mine"
+    draft.rename(root / ".0123456789abcdef.tmp")  # of an earlier version, which has not changed for an hour
+    os.utime(root / ".0123456789abcdef.tmp", (1, 1))
+
+
+def test_the_next_start_puts_back_what_was_half_done(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before its captions are trained; nobody has opened the page."""
+    before = files(root)
+    dead_in_a_change(root, tmp_path / "journals", monkeypatch)
+    recover_all(tmp_path / "journals")
+    assert files(root) == before
+    assert list((tmp_path / "journals").rglob("*.pending")) == []
+
+
+def test_recovering_can_be_ended_too(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, journals = files(root), tmp_path / "journals"
+    dead_in_a_change(root, journals, monkeypatch)
+
+    def dying(*_: object) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(os, "replace", dying)
+    with pytest.raises(SystemExit):
+        recover_all(journals)
+    monkeypatch.undo()
+    assert (root / "0.txt").read_text() == "mine", "not half of anything"
+    recover_all(journals)
+    assert files(root) == before
+
+
+def test_what_cannot_be_put_back_now_is_put_back_later(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    before, journals = files(root), tmp_path / "journals"
+    dead_in_a_change(root, journals, monkeypatch)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    recover_all(journals)
+    monkeypatch.undo()
+    assert "'0.txt' could not be put back" in caplog.text
+    recover_all(journals)
+    assert files(root) == before
+
+
+def test_what_was_being_deleted_goes(root: Path, editor: DatasetEditor) -> None:
+    """The process was ended when nothing could be taken back any more."""
+    (root / ".kiln_deleted").mkdir()
+    (root / ".kiln_deleted" / "9.png").write_bytes(b"x")
+    editor.newest()
+    assert not (root / ".kiln_deleted").exists()
+
+
+@pytest.mark.parametrize("record", ["[]", "{", '{"root": 5}', "[" * 5000])
+def test_a_damaged_journal_stops_nothing(
+    root: Path, editor: DatasetEditor, tmp_path: Path, record: str
+) -> None:
+    write(editor, "mine", "0.png")
+    (journal,) = (tmp_path / "journals").rglob("*.json")
+    journal.with_suffix(".pending").write_text(record)
+    journal.write_text(record)
+    recover_all(tmp_path / "journals")
+    assert editor.newest() is None and list((tmp_path / "journals").rglob("*.*")) == []
 
 
 def test_set_aside_takes_everything_along_and_comes_back(root: Path, editor: DatasetEditor) -> None:

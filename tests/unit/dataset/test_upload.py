@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import stat
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,17 @@ import pytest
 
 from tests.media import picture
 from trainer.dataset.names import check_new_name
-from trainer.dataset.upload import Clash, FileExists, look_into, look_over, receiving, refusal, unpack
+from trainer.dataset.upload import (
+    WAITING,
+    Clash,
+    FileExists,
+    clear_archives,
+    look_into,
+    look_over,
+    receiving,
+    refusal,
+    unpack,
+)
 from trainer.errors import KilnError
 
 
@@ -66,6 +78,15 @@ def test_refused_names(name: str, folder: Path) -> None:
     with pytest.raises(KilnError):
         put(folder, name, b"data")
     assert not folder.parent.exists() or not found(folder.parent)
+
+
+def test_archives_that_nobody_came_back_for_go(tmp_path: Path) -> None:
+    for name, age in (("old.zip", WAITING + 10), ("new.zip", 0), ("old.txt", WAITING + 10)):
+        (tmp_path / name).write_bytes(b"x")
+        os.utime(tmp_path / name, (time.time() - age, time.time() - age))
+    clear_archives(tmp_path)
+    clear_archives(tmp_path / "nowhere")
+    assert {p.name for p in tmp_path.iterdir()} == {"new.zip", "old.txt"}
 
 
 @pytest.mark.parametrize(

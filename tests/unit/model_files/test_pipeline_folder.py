@@ -178,3 +178,18 @@ def test_a_full_disk_takes_everything_away(
             WAN, tmp_path / "new" / "m", [WeightedLora(lora, 1.0)], layout="diffusers", pipeline=pipeline
         )
     assert not (tmp_path / "new" / "m").exists()
+
+
+def test_an_earlier_one_is_replaced_and_nothing_else(tmp_path: Path, lora: LoraWeights) -> None:
+    """What a person has added would be lost: that is said before the merge."""
+    out, loras = tmp_path / "merged", [WeightedLora(lora, 1.0)]
+    merge_into_file(WAN, out, loras, layout="diffusers")
+    weights = out / "transformer" / "diffusion_pytorch_model.safetensors"
+    before = weights.read_bytes()
+    merge_into_file(WAN, out, [WeightedLora(lora, 0.5)], layout="diffusers")
+    assert weights.read_bytes() != before and [p.name for p in tmp_path.iterdir()] == ["merged"]
+    (out / "vae").mkdir()
+    (out / "vae" / "mine.safetensors").write_bytes(b"x")
+    with pytest.raises(KilnError, match=r"merged holds vae/mine.safetensors, which would be lost"):
+        merge_into_file(WAN, out, loras, layout="diffusers", tick=lambda *_: pytest.fail("it had begun"))
+    assert (out / "vae" / "mine.safetensors").exists()
