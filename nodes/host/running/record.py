@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -11,14 +10,12 @@ from typing import Any
 from ....trainer.config import TrainConfig
 from ....trainer.dataset.encoded import EncodedDataset
 from ....trainer.errors import KilnError
-from ....trainer.events import Event, Listener
+from ....trainer.events import Listener
 from ....trainer.report.tensorboard import TensorBoardListener
 from ....trainer.runs import runfile
 from ....trainer.runs.artifacts import delete_artifacts
 from ....trainer.runs.history import History, Recorder
 from .. import paths
-
-log = logging.getLogger(__name__)
 
 
 class RunRecord:
@@ -37,7 +34,7 @@ class RunRecord:
     ) -> None:
         self._run_id, self._history, self._warn = run_id, history, warn
         self._recorder = Recorder(history, run_id, warn)
-        self.listeners: list[Listener] = [self._recorder, *([_telling(board, warn)] if board else [])]
+        self.listeners: list[Listener] = [self._recorder, *([board] if board else [])]
 
     def end(self, status: str, *, advice: Sequence[str] | None = None, **details: Any) -> None:
         """Write what is left, and how the run ended; where the disk is full, say so.
@@ -111,7 +108,7 @@ def run_record(
             raise
         board = _open_board(folder.name, warn) if tensorboard else None
         if board is not None:
-            at_end.callback(_close_board, board)
+            at_end.callback(board.close)
         record = RunRecord(folder.name, history, board, warn)
         try:
             yield record
@@ -122,29 +119,9 @@ def run_record(
 
 def _open_board(run_id: str, warn: Callable[[str], None]) -> TensorBoardListener | None:
     try:
-        return TensorBoardListener(paths.tensorboard_folder(run_id))
+        return TensorBoardListener(paths.tensorboard_folder(run_id), warn=warn)
     except OSError as error:
         warn(
             f"No TensorBoard files are written ({error}); training goes on. Free some disk space for the next run."
         )
         return None
-
-
-def _telling(board: TensorBoardListener, warn: Callable[[str], None]) -> Listener:
-    """The same; when it fails, and is dropped for it, the user knows."""
-
-    def listen(event: Event) -> None:
-        try:
-            board(event)
-        except Exception as error:
-            warn(f"TensorBoard files are not written any more ({error}); training goes on without them.")
-            raise
-
-    return listen
-
-
-def _close_board(board: TensorBoardListener) -> None:
-    try:
-        board.close()
-    except Exception as error:  # what the writer's own thread has met
-        log.warning("TensorBoard files: %s", error)

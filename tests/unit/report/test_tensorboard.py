@@ -6,8 +6,9 @@ import io
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from trainer.events import AdviceEvent, CheckpointEvent, MessageEvent, ValidationEvent
+from trainer.events import AdviceEvent, CheckpointEvent, MessageEvent, SampleEvent, ValidationEvent
 from trainer.report.console import ConsoleListener, clock
 from trainer.report.tensorboard import TensorBoardListener, missing_sentence
 
@@ -24,11 +25,16 @@ def test_event_files(tmp_path: Path) -> None:
         listener(step(number, 1.0 / number))
     listener(ValidationEvent(step=5, loss=0.25, bands=(0.2, 0.3), best_step=5))
     listener(AdviceEvent(step=5, advice=("Overfitting: much.",)))
+    Image.new("RGB", (8, 4), "red").save(tmp_path / "drawn.png")
+    listener(SampleEvent(step=5, place=1, prompt="a red circle", path=tmp_path / "drawn.png", animated=False))
     listener.close()
     read = EventAccumulator(str(tmp_path)).Reload()
     assert [(s.step, s.value) for s in read.Scalars("loss/train")][:2] == [(1, 1.0), (2, 0.5)]
     assert read.Scalars("loss/validation")[0].value == 0.25
+    (drawn,) = read.Images("samples/1: a red circle")
+    assert (drawn.step, drawn.width, drawn.height) == (5, 8, 4)
     tags = read.Tags()
+    assert "advice/text_summary" in tags["tensors"]
     assert {"optimizer/learning_rate", "optimizer/gradient_norm", "validation_bands/1"} <= set(
         tags["scalars"]
     )
