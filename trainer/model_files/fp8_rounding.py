@@ -13,6 +13,7 @@ subnormal numbers subnormal ones, so small numbers need no case of their own.
 from __future__ import annotations
 
 import functools
+import math
 import threading
 import zlib
 from dataclasses import dataclass
@@ -129,6 +130,17 @@ def new_scale(largest: float, scale: float, dtype: torch.dtype) -> float:
 def largest_value(dtype: torch.dtype) -> float:
     """The largest finite value of an fp8 type."""
     return _FORMATS[dtype].largest
+
+
+def beyond(values: Tensor, dtype: torch.dtype) -> int:
+    """How many fp32 values an fp8 type cannot hold: they would be clipped by more than rounding moves them."""
+    format = _FORMATS[dtype]
+    step = 2.0 ** (math.frexp(format.largest)[1] - 1 - format.mantissa_bits)
+    limit = format.largest + step / 2
+    smallest, largest = values.aminmax() if values.numel() else (torch.zeros(()), torch.zeros(()))
+    if max(-float(smallest), float(largest)) <= limit:
+        return 0
+    return int((values.abs() > limit).sum())
 
 
 def _draws(count: int, bits: int, *seeds: int) -> Tensor:

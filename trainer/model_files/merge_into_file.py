@@ -57,11 +57,13 @@ class _Changes:
         unmatched: layers of the LoRAs that the base does not have.
         compared: values that differ from the base's, and values in all, of the first rows of each changed tensor that
             keeps its precision; filled while the file is written.
+        clipped: by tensor, for each block how many values fp8 cannot hold; filled while the file is written.
     """
 
     by_tensor: dict[str, TensorChanges] = field(default_factory=dict)
     unmatched: list[str] = field(default_factory=list)
     compared: list[tuple[int, int]] = field(default_factory=list)
+    clipped: dict[str, list[int]] = field(default_factory=dict)
 
     def of(self, name: str) -> TensorChanges:
         """The changes of one tensor, to add to."""
@@ -151,7 +153,18 @@ def _summary(source: SafetensorsFile, changes: _Changes) -> str:
             f"; most of the change is lost in rounding: {100 * differ / values:.1f} % of the values differ from the "
             "base's; choose a greater strength, or the dtype fp32"
         )
-    return f"{count} of {len(source.entries)} tensors changed{unmatched}{lost}"
+    return f"{count} of {len(source.entries)} tensors changed{unmatched}{lost}{_clipped(changes)}"
+
+
+def _clipped(changes: _Changes) -> str:
+    """What fp8 cannot hold and is the nearest number that it can hold now; "" for nothing."""
+    found = {name: sum(counts) for name, counts in changes.clipped.items() if any(counts)}
+    if not found:
+        return ""
+    return (
+        f"; {sum(found.values())} values of {len(found)} tensors, the first {next(iter(found))}, are greater than fp8 "
+        "can hold and were clipped; choose the dtype bf16, or a smaller strength"
+    )
 
 
 def _match(source: SafetensorsFile, prefix: str, loras: Sequence[WeightedLora]) -> _Changes:
@@ -252,7 +265,8 @@ def _plan_tensor(
 
     def make() -> Iterator[Tensor]:
         if dtype in FP8:
-            return requantised(source, entry.name, merged, scale, grown_scales, workers)
+            clipped = changes.clipped.setdefault(entry.name, [])
+            return requantised(source, entry.name, merged, scale, grown_scales, workers, clipped)
         return workers.map(rounded, merged.row_spans)
 
     return PlannedTensor(new, make)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import KilnError
 from ..lora_files.formulas import LayerTensors, merged_weight, scale_of
-from .fp8_rounding import from_fp8, largest_by_row, largest_value, new_scale, to_fp8
+from .fp8_rounding import beyond, from_fp8, largest_by_row, largest_value, new_scale, to_fp8
 from .model_keys import read_scalar
 from .safetensors_file import DTYPES, FP8, Entry, SafetensorsFile
 from .workers import Workers
@@ -172,6 +172,7 @@ def requantised(
     scale: str | None,
     grown_scales: dict[str, Tensor],
     workers: Workers,
+    clipped: list[int],
 ) -> Iterator[Tensor]:
     """The merged tensor as fp8 again, block by block of its row_spans.
 
@@ -183,6 +184,7 @@ def requantised(
         grown_scales: gets the new scale by name where values no longer fit the old one. It is known only when the
             iteration has begun, so scales are written after all other tensors.
         workers: compute the blocks.
+        clipped: gets the number of values in each block that fp8 cannot hold, of a tensor that has no scale.
     """
     dtype, factor = DTYPES[source.entries[name].dtype], merged.scale
     if scale is not None:
@@ -191,6 +193,11 @@ def requantised(
             old = source.entries[scale]
             grown_scales[scale] = torch.full(old.shape, needed).to(DTYPES[old.dtype])
             factor = float(grown_scales[scale].float().max())  # rounded to the type in which it will be read
-    return workers.map(
-        lambda span: to_fp8(merged(span, factor).cpu(), dtype, name, span[0]), merged.row_spans
-    )
+
+    def rounded(span: tuple[int, int]) -> Tensor:
+        value = merged(span, factor).cpu()
+        if scale is None:
+            clipped.append(beyond(value, dtype))
+        return to_fp8(value, dtype, name, span[0])
+
+    return workers.map(rounded, merged.row_spans)

@@ -74,9 +74,7 @@ class TensorBoardListener:
             self._works = False
             if not isinstance(error, OSError):
                 log.exception("Writing TensorBoard files failed")
-            self.warn(
-                f"TensorBoard files are not written any more ({error}); training goes on without them."
-            )
+            self.warn(f"TensorBoard files are not written any more ({error}); training goes on without them.")
 
     def _summaries(self, event: Event) -> Iterator[Any]:
         from torch.utils.tensorboard.summary import image, scalar, text

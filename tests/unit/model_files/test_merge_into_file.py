@@ -141,6 +141,29 @@ def test_fp8_that_is_no_number(tmp_path: Path) -> None:
     assert not list((tmp_path / "out").glob("*"))
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("plain", [True, False])
+def test_what_fp8_without_a_scale_cannot_hold_is_counted(
+    tmp_path: Path, dtype: torch.dtype, plain: bool
+) -> None:
+    """A plain LoRA is added block by block, other kinds to the whole weight."""
+    base = {k: t.to(dtype) if k.endswith("weight") else t for k, t in base_tensors().items()}
+    save_file(base, tmp_path / "base.safetensors")
+    weight, limit = base[f"{PRE}{LAYERS[0]}.weight"].float(), torch.finfo(dtype).max
+    change = torch.randn(48, 32, generator=torch.Generator().manual_seed(7)) * limit
+    key = f"{OURS}{LAYERS[0]}"
+    pair = {f"{key}.lora_A.weight": torch.eye(32), f"{key}.lora_B.weight": change}
+    loras = [WeightedLora(LoraWeights(pair if plain else {f"{key}.diff": change}), 1.0)]
+    half_a_step = {torch.float8_e4m3fn: 16.0, torch.float8_e5m2: 4096.0}[dtype]
+    clipped = int(((weight + change).abs() > limit + half_a_step).sum())
+    sentence = merge_into_file(tmp_path / "base.safetensors", tmp_path / "x.safetensors", loras)
+    assert clipped > 300
+    assert f"; {clipped} values of 1 tensors, the first {PRE}{LAYERS[0]}.weight, are greater than" in sentence
+    assert all(t.float().abs().max() <= limit for t in load_file(tmp_path / "x.safetensors").values())
+    loras = [WeightedLora(lora(), 1.0)]
+    assert "clipped" not in merge_into_file(tmp_path / "base.safetensors", tmp_path / "y.safetensors", loras)
+
+
 @pytest.mark.parametrize("ending", [".scale_weight", ".weight_scale"])
 @pytest.mark.parametrize("boost", [1.0, 60.0])
 def test_scaled_fp8(tmp_path: Path, ending: str, boost: float) -> None:
