@@ -1,8 +1,9 @@
 """What every route of ours asks of a request before it looks at it: our own page, JSON, fields of the right kind.
 
 The host's middleware compares Origin and Host, on loopback addresses only. Here a browser's own word counts on every
-address: a page of another site is refused, for reading too. A body has a type that no form of another page can send
-without asking first (https://fetch.spec.whatwg.org/#cors-safelisted-request-header).
+address: a page of another site is refused, for reading too, unless it is the one that --enable-cors-header names. A
+body has a type that no form of another page can send without asking first
+(https://fetch.spec.whatwg.org/#cors-safelisted-request-header).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 from aiohttp import web
 
 from ..trainer.errors import KilnError, shortened
+from .host.origins import opened_origin
 
 log = logging.getLogger(__name__)
 
@@ -56,14 +58,22 @@ def answering(handler: Handler) -> Handler:
 
 
 def _check_origin(request: web.Request) -> None:
-    site = request.headers.get("Sec-Fetch-Site")
+    site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
     if site is not None:
         foreign = site not in ("same-origin", "none")
     else:  # browsers leave it out on plain http addresses other than localhost
-        origin = request.headers.get("Origin")
         foreign = origin is not None and urllib.parse.urlsplit(origin).netloc.lower() != request.host.lower()
-    if foreign:
+    if foreign and not _is_opened(origin, request.headers.get("Referer", "")):
         raise Refused(403, "This comes from a page of another site; use ComfyUI's own page.")
+
+
+def _is_opened(origin: str | None, referer: str) -> bool:
+    """Whether the owner has opened the server to the page; of a picture that a page shows only the referer tells it."""
+    opened = opened_origin()
+    if origin is None:
+        page = urllib.parse.urlsplit(referer)
+        origin = f"{page.scheme}://{page.netloc}"
+    return opened == "*" or (bool(opened) and origin.lower() == opened)
 
 
 async def json_body(request: web.Request) -> dict[str, Any]:

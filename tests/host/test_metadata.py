@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +92,10 @@ def test_disable_metadata_holds_for_every_file() -> None:
             layout="comfyui",
         )
     }
-    with start_host(
-        base, python=Path(sys.executable), cpu=True, extra_args=["--disable-metadata"]
-    ) as running:
+    options = ["--disable-metadata", "--enable-cors-header", "https://Studio.example/"]
+    with start_host(base, python=Path(sys.executable), cpu=True, extra_args=options) as running:
         outputs = queue(HostClient(running.url), prompt)
+        assert_only_the_opened_page_is_answered(running.url)
     run = run_folder(base, outputs)
     for path in given_away(base, run):
         content = path.read_bytes()
@@ -102,6 +104,31 @@ def test_disable_metadata_holds_for_every_file() -> None:
     found = metadata(Path(outputs["save"]["path"][0]))
     assert found["ss_network_dim"] == "4" and found["modelspec.architecture"] == "wan2.1/lora"
     assert metadata(Path(outputs["merged"]["path"][0])).keys() <= {"format"}
+
+
+def assert_only_the_opened_page_is_answered(url: str) -> None:
+    """Of the server that is up for another test: its own page, and the one that --enable-cors-header names."""
+    opened, other = "https://studio.example", "https://studio.example.evil.example"
+    for status, headers in (
+        (200, {"Origin": opened, "Sec-Fetch-Site": "cross-site"}),
+        (200, {"Origin": opened}),
+        (200, {"Referer": f"{opened}/runs?x=1", "Sec-Fetch-Site": "cross-site"}),  # a picture that it shows
+        (200, {"Origin": url, "Sec-Fetch-Site": "same-origin"}),
+        (403, {"Origin": other, "Sec-Fetch-Site": "cross-site"}),
+        (403, {"Origin": other, "Referer": f"{opened}/", "Sec-Fetch-Site": "cross-site"}),
+        (403, {"Referer": f"{other}/", "Sec-Fetch-Site": "cross-site"}),
+        (403, {"Origin": "null", "Sec-Fetch-Site": "cross-site"}),
+        (403, {"Origin": "http://studio.example"}),
+        (403, {"Sec-Fetch-Site": "cross-site"}),
+        (403, {"Origin": "*", "Sec-Fetch-Site": "cross-site"}),
+    ):
+        request = urllib.request.Request(f"{url}/lora_kiln/runs", headers=headers)
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            found = opener.open(request, timeout=60).status
+        except urllib.error.HTTPError as error:
+            found = error.code
+        assert found == status, headers
 
 
 def test_a_run_with_metadata_and_one_without(host: RunningHost, client: HostClient) -> None:
