@@ -97,7 +97,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("trainer.memory",),
     ("trainer.runs",),
     ("trainer.loop",),
-    ("nodes.host.paths", "nodes.host.metadata"),
+    ("nodes.host.paths", "nodes.host.metadata", "nodes.host.origins"),
     ("nodes.host.memory",),
     ("nodes.host.models", "nodes.host.canvas"),
     ("nodes.host.encoding", "nodes.host.running"),
