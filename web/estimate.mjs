@@ -92,7 +92,8 @@ export function question(node) {
   for (const settings of chain(node).reverse()) {
     const theme = themes[settings.comfyClass];
     if (!theme) continue;
-    const named = settings.widgets.filter((/** @type {any} */ w) => w.name && w.serialize !== false);
+    // A preset only fills the others
+    const named = settings.widgets.filter((/** @type {any} */ w) => w.name && w.name !== "preset" && w.serialize !== false);
     config[theme] = Object.fromEntries(named.map((/** @type {any} */ w) => [w.name, w.value]));
   }
   for (const [name, path] of Object.entries(ON_TRAINER)) {

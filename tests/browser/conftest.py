@@ -226,6 +226,7 @@ def canvas(
     }
     client.post_json("/settings", {**usual, **settings})
     page = browser.new_page(viewport={"width": 1500, "height": 1000})
+    page.set_default_timeout(60_000)  # as above
     made = Canvas(page, host.url, re.sub(r"[^\w.-]+", "_", request.node.name))
     made.open()
     yield made

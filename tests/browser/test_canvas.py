@@ -176,7 +176,7 @@ def test_nodes_2_has_every_part(canvas: Canvas, client: HostClient) -> None:
     canvas.wait_panel("panel.chart.steps.length > 5")
     chart = canvas.page.locator(".kiln-panel canvas")
     for _ in range(
-        20
+        300
     ):  # the frontend rebuilds a node's widgets when it begins to run, and a key pressed then is lost
         chart.press("Home")
         if chart.get_attribute("aria-valuenow") == "1":

@@ -146,9 +146,14 @@ def test_the_template_browser_opens_at_the_note(page: Page) -> None:
     page.wait_for_function(
         "() => (window.app.graph.nodes ?? window.app.graph._nodes).some(n => n.type === 'KilnWeightSweep')"
     )
-    page.wait_for_timeout(1500)
-    note = next(b for b in drawn_boxes(page) if b["type"] == "MarkdownNote")
-    assert note_in_view(page, note) == ""
+    deadline = time.monotonic() + 30
+    while True:
+        note = next((b for b in drawn_boxes(page) if b["type"] == "MarkdownNote"), None)
+        hidden = note_in_view(page, note) if note else "no note is drawn"
+        if not hidden:
+            break
+        assert time.monotonic() < deadline, hidden
+        page.wait_for_timeout(100)
     assert page.evaluate("() => window.app.graph.serialize().extra.kilnOpening ?? null") is None
 
 

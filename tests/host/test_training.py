@@ -101,7 +101,7 @@ def test_interrupt_saves_leaves_the_model_alone_and_resumes(
     graph = {**loaders(), **dataset(), **training(steps=100_000, seed=31), **saved()}
     running = client.queue_prompt(graph)
     wait_for_step(events, 3)
-    assert client.get_json("/system_stats", timeout=5.0)  # responsive meanwhile
+    assert client.get_json("/system_stats", timeout=30.0)  # responsive meanwhile
     client.interrupt()
     entry = client.wait(running, timeout=60)
     assert failure_of(entry) == "interrupted in node train (KilnTrainLora)"
