@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..trainer.dataset.caption_variants import CaptionVariation, caption_variants
+from ..trainer.dataset.class_words import read_class_words
 from ..trainer.dataset.items import Dataset
 from ..trainer.dataset.template import Missing, caption_dataset
 from . import types
@@ -53,6 +54,14 @@ class KilnCaptionTemplate(io.ComfyNode):
                     tooltip="When a placeholder is empty for an image: leave its clause out, stop, or keep the braces.",
                 ),
                 seed_input("Start of the draws among alternatives."),
+                io.String.Input(
+                    "class_word",
+                    default="",
+                    optional=True,
+                    tooltip="What the trigger word is one of, such as woman, dog or style: the model then stays what "
+                    "it was for that class (differential output preservation), for a bit more than twice the time. "
+                    "Several are split by a vertical bar. Empty: off.",
+                ),
             ],
             outputs=[
                 types.Dataset.Output(
@@ -69,12 +78,20 @@ class KilnCaptionTemplate(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, dataset: Dataset, template: str, values: str, trigger_word: str, missing: Missing, seed: int
+        cls,
+        dataset: Dataset,
+        template: str,
+        values: str,
+        trigger_word: str,
+        missing: Missing,
+        seed: int,
+        class_word: str = "",
     ) -> io.NodeOutput:
+        words = read_class_words(class_word, trigger_word)
         captions = caption_dataset(dataset, template, values, trigger_word, missing, seed)
         NodeProgress(cls.hidden.unique_id).say("\n".join(captions[:20]))
         return io.NodeOutput(
-            dataset.with_captions(captions, trigger_word.strip()),
+            dataset.with_captions(captions, trigger_word.strip()).with_class_words(words),
             captions,
             ui=ui.PreviewText("\n".join(captions)),
         )

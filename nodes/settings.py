@@ -113,7 +113,7 @@ class KilnObjectiveSettings(SettingsNode):
     THEME, TITLE, CONFIG = "objective", "Objective Settings", config.ObjectiveConfig
     LATER = (
         *("logit_mean", "logit_std", "mode_scale", "loss", "huber_delta", "weighting", "min_snr_gamma"),
-        *("noise_offset", "regularisation_weight", "guidance", "size_conditioning"),
+        *("noise_offset", "regularisation_weight", "guidance", "size_conditioning", "preservation_weight"),
     )
 
     @classmethod

@@ -235,11 +235,13 @@ class Run:
         return True
 
     def saved(self) -> float:
-        """Our answer with an adapter, against the host's with the saved file on."""
+        """Our answer with an adapter, against the host's with the saved file on; and switched off, without it."""
         denoiser = self.new_denoiser()
         with denoiser.session(), torch.no_grad():
             adapter = random_adapter(denoiser, host_weights, self.adapter)
             ours = [self.forward(denoiser, (i,)) for i in ALL]
+            with adapter.switched_off():
+                without = [self.forward(denoiser, (i,)) for i in ALL]
         path = save_lora(self.folder / "lora.safetensors", export_adapter(adapter.state_dict(), self.adapter))
         lora = comfy.utils.load_torch_file(str(path), safe_load=True)
         with warnings_of_host() as said:
@@ -249,7 +251,8 @@ class Run:
             plain = [self.host_prediction(self.model, i) for i in ALL]
             theirs = [self.host_prediction(patched, i) for i in ALL]
         assert all(error(p, t) > 1e-3 for p, t in zip(plain, theirs, strict=True)), "the file has no effect"
-        return max(error(o, t) for o, t in zip(ours, theirs, strict=True))
+        pairs = zip((*ours, *without), (*theirs, *plain), strict=True)
+        return max(error(o, t) for o, t in pairs)
 
 
 ASPECTS: dict[str, Callable[[Run], float]] = {

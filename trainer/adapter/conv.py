@@ -51,6 +51,7 @@ class LoraConv(nn.Module):
         self._dropout, self._rank_dropout = dropout, rank_dropout
         self._convolve = _CONVOLVE[dims - 1]
         self._draws_of: tuple[int, int] | None = None  # seed and micro-step while training
+        self.is_off = False  # answers as without the LoRA
 
     @property
     def matrices(self) -> tuple[nn.Parameter, nn.Parameter]:
@@ -69,6 +70,8 @@ class LoraConv(nn.Module):
         layer = self.base_layer
         scale: float | Tensor = self.scale
         y: Tensor = layer(x, *args, **kwargs)
+        if self.is_off:
+            return y
         if self._draws_of is not None and self._dropout:
             seed, micro_step = self._draws_of
             x = x * dropout_mask(x, self._dropout, derive_seed(seed, "dropout", micro_step, self.index))

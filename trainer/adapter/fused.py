@@ -119,6 +119,10 @@ class FusedLoraLinear(PeftLinear):
     input_dropout: float
     rank_dropout: float
     draws_of: tuple[int, int] | None  # seed and micro-step while training
+    frozen: (
+        FrozenWeights  # of the layer without its LoRA; `weights` may be what remains beside the LoRA's start
+    )
+    is_off: bool  # answers as without the LoRA
     shared: SharedInput
 
     @staticmethod
@@ -130,7 +134,8 @@ class FusedLoraLinear(PeftLinear):
         name = layer.active_adapters[0]
         layer.__class__ = FusedLoraLinear
         fused: FusedLoraLinear = layer
-        fused.weights = weights
+        fused.weights = fused.frozen = weights
+        fused.is_off = False
         fused.scale = layer.scaling[name]
         fused.input_dropout = getattr(layer.lora_dropout[name], "p", 0.0)
         fused.index, fused.rank_dropout = index, rank_dropout
@@ -156,6 +161,9 @@ class FusedLoraLinear(PeftLinear):
         """x (..., in) -> (..., out)."""
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
+        if self.is_off:
+            with self.frozen(self.base_layer, x) as (weight, bias):
+                return F.linear(x, weight, bias)
         if torch.compiler.is_compiling():
             return self._as_arithmetic(x)
         return self.shared.answer(self, x)

@@ -136,6 +136,17 @@ class LoraAdapter(Adapter):
         for layer in self._all.values():
             layer.set_step(seed, micro_step)
 
+    @contextmanager
+    def switched_off(self) -> Iterator[None]:
+        layers = self._all.values()
+        for layer in layers:
+            layer.is_off = True
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.is_off = False
+
     def disable_dropout(self) -> None:
         for layer in self._all.values():
             layer.disable_dropout()

@@ -84,6 +84,19 @@ class PeftAdapter(Adapter):
         self._seed_and_step = (seed, micro_step)
         self._set_training(True)
 
+    @contextmanager
+    def switched_off(self) -> Iterator[None]:
+        forwards = [layer.__dict__.get("forward") for layer in self.layers.values()]
+        for layer in self.layers.values():
+            layer.__dict__["forward"] = layer.base_layer.forward
+        try:
+            yield
+        finally:
+            for layer, forward in zip(self.layers.values(), forwards, strict=True):
+                del layer.__dict__["forward"]
+                if forward is not None:
+                    layer.__dict__["forward"] = forward
+
     def disable_dropout(self) -> None:
         self._set_training(False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
@@ -20,6 +21,10 @@ class Adapter(Protocol):
 
     def set_step(self, seed: int, micro_step: int) -> None:
         """Training mode for one forward and backward; seed and micro-step choose the dropout masks."""
+        ...
+
+    def switched_off(self) -> AbstractContextManager[None]:
+        """Inside, the network answers as without the adapter; backward is for outside."""
         ...
 
     def disable_dropout(self) -> None:

@@ -58,6 +58,7 @@ ALIASES = {
     "blocks_to_swap": "level",
     "loraplus_lr_ratio": "lora_plus_ratio",
     "prior_loss_weight": "regularisation_weight",
+    "diff_output_preservation_multiplier": "preservation_weight",
     "conv_dim": "conv_rank",
     "warmup": "warmup_ratio",
     "use_rslora": "rank_stabilised",
@@ -265,6 +266,14 @@ NOT_NEEDED = {
             *("eval_every_n_steps", "validation_step_interval", "validation_steps"),
         ),
         "see Validation Settings",
+    ),
+    **dict.fromkeys(
+        ("diff_output_preservation", "diff_output_preservation_class"),
+        "write the class into class_word on Caption Template, which switches it on",
+    ),
+    **dict.fromkeys(
+        ("blank_prompt_preservation", "blank_prompt_preservation_multiplier"),
+        "the model is kept as it was for a class, not for the empty caption; see class_word on Caption Template",
     ),
     **dict.fromkeys(("compile", "torch_compile"), "set compile_blocks on Memory Settings"),
     **dict.fromkeys(("weight_dtype", "offload_fraction"), _MEMORY),

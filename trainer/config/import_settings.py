@@ -59,6 +59,10 @@ def import_settings(text: str) -> Imported:
     without_ema = any(
         path[-1] in ("use_ema", "ema") and str(value).lower() in ("false", "off") for path, value in entries
     )
+    without_preservation = any(
+        path[-1] == "diff_output_preservation" and str(value).lower() in ("false", "off")
+        for path, value in entries
+    )
     types = [str(value).lower() for path, value in entries if path[-1] == "LoRA_type"]
     plain = bool(types) and not any("locon" in each for each in types)
     for path, value in entries:
@@ -68,6 +72,8 @@ def import_settings(text: str) -> Imported:
             result.report.append("prompt_template: used, on the output prompt_template")
             continue
         try:
+            if key.startswith("diff_output_preservation") and without_preservation:
+                raise NotUsed("it is off")
             name = _name_of(path, value, places)
             if name == "ema_decay" and without_ema:
                 raise NotUsed("the moving average is switched off beside it")

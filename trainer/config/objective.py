@@ -95,6 +95,16 @@ class ObjectiveConfig:
         step=0.1,
     )
 
+    preservation_weight: float = setting(
+        1.0,
+        "Factor on the loss of differential output preservation, 0-100: with class_word set on Caption Template, the "
+        "model's answer to the caption with the class in the trigger word's place is kept what it is without the "
+        "LoRA. 0 switches it off; without class_word it does nothing.",
+        minimum=0.0,
+        maximum=100.0,
+        step=0.1,
+    )
+
     guidance: float = setting(
         1.0,
         "Guidance that a guidance-distilled model (Flux dev, HunyuanVideo) is told while it is trained; 1 is usual. A "

@@ -88,6 +88,7 @@ class LoadedItem:
     noise_mask: Tensor | None = (
         None  # (1, [F,] h, w) in 0..1, of a graph's latent: 0 where it is given, not noised
     )
+    of_class: ItemConditioning | None = None  # the same with a class in the trigger word's place
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,9 @@ class ItemStore:
 
     def read_ahead(self, draws: Sequence[SampleDraw]) -> None:
         """Begin to read what these draws need, on another thread."""
-        self.reader.read_ahead(path for draw in draws for path in self.choose(draw))
+        self.reader.read_ahead(
+            path for draw in draws for path in (*self.choose(draw), *filter(None, [self.class_text(draw)]))
+        )
 
     def load(self, draws: Sequence[SampleDraw]) -> Batch:
         """The tensors of one batch.
@@ -131,14 +134,18 @@ class ItemStore:
             size = item.sizes[item.latents.index(latent)] if item.sizes else None
             noise_mask = loaded[-1].get("mask") if item.noise_mask else None
             conditioning = unpack_text(text, self.reader.get(text))
+            class_text = self.class_text(draw)
+            of_class = None if class_text is None else unpack_text(class_text, self.reader.get(class_text))
             for path in guide:
                 given = unpack_text(path, self.reader.get(path))
                 noise_mask = given.pop(NOISE_MASK, None)
                 conditioning.update(given)
+                if of_class is not None:
+                    of_class.update(given)
                 if noise_mask is not None:  # what is given is not learned
                     mask = loaded[-1].get("mask", torch.ones_like(noise_mask))
                     loaded[-1] = {**loaded[-1], "mask": mask * noise_mask}
-            items.append(LoadedItem(conditioning, size, item.frame_rate, noise_mask))
+            items.append(LoadedItem(conditioning, size, item.frame_rate, noise_mask, of_class))
         return Batch(
             latents=torch.stack([each["latent"] for each in loaded]),
             items=tuple(items),
@@ -159,6 +166,19 @@ class ItemStore:
         if not item.guides or float(torch.rand(1, generator=draws)) < item.guide_dropout:
             return latent, text
         return latent, text, item.guides[item.latents.index(latent)]
+
+    def class_text(self, draw: SampleDraw) -> Path | None:
+        """The text that `choose` gives, its trigger word replaced by one of the classes; None for items without. A
+        sample whose caption is dropped has one too."""
+        item = self.items[draw.item]
+        if not item.class_texts or item.role == "validation":
+            return None
+        draws = generator(self.seed, "variant", draw.epoch, draw.entry)
+        torch.randint(len(item.latents), (1,), generator=draws)  # as choose draws
+        text = int(torch.randint(len(item.texts), (1,), generator=draws))
+        classes = len(item.class_texts) // len(item.texts)
+        draws = generator(self.seed, "class", draw.epoch, draw.entry)
+        return item.class_texts[text * classes + int(torch.randint(classes, (1,), generator=draws))]
 
 
 def stack_masks(loaded: list[dict[str, Tensor]]) -> Tensor | None:

@@ -45,7 +45,11 @@ def combine(parts: Sequence[Part], regularisation_loss_weight: float = 1.0) -> D
         for item in part.dataset.items:
             # A role that an earlier node gave stays, unless this one gives another than the plain one
             role: Role = part.role if part.role != "subject" and item.role != "validation" else item.role
-            plain = {"augmentation": None, "caption_variation": None} if role == "validation" else {}
+            plain = (
+                {"augmentation": None, "caption_variation": None, "class_words": None}
+                if role == "validation"
+                else {}
+            )
             newly = role == "regularisation" != item.role
             loss_weight = regularisation_loss_weight if newly else item.loss_weight
             items.append(

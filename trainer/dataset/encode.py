@@ -19,7 +19,7 @@ from ..errors import KilnError, shortened
 from ..safefile import write_safetensors
 from .buckets import Bucket, BucketOptions
 from .caption_variants import caption_variants
-from .encode_jobs import Job, captions_of, job_of, variants_of
+from .encode_jobs import Job, captions_of, class_captions, job_of, variants_of
 from .encode_progress import OnProgress, Tracker
 from .encoded import (
     EncodedDataset,
@@ -74,7 +74,7 @@ def encode_dataset(
     ]
     latents = {job.path: job for group in jobs for job in group}
     guides = {job.guide: job for group in jobs for job in group if job.guide is not None}
-    texts = {path: caption for group in captions for path, caption in group.items()}
+    texts = dict(pair for group in captions for pair in group)
     looked_at = any(seen for _, seen in texts.values())
     if guide_dropout and (looked_at or not guides):
         raise KilnError(_no_dropout(guide_dropout, looked_at))
@@ -90,11 +90,20 @@ def encode_dataset(
     _encode_guides(missing_guides, encoder, options.fps, tracker)
     _encode_texts(missing_texts, encoder, options.fps, tracker)
     items = [
-        _encoded(item, j, list(c), options.fps, guide_dropout)
+        _encoded(item, j, [path for path, _ in c], options.fps, guide_dropout)
         for item, j, c in zip(dataset.items, jobs, captions, strict=True)
     ]
     remarks = tuple(_mask_remarks(dataset.items, items))
-    return EncodedDataset(tuple(items), now, trigger_word=dataset.trigger_word, remarks=remarks)
+    kept = dict.fromkeys(
+        word for item in dataset.items if item.class_words for word in item.class_words.words
+    )
+    return EncodedDataset(
+        tuple(items),
+        now,
+        trigger_word=dataset.trigger_word,
+        class_word=" | ".join(kept),
+        remarks=remarks,
+    )
 
 
 def _no_dropout(share: float, looked_at: bool) -> str:
@@ -203,6 +212,7 @@ def _encoded(item: Item, jobs: list[Job], texts: list[Path], fps: float, guide_d
     variation = item.caption_variation
     dropout = variation.dropout if variation else 0.0
     orders = len(caption_variants(item.caption, variation))
+    classes = len(class_captions(item))
     return EncodedItem(
         jobs[0].path,
         texts[0],
@@ -213,6 +223,7 @@ def _encoded(item: Item, jobs: list[Job], texts: list[Path], fps: float, guide_d
         item.loss_weight,
         more_latents=tuple(job.path for job in jobs[1:]),
         more_texts=tuple(texts[1:orders]),
+        class_texts=tuple(texts[orders : orders + classes]),
         empty_text=texts[-1] if dropout else None,
         caption_dropout=dropout,
         masked=item.masked,

@@ -78,10 +78,22 @@ def _drawn_from(item: Item) -> str:
     return repr((a.crop_min_scale, a.horizontal_flip, a.color_jitter, a.noise_min, a.noise_max, a.seed))
 
 
-def captions_of(item: Item, job: Job, encoder: Encoder, cache: Path) -> dict[Path, tuple[str, Job | None]]:
-    """Every text of an item by its file, with the job whose control pictures the text encoder looks at; the empty
-    caption last where it may be shown."""
-    wanted = caption_variants(item.caption, item.caption_variation)
+def class_captions(item: Item) -> list[str]:
+    """Of every form of the caption, those with a class in the trigger word's place, as many for each."""
+    words = item.class_words
+    if words is None:
+        return []
+    forms = caption_variants(item.caption, item.caption_variation)
+    # A shuffle may have torn a trigger word with a comma in it
+    return [text for form in forms for text in words.captions(form) or words.captions(item.caption)]
+
+
+def captions_of(
+    item: Item, job: Job, encoder: Encoder, cache: Path
+) -> list[tuple[Path, tuple[str, Job | None]]]:
+    """Every text of an item by its file, with the job whose control pictures the text encoder looks at: its captions,
+    those with a class in the trigger word's place (`class_captions`), and the empty one where it may be shown."""
+    wanted = [*caption_variants(item.caption, item.caption_variation), *class_captions(item)]
     if item.caption_variation is not None and item.caption_variation.dropout:
         wanted.append("")
     seen = encoder.text_sees_controls(item)
@@ -91,10 +103,10 @@ def captions_of(item: Item, job: Job, encoder: Encoder, cache: Path) -> dict[Pat
             "them; set variants to 1 on Augment Dataset."
         )
     pictures = _pictures_id(item, job, encoder, seen) if seen else []
-    return {
-        cache_path(cache / "texts", _text_address(text, encoder, pictures)): (text, job if seen else None)
+    return [
+        (cache_path(cache / "texts", _text_address(text, encoder, pictures)), (text, job if seen else None))
         for text in wanted
-    }
+    ]
 
 
 def _text_address(text: str, encoder: Encoder, pictures: list[str]) -> str:

@@ -139,6 +139,7 @@ class EncodedItem:
     guides: tuple[Path, ...] = ()  # one per latent: what of its pixels is given to the model beside the text
     guide_dropout: float = 0.0  # probability of a sample without it
     noise_mask: bool = False  # the mask is that of a graph's latent: 0 where a sampler adds no noise
+    class_texts: tuple[Path, ...] = ()  # as many for each text: with a class in the trigger word's place
 
     @property
     def latents(self) -> tuple[Path, ...]:
@@ -151,7 +152,8 @@ class EncodedItem:
     @property
     def files(self) -> tuple[Path, ...]:
         """Every file that training may open."""
-        return (*self.latents, *self.texts, *([self.empty_text] if self.empty_text else []), *self.guides)
+        empty = [self.empty_text] if self.empty_text else []
+        return (*self.latents, *self.texts, *empty, *self.guides, *self.class_texts)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -177,9 +179,13 @@ class EncodedItem:
             "more_texts": tuple(Path(p) for p in values.get("more_texts", ())),
             "empty_text": None if empty is None else Path(empty),
             "guides": tuple(Path(p) for p in values.get("guides", ())),
+            "class_texts": tuple(Path(p) for p in values.get("class_texts", ())),
             "sizes": tuple(PixelSize(**size) for size in values.get("sizes", ())),
         }
-        return cls(**{**values, **paths, "shape": tuple(values["shape"])})
+        item = cls(**{**values, **paths, "shape": tuple(values["shape"])})
+        if len(item.class_texts) % len(item.texts):
+            raise TypeError("class_texts are not as many for each text")
+        return item
 
     def load(self) -> tuple[Tensor, ItemConditioning]:
         """The first latent (C, [F,] h, w) and the caption's conditioning, on the CPU."""
@@ -193,6 +199,7 @@ class EncodedDataset:
     items: tuple[EncodedItem, ...]
     encoded_now: int = 0  # files that were not in the cache
     trigger_word: str = ""  # of the caption template, for the LoRA's metadata
+    class_word: str = ""  # likewise: what the trigger word is one of, where the model keeps it as it was
     remarks: tuple[str, ...] = ()  # what may not be as it was meant
 
     @property
@@ -202,6 +209,7 @@ class EncodedDataset:
             "".join(p.stem for p in (*i.latents, *i.texts, *i.guides))
             + f"{i.repeats}{i.role}{i.loss_weight}{i.caption_dropout}"
             + (f"{i.guide_dropout}" if i.guides else "")
+            + "".join(f"class {p.stem}" for p in i.class_texts)
             for i in self.items
         )
         return address_of("dataset", parts)
@@ -219,6 +227,8 @@ class EncodedDataset:
         masked = sum(i.masked for i in self.items)
         if masked:
             lines.append(f"{masked} with a loss mask")
+        if kept := sum(bool(i.class_texts) for i in self.items):
+            lines.append(f"{kept} with a class that the model keeps as it was: {self.class_word}")
         lines.append(f"{self.encoded_now} of {self.files} encoded now")
         return "\n".join(lines + [f"note: {remark}" for remark in self.remarks])
 

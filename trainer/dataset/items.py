@@ -14,6 +14,7 @@ from typing import Literal
 
 from .augment import Augmentation
 from .caption_variants import CaptionVariation
+from .class_words import ClassWords
 from .facts import Facts
 from .remarks import unread_sentences
 from .video import MIDDLE
@@ -48,6 +49,7 @@ class Item:
     use_alpha: bool = False  # the image's own opaque parts are the mask
     augmentation: Augmentation | None = None
     caption_variation: CaptionVariation | None = None
+    class_words: ClassWords | None = None  # what the trigger word is one of, which is kept as it was
     controls: tuple[Control, ...] = ()  # in the order in which the model gets them
     resolution: int = 0  # it is trained at; 0: that of all items
     place: float = MIDDLE  # of a clip: where the piece lies that is trained on, 0 its start, 1 its end
@@ -90,6 +92,9 @@ class Dataset:
             if files in (0, masked):
                 where = f"{masked} from files" if files else f"{masked} from transparency"
             lines.append(f"{masked} with a mask: {where}")
+        kept = sum(i.class_words is not None for i in self.items)
+        if kept:
+            lines.append(f"{kept} with a class that the model keeps as it was")
         paired = sum(bool(i.controls) for i in self.items)
         if paired:
             lines.append(f"{paired} with control pictures")
@@ -117,6 +122,10 @@ class Dataset:
     def with_caption_variation(self, variation: CaptionVariation) -> Dataset:
         """Captions that vary from sample to sample; validation items keep theirs."""
         return self._change_trained(caption_variation=variation)
+
+    def with_class_words(self, words: ClassWords | None) -> Dataset:
+        """What the trigger word is one of; the model keeps its answer to that. Validation items have none."""
+        return self._change_trained(class_words=words)
 
     def with_augmentation(self, augmentation: Augmentation) -> Dataset:
         """Pixels that are encoded in several variants; validation items stay as they are."""

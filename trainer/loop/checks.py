@@ -74,8 +74,18 @@ def check_compatible(
         raise KilnError(
             f"All {len(dataset.items)} items are held out for validation; connect items to train on."
         )
+    if config.optimizer.update_in_backward and preserves(dataset, config):
+        raise KilnError(
+            "update_in_backward takes one backward a step, and class_word on Caption Template asks for a second; "
+            "switch one of them off."
+        )
     if config.optimizer.update_in_backward and processes > 1:
         raise KilnError("update_in_backward is for one process; switch it off to train with several.")
+
+
+def preserves(dataset: EncodedDataset, config: TrainConfig) -> bool:
+    """Whether differential output preservation is part of the run's loss."""
+    return bool(config.objective.preservation_weight) and any(i.class_texts for i in dataset.items)
 
 
 def check_given(denoiser: Denoiser, items: Sequence[EncodedItem]) -> None:

@@ -7,6 +7,7 @@ nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -32,6 +33,7 @@ class MicroBatch:
     mask: Tensor | None  # (B, 1, [F,] h, w)
     factor: Tensor  # (B,): what each item's error counts for in the loss of the step
     place: int  # unique in the run: seeds the dropout of this forward
+    preserves: bool = False  # the target is the model's own prediction without the adapter, not noised.target
 
 
 class Prefetcher:
@@ -97,15 +99,44 @@ class Prefetcher:
         factor = objective.level_weight(config.objective, denoiser, noised) * factor
         mask = None if batch.mask is None else self._to_device(batch.mask)
         parts = conditioning_batches(denoiser, batch, latents, config.objective)
+        preserving = self._preserving(batch, latents, noised, factor, place)
         if len(parts) == 1:
-            return [MicroBatch(noised, parts[0].conditioning, mask, factor, place)]
+            return [MicroBatch(noised, parts[0].conditioning, mask, factor, place), *preserving]
+        return [
+            *(
+                MicroBatch(
+                    _take(noised, part.items),
+                    part.conditioning,
+                    None if mask is None else mask[list(part.items)],
+                    factor[list(part.items)],
+                    place + (number << 60),
+                )
+                for number, part in enumerate(parts)
+            ),
+            *preserving,
+        ]
+
+    def _preserving(
+        self, batch: Batch, latents: Tensor, noised: objective.NoisyInput, factor: Tensor, place: int
+    ) -> list[MicroBatch]:
+        """Of the items that have a class: the same noisy latents with the captions in which the class stands."""
+        weight = self._config.objective.preservation_weight
+        own = [index for index, item in enumerate(batch.items) if item.of_class is not None]
+        if not own or not weight:
+            return []
+        items = tuple(
+            replace(item, conditioning=item.of_class) for item in batch.items if item.of_class is not None
+        )
+        classes = replace(batch, items=items)
+        parts = conditioning_batches(self._denoiser, classes, latents[own], self._config.objective)
         return [
             MicroBatch(
-                _take(noised, part.items),
+                _take(noised, indices := [own[i] for i in part.items]),
                 part.conditioning,
-                None if mask is None else mask[list(part.items)],
-                factor[list(part.items)],
-                place + (number << 60),
+                None,  # where the item is masked, too
+                factor[indices] * weight,
+                place + (number << 60) + (1 << 80),
+                preserves=True,
             )
             for number, part in enumerate(parts)
         ]
@@ -182,7 +213,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return copy
 
 
-def _take(noised: objective.NoisyInput, items: tuple[int, ...]) -> objective.NoisyInput:
+def _take(noised: objective.NoisyInput, items: Sequence[int]) -> objective.NoisyInput:
     """Some items of a batch."""
     indices = list(items)
     return objective.NoisyInput(

@@ -37,7 +37,7 @@ from .advice import advise
 from .checks import check_given, check_resumable
 from .distributed import ProcessGroup
 from .loss_scale import overflowed
-from .prefetch import Prefetcher
+from .prefetch import MicroBatch, Prefetcher
 from .progress import Progress, TrainResult
 from .trainable import Trainable
 
@@ -105,6 +105,18 @@ class TrainingState:
             self.emit(
                 MessageEvent(text="Compiling the blocks in the first step; this takes a minute or more ...")
             )
+
+    @torch.no_grad()
+    def prediction_without_adapter(self, micro_batch: MicroBatch) -> Tensor:
+        """What the frozen model predicts, (B, C, [F,] H, W) fp32: the adapter's layers step aside for one forward, so
+        there is no second copy of the model.
+
+        The target of differential output preservation (ai-toolkit, `diff_output_preservation`; distilling what a
+        network said before it was trained further is Li & Hoiem 2016, arXiv 1606.09282).
+        """
+        noised = micro_batch.noised
+        with self.trainable.adapter.switched_off():
+            return self.denoiser.forward(noised.noisy, noised.timestep, micro_batch.conditioning)
 
     # Telling the user
 

@@ -184,9 +184,11 @@ def _gradients(state: TrainingState, step: int, limit: float) -> Tensor:
     total = torch.zeros((), device=denoiser.device)
     for micro_batch in state.prefetcher.get(step, guard.parts):
         state.trainable.adapter.set_step(config.seed, micro_batch.place)
-        noised = micro_batch.noised
+        noised, target = micro_batch.noised, micro_batch.noised.target
+        if micro_batch.preserves:
+            target = state.prediction_without_adapter(micro_batch)
         prediction = denoiser.forward(noised.noisy, noised.timestep, micro_batch.conditioning)
-        errors = objective.loss_per_item(prediction, noised.target, micro_batch.mask, config.objective)
+        errors = objective.loss_per_item(prediction, target, micro_batch.mask, config.objective)
         loss = (errors * micro_batch.factor).sum()
         if loss.requires_grad:  # not when dropout has switched every layer off
             state.trainable.backward(loss, limit)

@@ -45,6 +45,7 @@ def write_run_file(folder: Path, run: RunFile, dataset: EncodedDataset) -> Path:
         "items": [item.to_dict() for item in dataset.items],
         "fingerprint": dataset.fingerprint,
         "trigger_word": dataset.trigger_word,
+        "class_word": dataset.class_word,
     }
     write_text(folder / run.dataset, json.dumps(listed, indent=1))
     values = run.config.to_dict()
@@ -101,13 +102,15 @@ def read_dataset(path: Path) -> EncodedDataset:
     try:
         listed = parse_json(path.read_text("utf-8"))
         items = tuple(EncodedItem.from_dict(item) for item in listed["items"])
-        trigger_word = str(listed.get("trigger_word", ""))  # files of earlier versions have none
+        words = {
+            name: str(listed.get(name, "")) for name in ("trigger_word", "class_word")
+        }  # not in earlier files
         gone = next((f for item in items for f in item.files if not f.is_file()), None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise KilnError(f"The dataset file {path} cannot be read ({error}); export the run again.") from error
     if gone is not None:
         raise KilnError(f"The encoded file {gone} of {path.name} is gone; run the Encode Dataset node again.")
-    return EncodedDataset(items, trigger_word=trigger_word)
+    return EncodedDataset(items, **words)
 
 
 def _values(table: Any, but: str = "") -> list[Any]:

@@ -280,3 +280,21 @@ def test_tables_name_settings_that_exist() -> None:
     for name, choices in VALUES.items():
         options = fields[name].metadata["options"]
         assert options is None or {v for v in choices.values() if v is not None} <= set(options), name
+
+
+PRESERVATION = """
+train:
+  diff_output_preservation: {on}
+  diff_output_preservation_multiplier: 0.5
+  diff_output_preservation_class: person
+"""
+
+
+@pytest.mark.parametrize(("on", "weight"), [("true", 0.5), ("false", 1.0)])
+def test_differential_output_preservation_of_ai_toolkit(on: str, weight: float) -> None:
+    """Its weight is ours where it is on; its class belongs on another node, and the report says so."""
+    found = import_settings(PRESERVATION.format(on=on))
+    assert found.config.objective.preservation_weight == weight and len(found.report) == 3
+    told = any("write the class into class_word on Caption Template" in line for line in found.report)
+    assert told == (on == "true")
+    assert all("it is off" in line for line in found.report) == (on == "false")
