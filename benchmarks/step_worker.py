@@ -9,6 +9,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,14 @@ FOREVER = 1_000_000  # steps: the parent says when it is over
 LAYERS = r"blocks\.\d+\.((self|cross)_attn\.[qkvo]|ffn\.[02])"
 
 
-def ours(model: Any, folder: Path) -> None:
-    """The whole engine: loop, optimizer, clipping, events."""
+def ours(model: Any, folder: Path, preserving: bool = False) -> None:
+    """The whole engine: loop, optimizer, clipping, events. preserving: the caption's class has a text, too."""
     dataset = encoded_from_latents(
         [{"samples": make_latent(task)}], [[[make_text(task), {}]]], folder / "items"
     )
+    if preserving:
+        items = (replace(item, class_texts=(item.text_path,)) for item in dataset.items)
+        dataset = replace(dataset, items=tuple(items))
     config = TrainConfig(
         steps=FOREVER,
         checkpoint_every=0,
@@ -148,6 +152,7 @@ def host(model: Any, folder: Path, **options: Any) -> None:
 CONTESTANTS: dict[str, Callable[[Any, Path], None]] = {
     "floor": floor,
     "ours": ours,
+    "preserving": lambda m, f: ours(m, f, preserving=True),
     "peft": peft,
     "host_default": lambda m, f: host(m, f, gradient_checkpointing=True),
     "host_weight": lambda m, f: host(m, f, gradient_checkpointing=False),

@@ -1,4 +1,4 @@
-"""Differential output preservation through the graph: a class word on Caption Template changes the run, weight 0 not."""
+"""Differential output preservation in a graph: a class word on Caption Template changes the run, weight 0 does not."""
 
 from __future__ import annotations
 
