@@ -66,7 +66,7 @@ def template(image: np.ndarray) -> np.ndarray:  # (32, 32) bool
 
 TEMPLATES = {
     WORD: template(diamond("red", "white", 32, 32, 24)),
-    **{shape: world.template(shape) for shape in world.ALL_SHAPES},
+    **{shape: world.template(shape) for shape in world.BASE_SHAPES},
 }
 
 
