@@ -128,6 +128,7 @@ class KilnObjectiveSettings(SettingsNode):
             "show is what trains.",
         )
         schema.inputs.append(preset)
+        schema.inputs.sort(key=lambda each: each.id == "preservation_weight")  # it is younger than preset
         return schema
 
     @classmethod
