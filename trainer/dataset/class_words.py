@@ -32,9 +32,9 @@ class ClassWords:
             doubled = rf"(?:\s+{re.escape(word)}(?![A-Za-z0-9_]))?"
             # Words are told apart by Latin letters only: in Chinese nothing stands between them
             trigger = rf"(?<![A-Za-z0-9_]){re.escape(self.trigger)}(?![A-Za-z0-9_])"
-            replaced, count = re.subn(trigger + doubled, lambda _, w=word: w, caption, flags=re.IGNORECASE)
-            if count:
-                found.append(replaced)
+            parts = re.split(trigger + doubled, caption, flags=re.IGNORECASE)
+            if len(parts) > 1:
+                found.append(word.join(parts))
         return found
 
 

@@ -102,15 +102,14 @@ def read_dataset(path: Path) -> EncodedDataset:
     try:
         listed = parse_json(path.read_text("utf-8"))
         items = tuple(EncodedItem.from_dict(item) for item in listed["items"])
-        words = {
-            name: str(listed.get(name, "")) for name in ("trigger_word", "class_word")
-        }  # not in earlier files
+        trigger_word = str(listed.get("trigger_word", ""))  # files of earlier versions have none
+        class_word = str(listed.get("class_word", ""))
         gone = next((f for item in items for f in item.files if not f.is_file()), None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise KilnError(f"The dataset file {path} cannot be read ({error}); export the run again.") from error
     if gone is not None:
         raise KilnError(f"The encoded file {gone} of {path.name} is gone; run the Encode Dataset node again.")
-    return EncodedDataset(items, **words)
+    return EncodedDataset(items, trigger_word=trigger_word, class_word=class_word)
 
 
 def _values(table: Any, but: str = "") -> list[Any]:
