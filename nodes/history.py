@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import torch
 from comfy_api.latest import io
 
 from ..trainer.dataset.encoded import EncodedDataset
@@ -70,6 +71,11 @@ class KilnRunHistory(io.ComfyNode):
                 io.String.Output(display_name="table", tooltip="One run a line."),
                 types.Run.Output(display_name="run", tooltip="The chosen run, for Loss Plot."),
                 types.LoraModel.Output(display_name="lora", tooltip="The chosen run's LoRA."),
+                io.Image.Output(
+                    display_name="items",
+                    tooltip="Which items of the chosen run stay at the highest and at the lowest loss; an orange "
+                    "frame: it stands out.",
+                ),
             ],
             is_output_node=True,
         )
@@ -99,12 +105,25 @@ class KilnRunHistory(io.ComfyNode):
             table = as_table(records)
         finally:
             history.close()
-        shown = {"text": (table,)}
+        items, shown = _items(chosen), {"text": (table,)}
         if not chosen.files:  # nothing to hand on; the table is shown all the same
             nothing = blocked(f"The run {chosen.id} has left no LoRA yet; resume it on the training node.")
-            return io.NodeOutput(table, nothing, nothing, ui=shown)
+            return io.NodeOutput(table, nothing, nothing, items, ui=shown)
         run = load_run(chosen.folder)
-        return io.NodeOutput(table, run, run.lora, ui=shown)
+        return io.NodeOutput(table, run, run.lora, items, ui=shown)
+
+
+def _items(record: Record) -> Any:
+    """The sheet; for a run that knows nothing of its items, nothing, and why."""
+    from ..trainer.dataset.contact_sheet import pointed_sheet
+    from ..trainer.runs.hard_items import pointed, ranked_items
+
+    try:
+        high, low = ranked_items(record.folder)
+    except KilnError as error:
+        return blocked(str(error))
+    rows = [("highest loss at the same noise levels", pointed(high)), ("lowest", pointed(low))]
+    return torch.from_numpy(pointed_sheet(rows))[None]
 
 
 def _choose(records: list[Record], place: int) -> Record:

@@ -1,4 +1,4 @@
-"""HTTP for the runs tab: every run of the history, its curve, samples and graph; rating and deleting it.
+"""HTTP for the runs tab: every run of the history, its curve, samples, items and graph; rating and deleting it.
 
 An id is looked up in the history; nothing that a client sends is ever used as a path. The work is done on a thread, so
 that the server answers others meanwhile.
@@ -27,6 +27,7 @@ def add_history_routes() -> None:
     routes.get(base)(answering(listing))
     routes.get(base + "/{run}/curve")(answering(curve))
     routes.get(base + "/{run}/graph")(answering(graph))
+    routes.get(base + "/{run}/items")(answering(items))
     routes.get(base + "/{run}/leavings")(answering(find_artifacts))
     routes.get(base + "/{run}/sample/{place}")(answering(sample))
     routes.post(base + "/{run}/rate")(answering(rate))
@@ -58,6 +59,11 @@ async def graph(request: web.Request) -> web.Response:
     if not found:
         raise Refused(404, "The LoRA of this run carries no graph.")
     return web.json_response(found)
+
+
+async def items(request: web.Request) -> web.Response:
+    """{"high": [HardItem], "low": [HardItem]}, each end first; HardItem in web/api.mjs."""
+    return web.json_response(await _about(request, past_runs.items))
 
 
 async def find_artifacts(request: web.Request) -> web.Response:

@@ -205,6 +205,20 @@ export const fetchCurve = (run) => history(`${about(run)}/curve`);
 /** @param {string} run @returns {Promise<{workflow?: any, prompt?: any}>} */
 export const fetchGraph = (run) => history(`${about(run)}/graph`);
 
+/**
+ * @typedef {Object} HardItem
+ * @property {number} number among the items that are trained on, from 1
+ * @property {string} name
+ * @property {number} times the loss of the middle item at the same noise levels
+ * @property {number} loss mean of its last draws
+ * @property {number} draws
+ * @property {boolean} stands_out by the rule of the advice
+ * @property {string} picture an address that holds it, or ""
+ */
+
+/** @param {string} run @returns {Promise<{high: HardItem[], low: HardItem[]}>} each end first */
+export const fetchItems = (run) => history(`${about(run)}/items`);
+
 /** @param {string} run @returns {Promise<Artifacts>} what deleting it would remove and keep */
 export const fetchLeavings = (run) => history(`${about(run)}/leavings`);
 

@@ -1,6 +1,6 @@
 // @ts-check
 // One run in the runs tab: what it was, how it went, what can be done with it.
-import { deleteRun, fetchGraph, fetchLeavings, rateRun, sampleAddress } from "./api.mjs";
+import { deleteRun, fetchGraph, fetchItems, fetchLeavings, rateRun, sampleAddress } from "./api.mjs";
 import { make } from "./dom.mjs";
 import { openGraph, resume, trainer, useSettings } from "./graph_actions.mjs";
 import { roving } from "./roving.mjs";
@@ -68,6 +68,7 @@ export function card(run, around) {
       resume(trainer(app), run);
       say(t("resumeSet", run.id, run.step));
     }),
+    action("showItems", async () => extra.replaceChildren(hardItems(await fetchItems(run.id)))),
     action("showLora", () => extra.replaceChildren(path(run))),
     action("delete", async () => ask(run, around, extra, trying)),
   );
@@ -202,6 +203,25 @@ function notes(run, trying) {
     onkeydown: (/** @type {KeyboardEvent} */ event) => event.stopPropagation(), // the graph has shortcuts of its own
   });
   return field;
+}
+
+/** @param {{high: import("./api.mjs").HardItem[], low: import("./api.mjs").HardItem[]}} found */
+function hardItems({ high, low }) {
+  /** @param {import("./api.mjs").HardItem} item */
+  const tile = (item) => {
+    const label = t("itemFigures", item.number, item.name, item.times.toFixed(2), item.draws);
+    return make(
+      "figure",
+      { class: item.stands_out && "kiln-apart", title: item.stands_out ? `${label} ${t("itemApart")}` : label },
+      item.picture ? make("img", { src: item.picture, alt: label }) : make("span", { class: "kiln-nothing", text: t("noPicture") }),
+      make("figcaption", {}, make("b", { text: t("itemTimes", item.times.toFixed(2)) }), ` ${item.name}`),
+    );
+  };
+  /** @param {"high" | "low"} end @param {import("./api.mjs").HardItem[]} items */
+  const row = (end, items) =>
+    items.length > 0 &&
+    make("section", { "aria-label": t(`items_${end}`) }, make("div", { text: t(`items_${end}`) }), make("div", { class: "kiln-items" }, ...items.map(tile)));
+  return make("div", { "data-kiln": "items" }, row("high", high), row("low", low), make("div", { class: "kiln-faint", text: t("itemsHelp") }));
 }
 
 /** @param {RunRecord} run */

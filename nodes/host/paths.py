@@ -29,8 +29,8 @@ def dataset_folder(name: str) -> Path:
     Raises:
         KilnError: it lies elsewhere or does not exist.
     """
-    base = Path(folder_paths.get_input_directory()).resolve()
-    opened = [base, *(Path(p).resolve() for p in _opened_folders())]
+    base = input_folder()
+    opened = _dataset_roots()
     try:
         asked = (base / name.strip().strip('"')).expanduser().resolve()
         exists = asked.is_dir()
@@ -48,6 +48,15 @@ def dataset_folder(name: str) -> Path:
             f"The folder {shown_name(name)} does not exist under {base}; put your images in a folder there."
         )
     return asked
+
+
+def may_show(path: Path) -> bool:
+    """Whether a picture that a run's files name may be shown: it lies where datasets lie, or in our own store."""
+    try:
+        real = path.resolve()
+    except (OSError, ValueError, RuntimeError):  # as in dataset_folder
+        return False
+    return any(root in real.parents for root in [*_dataset_roots(), kiln_directory().resolve() / "encoded"])
 
 
 def input_folder() -> Path:
@@ -216,6 +225,10 @@ def lora_path(name: str) -> Path:
             "or choose another."
         )
     return Path(path)
+
+
+def _dataset_roots() -> list[Path]:
+    return [input_folder(), *(Path(p).resolve() for p in _opened_folders())]
 
 
 def _opened_folders() -> list[str]:

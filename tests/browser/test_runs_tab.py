@@ -121,6 +121,21 @@ def test_use_settings_resume_and_open_graph(canvas: Canvas, client: HostClient, 
     assert widgets(canvas)["seed"] == run["config"]["seed"]
 
 
+def test_items_with_the_highest_and_the_lowest_loss(canvas: Canvas, client: HostClient, tab: Any) -> None:
+    run = two_runs(client)[0]["id"]
+    card = tab.locator(f"[data-run='{run}']")
+    card.locator("[data-kiln=showItems]").click()
+    highest = card.get_by_label("Highest loss: does the caption belong to the picture?")
+    expect(highest.locator("figure").first).to_contain_text("zorb_")
+    expect(card.get_by_label("Lowest loss: known by heart?").locator("figure").first).to_contain_text(
+        " x zorb_"
+    )
+    for picture in highest.locator("img").all():
+        expect(picture).to_have_js_property("naturalWidth", 64)
+    card.scroll_into_view_if_needed()
+    canvas.shot("items")
+
+
 def test_missing_settings_nodes_are_added(canvas: Canvas, tab: Any) -> None:
     """A run of other settings than the defaults is repeated by the graph alone."""
     found = canvas.page.evaluate(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import json
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from scripts.host_client import EventStream, HostClient, HostError
 from trainer.runs.history import History
 
 from .conftest import RunGraph
-from .graphs import dataset, loaders, saved, training
+from .graphs import dataset, loaders, node, saved, training
 from .test_routes import newest, tell, wait_for
 from .test_training import wait_for_step
 
@@ -91,6 +93,8 @@ def test_rating_and_notes(client: HostClient, runs: list[str]) -> None:
         ("/..%2F..%2Fetc/graph", None, 404, "holds no such run"),
         ("/{run}/sample/99", None, 404, "no sample 99"),
         ("/{run}/sample/..%2Fx", None, 400, "the number of a sample"),
+        ("/{run}/items", None, 409, "kept no losses of its items"),
+        ("/unknown/items", None, 404, "holds no such run"),
         ("/{run}/rate", {"rating": 9}, 400, "whole number from 0 to 5"),
         ("/{run}/rate", {"rating": True}, 400, "whole number from 0 to 5"),
         ("/{run}/rate", {"notes": "x" * 3000}, 400, "at most 2000"),
@@ -116,6 +120,41 @@ def test_a_picture_outside_the_hosts_folders_is_not_served(
     history.close()
     with pytest.raises(HostError, match=r"status 404.*no sample 0"):
         client.request(f"{BASE}/{runs[0]}/sample/0")
+
+
+def test_items_with_the_highest_and_the_lowest_loss(
+    client: HostClient, host: RunningHost, run_graph: RunGraph
+) -> None:
+    """With their pictures, where these lie among the datasets; on the tab and from the node."""
+    graph = {**loaders(), **dataset(), **training(steps=16, batch_size=8, seed=305), **saved()}
+    history = node(
+        "KilnRunHistory", filter="", order="newest", place=1, rating=0, notes="", encoded=["encoded", 0]
+    )
+    run_graph(graph)
+    outputs = run_graph(
+        {
+            **{name: graph[name] for name in ("vae", "clip", "dataset", "encoded")},
+            "history": history,
+            "shown": node("PreviewImage", images=["history", 3]),
+        }
+    )
+    assert outputs["shown"]["images"], "the sheet"
+    run = newest(client)["run"]
+    found = client.get_json(f"{BASE}/{run}/items")
+    high, low = found["high"], found["low"]
+    assert len(high) == len(low) == 6 and not {i["number"] for i in high} & {i["number"] for i in low}
+    assert [i["times"] for i in high] == sorted((i["times"] for i in high), reverse=True)
+    assert high[0]["times"] > 1 > low[0]["times"] and low[0]["times"] <= low[1]["times"]
+    assert all(i["name"].startswith("zorb_") and i["draws"] > 0 for i in high)
+    picture = Image.open(io.BytesIO(base64.b64decode(high[0]["picture"].partition(",")[2])))
+    assert picture.size == (64, 64)
+    listed = host.base / "user" / "__lora_kiln" / "runs" / run / "dataset.json"
+    outside = host.base / "models" / "secret.png"
+    Image.new("RGB", (8, 8)).save(outside)
+    values = json.loads(listed.read_text("utf-8"))
+    values["items"] = [{**item, "source": str(outside)} for item in values["items"]]
+    listed.write_text(json.dumps(values), "utf-8")
+    assert not any(i["picture"] for i in client.get_json(f"{BASE}/{run}/items")["high"])
 
 
 def test_deleting_takes_the_run_and_no_saved_lora(

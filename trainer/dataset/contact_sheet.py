@@ -1,8 +1,11 @@
-"""Pictures of a dataset: a labelled sheet with the problems framed, and the variants of an augmentation in rows."""
+"""Pictures of a dataset: a labelled sheet with the problems framed, control pictures beside what is made from them; the
+variants of an augmentation in rows; and pictures that are pointed out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -23,7 +26,8 @@ SEVERE, MILD, FINE, MISSING = "#d22f27", "#e69100", "#cfcfcf", "#6b6b6b"
 def contact_sheet(dataset: Dataset, problems: Sequence[Problem], title: str) -> np.ndarray:
     """Tiles in the order of the items; those with problems first come into the sheet when there are too many.
 
-    Red frames: worth leaving out. Orange: worth a look. Dark tiles at the end: files that were left out.
+    Red frames: worth leaving out. Orange: worth a look. Dark tiles at the end: files that were left out. Where items
+    have control pictures, each item is a group in one row: its controls in their order, then itself.
 
     Returns:
         (H, W, 3) fp32 in 0..1.
@@ -31,20 +35,26 @@ def contact_sheet(dataset: Dataset, problems: Sequence[Problem], title: str) -> 
     found: dict[int, list[Problem]] = {}
     for problem in problems:
         found.setdefault(problem.item, []).append(problem)
-    shown = _choose(len(dataset.items), found)
-    left_out = dataset.skipped[: max(0, MOST_TILES - len(shown)) or COLUMNS]
-    count = len(shown) + len(left_out)
-    columns = min(COLUMNS, max(count, 4))
+    group = 1 + max((len(item.controls) for item in dataset.items), default=0)  # tiles of an item
+    shown = _choose(len(dataset.items), found, max(1, MOST_TILES // group))
+    left_out = dataset.skipped[: max(0, MOST_TILES - len(shown) * group) or COLUMNS]
+    count = len(shown) * group + len(left_out)
+    columns = max(min(COLUMNS, max(count, 4)) // group, 1) * group
     page, draw = _page(count, columns)
     more = len(dataset.items) - len(shown)
     note = f"{title}; {more} more items are not shown" if more else title
+    if group > 1:
+        note = f"controls, then the item; {note}"
     _write(draw, (GAP, GAP), note, columns * (SIDE + GAP), 16)
-    for tile, index in enumerate(shown):
+    for place, index in enumerate(shown):
         item = dataset.items[index]
-        try:
-            picture = read_thumbnail(item.path, item.facts.frames, SIDE)
-        except KilnError:  # removed since it was scanned
-            picture = Image.new("RGB", (SIDE, SIDE), MISSING)
+        tile = (place + 1) * group - 1
+        for number, control in enumerate(item.controls):
+            x, y = corner = _corner(tile - len(item.controls) + number, columns)
+            lines = [control.path.name, f"{control.facts.width}x{control.facts.height} control"]
+            _tile(page, draw, corner, _thumbnail(control.path, control.facts.frames), FINE, lines)
+            draw.rectangle((x + SIDE, y + SIDE // 2 - 3, x + SIDE + GAP, y + SIDE // 2 + 3), fill=MISSING)
+        picture = _thumbnail(item.path, item.facts.frames)
         wrong = found.get(index, [])
         frame = SEVERE if any(p.severe for p in wrong) else MILD if wrong else FINE
         frames = f" {item.facts.frames}f" if item.facts.frames > 1 else ""
@@ -56,11 +66,48 @@ def contact_sheet(dataset: Dataset, problems: Sequence[Problem], title: str) -> 
             ", ".join(p.kind for p in wrong),
         ]
         _tile(page, draw, _corner(tile, columns), picture, frame, lines)
-    for tile, reason in enumerate(left_out, len(shown)):
+    for tile, reason in enumerate(left_out, len(shown) * group):
         corner = _corner(tile, columns)
         _tile(page, draw, corner, Image.new("RGB", (SIDE, SIDE), MISSING), SEVERE, ["left out"])
         _write_block(draw, corner, _short(reason))
     return np.asarray(page, dtype=np.float32) / 255
+
+
+@dataclass(frozen=True)
+class Pointed:
+    """A picture that is pointed out."""
+
+    path: Path | None  # of a still or clip; None where it is not known
+    frames: int
+    lines: tuple[str, ...]  # below it, at most three
+    severe: bool  # framed
+
+
+def pointed_sheet(rows: Sequence[tuple[str, Sequence[Pointed]]]) -> np.ndarray:
+    """Pictures in rows, each under its heading, which is written in the row above.
+
+    Returns:
+        (H, W, 3) fp32 in 0..1.
+    """
+    columns = max(4, *(len(tiles) for _, tiles in rows))
+    page, draw = _page(len(rows) * columns, columns)
+    for row, (heading, tiles) in enumerate(rows):
+        for column, pointed in enumerate(tiles):
+            picture = _thumbnail(pointed.path, pointed.frames)
+            frame = MILD if pointed.severe else FINE
+            _tile(page, draw, _corner(row * columns + column, columns), picture, frame, pointed.lines)
+        left, top = _corner(row * columns, columns)
+        _write(draw, (left, top - 26), heading, columns * (SIDE + GAP), 16)
+    return np.asarray(page, dtype=np.float32) / 255
+
+
+def _thumbnail(path: Path | None, frames: int) -> Image.Image:
+    try:
+        if path is not None:
+            return read_thumbnail(path, frames, SIDE)
+    except KilnError:  # removed since it was scanned
+        pass
+    return Image.new("RGB", (SIDE, SIDE), MISSING)
 
 
 def variants_sheet(dataset: Dataset, options: BucketOptions, items: int = 4, variants: int = 6) -> np.ndarray:
@@ -88,8 +135,8 @@ def variants_sheet(dataset: Dataset, options: BucketOptions, items: int = 4, var
     return np.asarray(page, dtype=np.float32) / 255
 
 
-def _choose(count: int, found: dict[int, list[Problem]]) -> list[int]:
-    first = sorted(range(count), key=lambda i: (i not in found, i))[:MOST_TILES]
+def _choose(count: int, found: dict[int, list[Problem]], most: int) -> list[int]:
+    first = sorted(range(count), key=lambda i: (i not in found, i))[:most]
     return sorted(first)
 
 

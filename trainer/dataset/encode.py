@@ -231,6 +231,7 @@ def _encoded(item: Item, jobs: list[Job], texts: list[Path], fps: float, guide_d
         frame_rate=_frame_rate(jobs[0], fps),
         guides=(guides := tuple(job.guide for job in jobs if job.guide is not None)),
         guide_dropout=guide_dropout if guides else 0.0,
+        source=item.path,
     )
 
 

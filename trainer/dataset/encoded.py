@@ -22,10 +22,11 @@ from safetensors.torch import load
 from torch import Tensor
 
 from ..conditioning import HEADER, ItemConditioning, equal, pack, unpack, unpack_tensors_only
-from ..errors import KilnError
+from ..errors import KilnError, shortened
 from ..parsers import parse_json
 from ..safefile import write_safetensors
 from .items import Item, Role
+from .names import shown_name
 
 NOISE_MASK = "kiln_noise_mask"
 """Entry of a guide that is no conditioning of the model."""
@@ -140,6 +141,13 @@ class EncodedItem:
     guide_dropout: float = 0.0  # probability of a sample without it
     noise_mask: bool = False  # the mask is that of a graph's latent: 0 where a sampler adds no noise
     class_texts: tuple[Path, ...] = ()  # as many for each text: with a class in the trigger word's place
+    source: Path | None = None  # the picture or clip that it was made of, to show it; where it is known
+
+    @property
+    def name(self) -> str:
+        """For people: its file, or how its caption begins."""
+        words = self.source.name if self.source else shortened(" ".join(self.caption.split()), 40)
+        return shown_name(words) if words else "without a caption"
 
     @property
     def latents(self) -> tuple[Path, ...]:
@@ -180,6 +188,7 @@ class EncodedItem:
             "empty_text": None if empty is None else Path(empty),
             "guides": tuple(Path(p) for p in values.get("guides", ())),
             "class_texts": tuple(Path(p) for p in values.get("class_texts", ())),
+            "source": None if (source := values.get("source")) is None else Path(source),
             "sizes": tuple(PixelSize(**size) for size in values.get("sizes", ())),
         }
         item = cls(**{**values, **paths, "shape": tuple(values["shape"])})

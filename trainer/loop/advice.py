@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..config import TrainConfig
+from ..dataset.encoded import EncodedItem
 from ..events import ValidationPoint, best_of
+from ..runs.item_losses import ItemLosses
 
 FLAT = 0.02  # a training loss that fell by less than this share has not fallen
 RISE = 0.02  # a validation loss this share above its minimum has risen, if that is also beyond its noise
@@ -20,7 +22,11 @@ MIN_STEPS = 50  # before that, nothing is said of the training loss
 
 
 def advise(
-    losses: Sequence[float], points: Sequence[ValidationPoint], config: TrainConfig, skipped: int = 0
+    losses: Sequence[float],
+    points: Sequence[ValidationPoint],
+    config: TrainConfig,
+    skipped: int = 0,
+    on_items: Sequence[str] = (),
 ) -> list[str]:
     """Sentences for the user; none when all is well or too little is known.
 
@@ -29,12 +35,14 @@ def advise(
         points: measurements so far, oldest first, the first from before training.
         config: the run's settings, named in the advice.
         skipped: steps that were not finite.
+        on_items: what `advise_on_items` says.
     """
     if diverging := _diverging(losses, config, skipped):
         return [diverging]  # what else the curves show is its consequence
     found = [
         _overfitting(losses, points, config) or _weak_transfer(losses, points),
         _underfitting(losses, points, config),
+        *on_items,
     ]
     return [text for text in found if text]
 
@@ -53,6 +61,28 @@ def advise_on_size(trained: int, whole: int, config: TrainConfig) -> str:
         f"Rank {config.adapter.rank} trains {trained / max(whole, 1):.0%} of the model's own parameters, more than "
         "there are to learn: lower the rank. 16 to 128 is usual."
     )
+
+
+def advise_on_items(items: Sequence[EncodedItem], found: ItemLosses) -> list[str]:
+    """A sentence on the highest and on the lowest of the items that stand out.
+
+    items: those that are trained on, as `found` counts them.
+    """
+    apart = found.standing_out([item.role for item in items])
+    high = [i for i in apart if found.times(i) > 1]
+    low = [i for i in apart if found.times(i) <= 1]
+    sentences = []
+    if high:
+        sentences.append(
+            f"Item {high[0] + 1}, {items[high[0]].name}, stays at {found.times(high[0]):.2f} times the loss of "
+            "the others at the same noise levels: look at the picture and its caption, one of the two may be wrong."
+        )
+    if low:
+        sentences.append(
+            f"Item {low[-1] + 1}, {items[low[-1]].name}, stays at {found.times(low[-1]):.2f} times the loss of "
+            "the others at the same noise levels: it may be known by heart; lower its repeats, or look for copies."
+        )
+    return sentences
 
 
 def _overfitting(

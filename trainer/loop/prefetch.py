@@ -16,6 +16,7 @@ from torch import Tensor
 from ..conditioning import ItemConditioning, map_tensors
 from ..config import ObjectiveConfig, TrainConfig
 from ..dataset.batches import Batch, BatchOrder, ItemStore, LoadedItem, SampleDraw
+from ..dataset.encoded import EncodedItem
 from ..denoiser import Conditioning, ConditioningBatch, Denoiser
 from ..memory.streams import streams_of
 from ..noise_defaults import family_is_told_sizes
@@ -33,6 +34,7 @@ class MicroBatch:
     mask: Tensor | None  # (B, 1, [F,] h, w)
     factor: Tensor  # (B,): what each item's error counts for in the loss of the step
     place: int  # unique in the run: seeds the dropout of this forward
+    among: tuple[int, ...]  # B: which of the step's sample draws, of all processes, these are; none that preserve
     preserves: bool = False  # the target is the model's own prediction without the adapter, not noised.target
 
 
@@ -50,6 +52,11 @@ class Prefetcher:
         self._denoiser, self._config, self._group = denoiser, config, group
         self._order, self._store = order, store
         self._ready: tuple[tuple[int, int], list[MicroBatch]] | None = None
+
+    @property
+    def items(self) -> Sequence[EncodedItem]:
+        """Those that are trained on, as sample draws count them."""
+        return self._store.items
 
     def batches(self, step: int) -> list[list[SampleDraw]]:
         """The sample draws of a step's batches, of all processes."""
@@ -70,17 +77,21 @@ class Prefetcher:
     def _make(self, step: int, parts: int) -> list[MicroBatch]:
         batches = self.batches(step)
         count = sum(map(len, batches))
-        micro_batches = []
+        micro_batches, first = [], 0
         for micro, batch in enumerate(batches):
             place = step * len(batches) + micro
+            among, first = range(first, first + len(batch)), first + len(batch)
             for part in range(parts):
                 draws = list(self._group.shard(batch))[part::parts]
                 if draws:
                     index = place + (part << 40) + (self._group.rank << 50)
-                    micro_batches += self._micro_batches(draws, count, index)
+                    these = self._group.shard(among)[part::parts]
+                    micro_batches += self._micro_batches(draws, these, count, index)
         return micro_batches
 
-    def _micro_batches(self, draws: list[SampleDraw], count: int, place: int) -> list[MicroBatch]:
+    def _micro_batches(
+        self, draws: list[SampleDraw], among: Sequence[int], count: int, place: int
+    ) -> list[MicroBatch]:
         """One, or as many as the conditionings of these items need: what cannot be one batch runs in turn."""
         config, denoiser, batch = self._config, self._denoiser, self._store.load(draws)
         latents = denoiser.prepare_latents(self._to_device(batch.latents.float()))
@@ -101,7 +112,7 @@ class Prefetcher:
         parts = conditioning_batches(denoiser, batch, latents, config.objective)
         preserving = self._preserving(batch, latents, noised, factor, place)
         if len(parts) == 1:
-            return [MicroBatch(noised, parts[0].conditioning, mask, factor, place), *preserving]
+            return [MicroBatch(noised, parts[0].conditioning, mask, factor, place, tuple(among)), *preserving]
         return [
             *(
                 MicroBatch(
@@ -110,6 +121,7 @@ class Prefetcher:
                     None if mask is None else mask[list(part.items)],
                     factor[list(part.items)],
                     place + (number << 60),
+                    tuple(among[i] for i in part.items),
                 )
                 for number, part in enumerate(parts)
             ),
@@ -136,6 +148,7 @@ class Prefetcher:
                 None,  # where the item is masked, too
                 factor[indices] * weight,
                 place + (number << 60) + (1 << 80),
+                (),
                 preserves=True,
             )
             for number, part in enumerate(parts)

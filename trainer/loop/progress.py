@@ -9,6 +9,7 @@ from torch import Tensor
 from ..config import TrainConfig
 from ..events import ValidationPoint
 from ..runs.checkpoint import RunState
+from ..runs.item_losses import ItemLosses
 from .guards import GuardState
 
 
@@ -30,7 +31,7 @@ class TrainResult:
     stopped_early: bool = False  # by the validation loss
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Progress:
     """Where the run stands, beside its weights."""
 
@@ -38,6 +39,7 @@ class Progress:
     points: list[ValidationPoint] = field(default_factory=list)
     guard: GuardState = field(default_factory=GuardState)
     advice: list[str] = field(default_factory=list)
+    items: ItemLosses
 
     @property
     def step(self) -> int:
@@ -48,3 +50,4 @@ class Progress:
         self.losses = list(state.losses) if state else []
         self.points = [ValidationPoint(**p) for p in state.validation] if state else []
         self.guard = GuardState.from_dict(state.guard) if state else GuardState()
+        self.items = ItemLosses.from_dict(state.item_losses if state else {}, len(self.items.draws))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -31,9 +32,10 @@ from ..memory.placement import Placement
 from ..report.curve import SmoothedLoss
 from ..runs import checkpoint
 from ..runs.checkpoint_list import best_checkpoint, newest_checkpoint
+from ..runs.item_losses import ItemLosses
 from ..runs.samples import Sampler, draw_samples
 from . import guards, validation
-from .advice import advise
+from .advice import advise, advise_on_items
 from .checks import check_given, check_resumable
 from .distributed import ProcessGroup
 from .loss_scale import overflowed
@@ -88,13 +90,13 @@ class TrainingState:
             self.emit(MessageEvent(text=self.placement.note))
         adapting = replace(config, adapter=self.adapter)
         self.trainable = Trainable(self.denoiser, adapting, self.placement.weights, start_from)
-        self.progress = Progress()
+        items = [i for i in dataset.items if i.role != "validation"]
+        self.progress = Progress(items=ItemLosses.of(len(items)))
         if resume_from is not None:
             check_resumable(resume_from, dataset, self.base_model, config, self.group.size)
             self.progress.restore(self.trainable.restore(resume_from))
         for loss in self.progress.losses:
             self.smoothed.add(loss)
-        items = [i for i in dataset.items if i.role != "validation"]
         self.order = order_of(items, config.batch_size * self.group.size, config.seed)
         store = ItemStore(items, config.seed)
         self.prefetcher = Prefetcher(self.denoiser, config, self.order, store, self.group)
@@ -160,6 +162,21 @@ class TrainingState:
             self.warn(warning)
         if self.placement.compiles:
             self.emit(MessageEvent(text=f"Compiled; the first step took {seconds:.0f} s."))
+
+    def note_items(self, step: int, among: Sequence[int], values: Sequence[float]) -> None:
+        """Keep what a step has shown of its items.
+
+        Args:
+            among: which of the step's sample draws this process has computed.
+            values: their losses, then their noise levels.
+        """
+        draws = [draw for batch in self.prefetcher.batches(step) for draw in batch]
+        if self.group.size > 1:
+            of_all = torch.zeros(2, len(draws))
+            of_all[:, list(among)] = torch.tensor(values).reshape(2, -1)
+            among, values = range(len(draws)), self.group.all_reduce(of_all).flatten().tolist()
+        for place, loss, level in zip(among, values[: len(among)], values[len(among) :], strict=True):
+            self.progress.items.add(draws[place].item, level, loss)
 
     # The device
 
@@ -302,6 +319,7 @@ class TrainingState:
             validation=[asdict(p) for p in progress.points],
             guard=asdict(progress.guard),
             ema_updates=self.trainable.ema_updates,
+            item_losses=progress.items.to_dict(),
         )
         try:
             path = self.trainable.save(self.run_folder, state)
@@ -358,4 +376,5 @@ class TrainingState:
 
     def _advice(self) -> list[str]:
         progress = self.progress
-        return advise(progress.losses, progress.points, self.config, progress.guard.skipped)
+        on_items = advise_on_items(self.prefetcher.items, progress.items)
+        return advise(progress.losses, progress.points, self.config, progress.guard.skipped, on_items)

@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -111,14 +112,14 @@ def train(
                 limit = guards.spike_limit(progress.losses, config.guards)
                 trainable.set_learning_rate(step, progress.guard.rate)
                 trainable.loss_scale = loss_scale(progress.guard, denoiser.dtype)
-                device_loss = all_reduce_gradients(
-                    group, trainable.buffers, _gradients_with_retry(state, step, limit)
-                )
+                found = _gradients_with_retry(state, step, limit)
+                device_loss = all_reduce_gradients(group, trainable.buffers, found.loss)
                 device_norm = trainable.clip_gradients((limit / device_loss).clamp(max=1))
                 if step + 1 < config.steps:
                     guards.prefetch(partial(prefetcher.prefetch, step + 1, progress.guard.parts))
                 # The step's one wait for the device
-                loss, grad_norm = torch.stack([device_loss.float(), device_norm]).tolist()
+                figures = torch.stack([device_loss.float(), device_norm])
+                loss, grad_norm, *of_items = torch.cat([figures, found.errors, found.levels]).tolist()
                 if state.overflowed(loss, grad_norm):
                     continue  # the same step at half the loss scale
                 progress.guard.clipped_spikes += loss > limit
@@ -130,6 +131,7 @@ def train(
                     guards.optimizer_step(trainable.optimizer_step, trainable.buffers)
                     progress.guard.bad_in_a_row = 0
                     progress.losses.append(loss)
+                    state.note_items(step, found.among, of_items)
                 elif state.skip_step(loss, grad_norm, rate):
                     continue  # rolled back
                 state.report_step(progress.losses[-1], rate, grad_norm, time.monotonic() - step_started)
@@ -157,7 +159,16 @@ def _device(controls: Controls) -> Iterator[ExitStack]:
         controls.release_device()
 
 
-def _gradients_with_retry(state: TrainingState, step: int, limit: float) -> Tensor:
+class _Found(NamedTuple):
+    """What one step's forwards gave this process, on the device; n items."""
+
+    loss: Tensor  # its share of the step's loss
+    errors: Tensor  # (n,) fp32 of each item, without weights
+    levels: Tensor  # (n,) fp32
+    among: tuple[int, ...]  # n: see MicroBatch
+
+
+def _gradients_with_retry(state: TrainingState, step: int, limit: float) -> _Found:
     """`_gradients`; again in smaller pieces when the device's memory runs out."""
     config = state.config.guards
     if state.config.optimizer.update_in_backward:
@@ -173,15 +184,17 @@ def _gradients_with_retry(state: TrainingState, step: int, limit: float) -> Tens
     )
 
 
-def _gradients(state: TrainingState, step: int, limit: float) -> Tensor:
-    """Add one step's gradients of this process's share; returns its share of the loss, on the device.
+def _gradients(state: TrainingState, step: int, limit: float) -> _Found:
+    """Add one step's gradients of this process's share.
 
     limit: the loss above which the step counts as a spike.
     """
     denoiser, config, guard = state.denoiser, state.config, state.progress.guard
     if guard.activation_checkpointing:
         checkpoint_blocks(denoiser.module)
-    total = torch.zeros((), device=denoiser.device)
+    total, empty = torch.zeros((), device=denoiser.device), torch.zeros(0, device=denoiser.device)
+    all_errors, levels = [empty], [empty]
+    among: tuple[int, ...] = ()
     for micro_batch in state.prefetcher.get(step, guard.parts):
         state.trainable.adapter.set_step(config.seed, micro_batch.place)
         noised, target = micro_batch.noised, micro_batch.noised.target
@@ -193,4 +206,8 @@ def _gradients(state: TrainingState, step: int, limit: float) -> Tensor:
         if loss.requires_grad:  # not when dropout has switched every layer off
             state.trainable.backward(loss, limit)
         total += loss.detach()
-    return total
+        if not micro_batch.preserves:
+            all_errors.append(errors.detach())
+            levels.append(noised.level.float())
+            among += micro_batch.among
+    return _Found(total, torch.cat(all_errors), torch.cat(levels), among)

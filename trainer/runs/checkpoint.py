@@ -49,6 +49,7 @@ class RunState:
     validation: list[dict[str, Any]] = field(default_factory=list)  # ValidationPoint as plain values
     guard: dict[str, Any] = field(default_factory=dict)  # GuardState as plain values
     ema_updates: int = 0
+    item_losses: dict[str, Any] = field(default_factory=dict)  # ItemLosses as plain values
 
     @property
     def best_step(self) -> int | None:

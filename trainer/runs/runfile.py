@@ -99,17 +99,34 @@ def read_dataset(path: Path) -> EncodedDataset:
     Raises:
         KilnError: the file or an item's file is not there, or the list is malformed.
     """
+    dataset = read_listed_items(path)
+    try:
+        gone = next((f for item in dataset.items for f in item.files if not f.is_file()), None)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    if gone is not None:
+        raise KilnError(f"The encoded file {gone} of {path.name} is gone; run the Encode Dataset node again.")
+    return dataset
+
+
+def read_listed_items(path: Path) -> EncodedDataset:
+    """The same without looking for the items' files.
+
+    Raises:
+        KilnError: the file is not there, or the list is malformed.
+    """
     try:
         listed = parse_json(path.read_text("utf-8"))
         items = tuple(EncodedItem.from_dict(item) for item in listed["items"])
         trigger_word = str(listed.get("trigger_word", ""))  # files of earlier versions have none
         class_word = str(listed.get("class_word", ""))
-        gone = next((f for item in items for f in item.files if not f.is_file()), None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise KilnError(f"The dataset file {path} cannot be read ({error}); export the run again.") from error
-    if gone is not None:
-        raise KilnError(f"The encoded file {gone} of {path.name} is gone; run the Encode Dataset node again.")
+        raise _unreadable(path, error) from error
     return EncodedDataset(items, trigger_word=trigger_word, class_word=class_word)
+
+
+def _unreadable(path: Path, error: Exception) -> KilnError:
+    return KilnError(f"The dataset file {path} cannot be read ({error}); export the run again.")
 
 
 def _values(table: Any, but: str = "") -> list[Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +13,12 @@ from typing import Any
 import folder_paths
 
 from ....trainer.config import TrainConfig
+from ....trainer.dataset.loading import read_thumbnail
 from ....trainer.errors import KilnError
 from ....trainer.noise_defaults import as_chosen
 from ....trainer.report.curve import Curve, smooth
 from ....trainer.runs import artifacts
+from ....trainer.runs.hard_items import RankedItem, ranked_items
 from ....trainer.runs.history import ORDERS as ORDERS
 from ....trainer.runs.history import History, Record
 from ....trainer.runs.run import LORA
@@ -23,6 +27,7 @@ from .. import paths
 from .monitor import find_run
 
 THUMBNAIL = 384  # pixels, the longer side
+ITEM_THUMBNAIL = 144
 CURVE_COLUMNS = 500
 
 
@@ -69,6 +74,36 @@ def thumbnail(run_id: str, place: int) -> bytes | None:
     if path is None or not path.is_file() or not any(Path(r).resolve() in path.parents for r in roots):
         return None
     return small_picture(path, THUMBNAIL)
+
+
+def items(run_id: str) -> dict[str, Any]:
+    """The items with the highest and the lowest loss, each end first, as api.mjs calls HardItems.
+
+    Raises:
+        KilnError: the run knows nothing of its items.
+    """
+    ends = ranked_items(_folder(run_id))
+    return {name: [_shown_item(i) for i in end] for name, end in zip(("high", "low"), ends, strict=True)}
+
+
+def _shown_item(item: RankedItem) -> dict[str, Any]:
+    figures = {
+        name: getattr(item, name) for name in ("number", "name", "times", "loss", "draws", "stands_out")
+    }
+    return {**figures, "picture": _picture(item.source)}
+
+
+def _picture(path: Path | None) -> str:
+    """An address that holds a small JPEG itself; empty where there is none."""
+    if path is None or not paths.may_show(path):
+        return ""
+    try:
+        small = read_thumbnail(path, 1, ITEM_THUMBNAIL)
+    except KilnError:  # moved or deleted since
+        return ""
+    out = io.BytesIO()
+    small.save(out, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 
 def rate(run_id: str, rating: int | None, notes: str | None, name: str | None = None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from trainer.conditioning import ItemConditioning
 from trainer.dataset.augment import Augmentation
 from trainer.dataset.batches import ItemStore, SampleDraw
 from trainer.dataset.buckets import Bucket, BucketOptions
+from trainer.dataset.contact_sheet import GAP, SIDE, contact_sheet
 from trainer.dataset.encode import encode_dataset
 from trainer.dataset.encoded import NOISE_MASK, EncodedItem
 from trainer.dataset.items import Dataset, Item
@@ -120,6 +122,22 @@ def test_missing_and_surplus_ones_are_named(folder: Path, tmp_path: Path) -> Non
     assert names(dataset) == {"a.png": ["a.png"]}
     assert any(r"1 pictures of the control folder" in r and "z.png" in r for r in dataset.remarks)
     assert "1 with control pictures" in dataset.describe()
+
+
+def test_the_sheet_shows_them_beside_their_items(folder: Path, tmp_path: Path) -> None:
+    """Two controls and the item, red, in one row; of an item with one control, the place before it is empty."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    for name in ("a", "b"):
+        picture(first / f"{name}.png", "blue", (64, 64))
+        picture(second / f"{name}.png", "lime", (64, 64))
+        picture(folder / f"{name}.png", "red", (64, 64))
+    dataset = scan(folder, first, second)
+    a, b = dataset.items
+    sheet = contact_sheet(replace(dataset, items=(a, replace(b, controls=b.controls[:1]))), [], "two")
+    step, top = SIDE + GAP, 28 + GAP + SIDE // 2
+    middles = [sheet[top, GAP + place * step + SIDE // 2].round().tolist() for place in range(6)]
+    red, green, blue, paper = [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]
+    assert middles == [blue, green, red, paper, blue, red]
 
 
 @pytest.mark.parametrize("augmented", [False, True])

@@ -21,6 +21,8 @@ from trainer.config import ValidationConfig
 from trainer.errors import KilnError
 from trainer.loop.distributed import AccelerateGroup, ProcessGroup
 from trainer.loop.train import train
+from trainer.runs.checkpoint import read_state
+from trainer.runs.checkpoint_list import newest_checkpoint
 
 folder, output, batch_size = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 group = AccelerateGroup() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ProcessGroup()
@@ -47,4 +49,7 @@ result = train(ToyDenoiser(), encoded, config, run_folder=chosen, group=group)
 if group.is_main:
     save_file(result.adapter, output)
     losses = {"losses": result.losses, "validation": [p.loss for p in result.validation]}
+    newest = newest_checkpoint(chosen)
+    assert newest is not None
+    losses["items"] = read_state(newest).item_losses["usual"]
     output.with_suffix(".json").write_text(json.dumps({**losses, "processes": group.size}))

@@ -68,6 +68,7 @@ def test_two_processes_equal_one_with_twice_the_batch(
     assert [t["processes"] for t in told] == [2, 1]
     torch.testing.assert_close(told[0]["losses"], told[1]["losses"], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(told[0]["validation"], told[1]["validation"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(told[0]["items"], told[1]["items"], rtol=1e-3, atol=1e-4)
     ours, expected = load_file(two), load_file(one)
     assert ours.keys() == expected.keys()
     for key, value in expected.items():

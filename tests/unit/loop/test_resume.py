@@ -67,6 +67,11 @@ def assert_same(a: TrainResult, b: TrainResult) -> None:
     assert a.validation == b.validation and a.advice == b.advice
 
 
+def items_of(folder: Path) -> dict[str, Any]:
+    """What a run's newest checkpoint says of its items."""
+    return read_state(find_checkpoints(folder)[-1]).item_losses
+
+
 OPTIMIZERS = [
     {},
     {"optimizer": "adafactor", "learning_rate": 0.05},
@@ -92,6 +97,8 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, optimizer: dict[str, Any])
     assert part.stopped and part.step == 11
     saved = find_checkpoints(tmp_path / "part")[-1]
     assert_same(run(tmp_path / "part", encoded, config, resume_from=saved), whole)
+    assert items_of(tmp_path / "part") == items_of(tmp_path / "whole")
+    assert sum(items_of(tmp_path / "whole")["near"]) == pytest.approx(48 / 3 * 5), "every draw of every batch"
     assert len({p.loss for p in whole.validation}) > 3
 
 
