@@ -1,4 +1,7 @@
-"""One run of learning.py: `python learning_worker.py OPTIONS.json`, in the host's folder. Prints seconds and score."""
+"""One run of learning.py: `python learning_worker.py OPTIONS.json`, in the host's folder. Prints seconds and score.
+
+Of a list of options, one run after the other and a line each.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from host_process import REPO, enter_host, say
 
-OPTIONS = json.loads(sys.argv[1])
+ASKED = json.loads(sys.argv[1])
+OPTIONS: dict[str, Any] = {}  # of the run in progress
 sys.stdout = sys.stderr  # the host prints; our parent reads the true stdout
 enter_host("cpu")
 sys.path.append(str(REPO / "tests"))
@@ -36,6 +40,7 @@ from lora_kiln.trainer.lora_files.lora_weights import LoraWeights  # type: ignor
 from lora_kiln.trainer.runs.job import Job  # type: ignore[import-not-found]
 from PIL import Image
 from tiny_wan import check, world
+from token_route import route_middle
 from train_node import host_inputs
 
 PROMPT, SAMPLES, CFG = "a red zorb on a white background", 20, 3.0
@@ -56,7 +61,7 @@ def encode(loaded: check.Loaded) -> tuple[list[dict[str, Any]], list[Any]]:
 
 
 def train_ours(model: Any, latents: list[Any], texts: list[Any], folder: Path) -> Any:
-    """The MODEL with the LoRA on at 1.0."""
+    """The MODEL with the LoRA on at 1.0; trained with OPTIONS["route"] of the tokens past the middle blocks."""
     dataset = encoded_from_latents(latents, texts, folder / "items")
     config = TrainConfig(
         steps=OPTIONS["steps"],
@@ -67,7 +72,9 @@ def train_ours(model: Any, latents: list[Any], texts: list[Any], folder: Path) -
         optimizer=OptimizerConfig(learning_rate=OPTIONS["learning_rate"]),
         objective=ObjectiveConfig(),
     )
-    denoiser = HostDenoiser(model, (OPTIONS["batch_size"], *dataset.items[0].shape))
+    share = OPTIONS.get("route", 0.0)
+    routed = route_middle(model, share, OPTIONS["seed"]) if share else model
+    denoiser = HostDenoiser(routed, (OPTIONS["batch_size"], *dataset.items[0].shape))
     job = Job(
         lambda controls: train(
             denoiser, dataset, config, run_folder=folder / "run", weights=host_weights, controls=controls
@@ -107,14 +114,21 @@ def main() -> None:
     loaded = check.load()
     with torch.inference_mode():
         latents, texts = encode(loaded)
+    for options in ASKED if isinstance(ASKED, list) else [ASKED]:
+        OPTIONS.clear()
+        OPTIONS.update(options)
+        one_run(loaded, latents, texts)
+
+
+def one_run(loaded: check.Loaded, latents: list[Any], texts: list[Any]) -> None:
     train = train_ours if OPTIONS["who"] == "ours" else train_host
     with tempfile.TemporaryDirectory() as folder:
-        started = time.perf_counter()
+        started, busy = time.perf_counter(), time.process_time()
         trained = train(loaded.model, latents, texts, Path(folder))
-        seconds = time.perf_counter() - started
+        seconds, busy = time.perf_counter() - started, time.process_time() - busy
     drawing = check.Loaded(trained, loaded.clip, loaded.vae)
     images = [check.draw(drawing, PROMPT, seed, cfg=CFG) for seed in range(SAMPLES)]
-    say({"seconds": seconds, "score": world.concept_score(images)})
+    say({"seconds": seconds, "processor_seconds": busy, "score": world.concept_score(images)})
 
 
 if __name__ == "__main__":

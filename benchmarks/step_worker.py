@@ -36,6 +36,7 @@ from lora_kiln.trainer.events import StepEvent  # type: ignore[import-not-found]
 from lora_kiln.trainer.loop import objective
 from lora_kiln.trainer.loop.train import train  # type: ignore[import-not-found]
 from lora_kiln.trainer.runs.job import Job  # type: ignore[import-not-found]
+from token_route import route_middle
 from train_node import host_inputs, input_names
 
 FOREVER = 1_000_000  # steps: the parent says when it is over
@@ -153,6 +154,7 @@ CONTESTANTS: dict[str, Callable[[Any, Path], None]] = {
     "floor": floor,
     "ours": ours,
     "preserving": lambda m, f: ours(m, f, preserving=True),
+    "routed": lambda m, f: ours(route_middle(m, 0.5), f),
     "peft": peft,
     "host_default": lambda m, f: host(m, f, gradient_checkpointing=True),
     "host_weight": lambda m, f: host(m, f, gradient_checkpointing=False),

@@ -34,7 +34,9 @@ class MicroBatch:
     mask: Tensor | None  # (B, 1, [F,] h, w)
     factor: Tensor  # (B,): what each item's error counts for in the loss of the step
     place: int  # unique in the run: seeds the dropout of this forward
-    among: tuple[int, ...]  # B: which of the step's sample draws, of all processes, these are; none that preserve
+    among: tuple[
+        int, ...
+    ]  # B: which of the step's sample draws, of all processes, these are; none that preserve
     preserves: bool = False  # the target is the model's own prediction without the adapter, not noised.target
 
 
