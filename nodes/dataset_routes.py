@@ -75,13 +75,14 @@ async def glance(request: web.Request) -> web.Response:
         return web.json_response({"missing": str(refused)})
 
     def look() -> dict[str, Any]:
-        contents = Contents(folder, part)
+        contents = Contents(folder, part, paths.model_marks())
         every = contents.items()
         read = [item for item in every if not item.aside]
         return {
             "count": len(read),
             "clips": sum(item.clip for item in read),
             "without": sum(not item.caption for item in read),
+            "by_model": sum("caption" in item.by_model for item in read),
             "aside": len(every) - len(read),
             "left_out": [*unread_sentences(contents.unread()), *(item.error for item in read if item.error)],
             "first": [{"name": i.name, "stamp": i.stamp, "clip": i.clip} for i in read[:FIRST]],
@@ -99,7 +100,7 @@ async def items(request: web.Request) -> web.Response:
     def look() -> dict[str, Any]:
         writable = paths.may_change(folder)
         undo = _undoable(_editor(folder, part).newest()) if writable else None
-        found = [dataclasses.asdict(item) for item in Contents(folder, part).items(most)]
+        found = [dataclasses.asdict(item) for item in Contents(folder, part, paths.model_marks()).items(most)]
         return {"folder": paths.dataset_name(folder), "writable": writable, "items": found, "undo": undo}
 
     return web.json_response(await asyncio.to_thread(look))
@@ -234,7 +235,7 @@ async def _changing(
 def _items_now(folder: Path, part: Part, names: list[str]) -> list[dict[str, Any]]:
     if not names:
         return []
-    contents = Contents(folder, part)
+    contents = Contents(folder, part, paths.model_marks())
     found = (contents.item(inside(folder, name)) for name in names)
     return [dataclasses.asdict(item) for item in found if item is not None]
 

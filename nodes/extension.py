@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from . import (
+    captioning,
     captions,
     compare,
     dataset,
@@ -42,6 +43,7 @@ class LoraKilnExtension(ComfyExtension):
             dataset.KilnLoadDataset,
             dataset.KilnImagesToDataset,
             dataset.KilnCombineDatasets,
+            captioning.KilnCaptionDataset,
             captions.KilnCaptionTemplate,
             captions.KilnCaptionAugment,
             quality.KilnAugmentDataset,

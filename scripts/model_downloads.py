@@ -53,6 +53,10 @@ FLUX_VAE = _file("vae", "Comfy-Org/Lumina_Image_2.0_Repackaged/resolve/main/spli
 QWEN_IMAGE = _file("diffusion_models", f"{_QWEN}/diffusion_models/qwen_image_fp8_e4m3fn.safetensors")
 QWEN_TEXT = _file("text_encoders", f"{_QWEN}/text_encoders/qwen_2.5_vl_7b_fp8_scaled.safetensors")
 QWEN_VAE = _file("vae", f"{_QWEN}/vae/qwen_image_vae.safetensors")
+# Text to Image (Ideogram v4) has its larger sister
+QWEN3_VL = _file(
+    "text_encoders", "Comfy-Org/Qwen3-VL/resolve/main/text_encoders/qwen3vl_4b_fp8_scaled.safetensors"
+)
 # image_qwen_image_edit_2509
 QWEN_EDIT = _file(
     "diffusion_models",

@@ -26,6 +26,7 @@ SPOKEN = (
     "nodes/host/models/lora.py",
     "nodes/upload_routes.py",
     "trainer/dataset/buckets.py",
+    "trainer/dataset/captioning.py",
     "trainer/dataset/encode_progress.py",
     "trainer/dataset/encoded.py",
     "trainer/dataset/items.py",

@@ -31,6 +31,7 @@ SMALL = ImageFont.load_default(19)
 OTHERS = {
     EXPERTS: "in: your pictures\nout: a LoRA file for each expert, a picture drawn with both",
     "Compare strengths": "in: your LoRA\nout: one picture, your LoRA at six strengths side by side",
+    "Caption a dataset": "in: your pictures, a model that looks at them\nout: a caption beside each, a report",
     "Look at a dataset": "in: your pictures\nout: a report on them, what to mend, a contact sheet",
 }
 EMPTY_VIEW = """box => {

@@ -20,7 +20,7 @@ from scripts.host_client import HostClient
 from scripts.host_files import REPO
 from scripts.training_templates import NEGATIVE, PROMPT, STORIES, show, training_template, wan
 from scripts.workflow_graph import BLUE, BROWN, GREEN, PURPLE, YOURS, Graph, Info, opened
-from scripts.workshop import workshop
+from scripts.workshop import captioning, workshop
 
 TEMPLATES = REPO / "workflows"
 TINY = REPO / "tests" / "tiny_wan" / "workflows" / "train_then_sample_tiny.json"
@@ -172,6 +172,7 @@ def all_graphs(info: Info) -> dict[Path, Graph]:
         TEMPLATES / f"{EXPERTS}.json": experts_template(info),
         TEMPLATES / "Compare strengths.json": compare(info),
         TEMPLATES / "Look at a dataset.json": workshop(info),
+        TEMPLATES / "Caption a dataset.json": captioning(info),
     }
 
 

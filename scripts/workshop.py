@@ -1,6 +1,6 @@
-"""The dataset workshop: a workflow from a folder to a report and to encoded items, ready for training.
+"""Workflows about a dataset alone: from a folder to a report and to encoded items; and captions by a model.
 
-`python -m scripts.workflows URL` builds it with the others.
+`python -m scripts.workflows URL` builds them with the others.
 """
 
 from __future__ import annotations
@@ -65,4 +65,44 @@ def workshop(info: Info) -> Graph:
     graph.add("words", "PreviewAny", tall=300, source=("report", 0))
     graph.column(760)
     graph.add("sheet", "PreviewImage", tall=640, images=("report", 1))
+    return graph
+
+
+CAPTIONING_NOTE = """## Caption a dataset
+
+A text encoder that looks at pictures writes a caption beside every picture and clip that has none. Needs ComfyUI 0.33
+or newer.
+
+1. Put pictures into **ComfyUI/input/my_dataset**, or drop them on Load Dataset.
+2. Choose a ready instruction on **Caption Dataset** and edit it. Write your trigger word.
+3. Press **Run**; stop and run again as you like. **Open dataset** shows what is *by model*; mend it there.
+
+The report says what is still worth mending."""
+
+
+def captioning(info: Info) -> Graph:
+    """Folder -> captions by a model -> report."""
+    graph = opened(info, CAPTIONING_NOTE, 400)
+    graph.step("1 Pictures and model", GREEN)
+    graph.column(360)
+    graph.add("dataset", "KilnLoadDataset", color=YOURS, folder="my_dataset", on_bad_file="skip")
+    model = files.QWEN3_VL
+    graph.add(
+        "clip", "CLIPLoader", models=[model], clip_name=model.name, type="stable_diffusion", device="default"
+    )
+    graph.step("2 Captions", BROWN)
+    graph.column(420)
+    graph.add(
+        "captions",
+        "KilnCaptionDataset",
+        tall=900,
+        color=YOURS,
+        dataset=("dataset", 0),
+        clip=("clip", 0),
+        trigger_word=TRIGGER,
+    )
+    graph.step("3 Report", PURPLE)
+    graph.column(620)
+    graph.add("report", "KilnDatasetReport", tall=640, dataset=("captions", 0))
+    graph.add("words", "PreviewAny", tall=300, source=("report", 0))
     return graph

@@ -87,6 +87,7 @@ export const kindOf = (kind) => (kind.startsWith("caption of") ? "same" : kind.s
 export function passes(item, figures, { words, tag, show, below }) {
   if (item.aside !== (show === "aside")) return false;
   if (show === "missing" && item.caption) return false;
+  if (show === "model" && !item.by_model.length) return false;
   if (show === "warnings" && !item.error && !figures?.warnings.length) return false;
   if (show === "clips" && !item.clip) return false;
   if (show === "stills" && item.clip) return false;

@@ -14,6 +14,7 @@ import { address, ask, ServerError } from "./api.mjs";
  * @property {boolean} mask a mask file belongs to it
  * @property {boolean} aside set aside: not read
  * @property {string} error why its sidecars cannot be read
+ * @property {string[]} by_model what a model wrote and nobody has edited: "caption", names of fields
  *
  * @typedef {{kind: string, text: string, severe: boolean}} Warning
  * @typedef {Object} Figures what was measured of an item
@@ -35,7 +36,7 @@ import { address, ask, ServerError } from "./api.mjs";
  *   skipped?: string[], remarks?: string[]}} Measured
  * @typedef {{changed: boolean, files: number, items: Item[], undo: Undo | null}} Changed
  * @typedef {{name: string, version: string, caption?: string, fields?: Record<string, string>}} Change
- * @typedef {{missing?: string, count: number, clips: number, without: number, aside: number, left_out: string[],
+ * @typedef {{missing?: string, count: number, clips: number, without: number, by_model: number, aside: number, left_out: string[],
  *   first: {name: string, stamp: number, clip: boolean}[]}} Glance
  * @typedef {{taken: string[], clashing: string[], refused: [string, string][], renamed: Record<string, string>,
  *   exists: boolean, limit?: number, token?: string}} Answer what becomes of files that are to be uploaded

@@ -30,6 +30,7 @@ export class DetailPanel {
       onchange: () => this.save(),
       onkeydown: (/** @type {KeyboardEvent} */ event) => this.key(event),
     });
+    this.byModel = make("div", { class: "kiln-faint", title: t("byModelHelp"), text: t("byModel"), hidden: true });
     this.conflict = make("div", { class: "kiln-ask", role: "alert", hidden: true });
     this.fields = make("div", { class: "kiln-fields" });
     this.question = make("div", {});
@@ -43,6 +44,7 @@ export class DetailPanel {
       this.facts,
       this.warnings,
       this.caption,
+      this.byModel,
       this.conflict,
       this.fields,
       this.actions,
@@ -77,6 +79,7 @@ export class DetailPanel {
     }
     this.caption.setAttribute("aria-label", t("captionOf", item.name));
     this.caption.placeholder = t("noCaption");
+    this.byModel.hidden = !item.by_model.includes("caption");
     this.caption.readOnly = !this.page.writable;
     if (other || !this.fields.contains(document.activeElement)) this.showFields(item);
     if (other) this.question.replaceChildren();
@@ -190,7 +193,7 @@ export class DetailPanel {
 
   /** @param {Item} item */
   showFields(item) {
-    const rows = Object.entries(item.fields).map(([name, value]) => this.fieldRow(name, value));
+    const rows = Object.entries(item.fields).map(([name, value]) => this.fieldRow(name, value, item.by_model.includes(name)));
     const known = new Set(this.page.fieldNames);
     for (const each of this.page.items.values()) for (const name of Object.keys(each.fields)) known.add(name);
     const fresh = [...known].filter((name) => !(name in item.fields));
@@ -207,12 +210,13 @@ export class DetailPanel {
     );
   }
 
-  /** @param {string} name @param {string} value */
-  fieldRow(name, value) {
+  /** @param {string} name @param {string} value @param {boolean} byModel */
+  fieldRow(name, value, byModel) {
     const input = make("input", { type: "text", "aria-label": t("fieldOf", name), onchange: () => this.setField(name, input.value) });
     input.value = value;
     input.readOnly = !this.page.writable;
-    return make("div", { class: "kiln-field-row" }, make("span", { text: name }), input);
+    const mark = byModel && make("small", { class: "kiln-faint", title: t("byModelHelp"), text: t("byModel") });
+    return make("div", { class: "kiln-field-row" }, make("span", { text: name }), input, mark);
   }
 
   /** @param {string} name @param {string} value "" removes it */

@@ -166,8 +166,9 @@ class Strip {
   show(folder, found) {
     const pictures = found.first.map((item) => make("img", { src: thumbnail(folder, item, SIDE), alt: item.name, title: item.name, loading: "lazy", draggable: "false" }));
     this.pictures.replaceChildren(...pictures);
-    const { count, clips, without, aside, left_out: left } = found;
+    const { count, clips, without, by_model: byModel, aside, left_out: left } = found;
     const parts = [clips ? t("glance", count - clips, clips, without) : t("glanceStills", count, without)];
+    if (byModel) parts.push(t("glanceByModel", byModel));
     if (left.length) parts.push(t("datasetLeftOut", left.length));
     if (aside) parts.push(t("glanceAside", aside));
     this.figures.textContent = count || left.length ? parts.join(" · ") : t("glanceEmpty");

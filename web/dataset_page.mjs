@@ -22,7 +22,7 @@ const SIDE = 256; // of a thumbnail
 const FIRST = 60; // items that fill the largest screen
 const PATIENCE = 200; // milliseconds after the last key
 const MOST_TAGS = 200;
-const SHOWN = ["all", "missing", "warnings", "stills", "clips", "masked", "aside"];
+const SHOWN = ["all", "missing", "model", "warnings", "stills", "clips", "masked", "aside"];
 const SIZES = ["0", "512", "1024"];
 
 /** @type {Set<DatasetPage>} */
@@ -189,6 +189,7 @@ export class DatasetPage {
     if (item.clip) marks.push([figures ? `▶ ${figures.seconds} s` : "▶", ""]);
     if (item.mask || figures?.masked) marks.push([t("kind_mask"), ""]);
     if (figures && figures.repeats > 1) marks.push([`×${figures.repeats}`, ""]);
+    if (item.by_model.length) marks.push([t("byModel"), "kiln-by-model"]);
     if (item.error) marks.push(["!", "kiln-severe"]);
     for (const warning of figures?.warnings ?? []) {
       const kind = kindOf(warning.kind);

@@ -7,6 +7,7 @@ import { watchDatasets } from "./dataset_page.mjs";
 import { showErrors } from "./errors.mjs";
 import { addEstimate, watchEstimates } from "./estimate.mjs";
 import { keepNodeTexts } from "./node_texts.mjs";
+import { fillFromInstruction } from "./instructions.mjs";
 import { labelOptions } from "./option_labels.mjs";
 import { openAtTheNote } from "./opening_view.mjs";
 import { addPanel, listen, reattach } from "./panel.mjs";
@@ -35,6 +36,7 @@ app.registerExtension({
   nodeCreated(/** @type {any} */ node) {
     labelOptions(node);
     if (node.comfyClass === "KilnLoadDataset") addStrip(node, app);
+    if (node.comfyClass === "KilnCaptionDataset") fillFromInstruction(node, app);
     fillFromPreset(node, app);
     if (node.comfyClass !== "KilnTrainLora") return;
     addPanel(node, app);

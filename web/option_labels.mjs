@@ -9,6 +9,9 @@ const LABELS = {
   on_bad_file: { stop: "停止", skip: "跳过" },
   masks: { "alpha and masks folder": "透明度与 masks 文件夹", off: "关闭" },
   role: { subject: "主体", regularisation: "正则化", validation: "验证" },
+  ready: { subject: "主体", style: "画风", "video motion": "视频动作", tags: "标签", fields: "字段", own: "自己写" },
+  write: { caption: "描述", tags: "标签", fields: "字段" },
+  which: { without: "没有描述的", "without or by a model": "没有描述或由模型写的", all: "全部" },
   missing: { "drop clause": "去掉该分句", error: "报错", keep: "保留" },
   preset: {
     custom: "自定义",

@@ -46,14 +46,26 @@ function afterChange(widget, then) {
  * @param {any} app the host's app, to redraw
  */
 export function fillFromPreset(node, app) {
-  const widget = (/** @type {string} */ name) => node.widgets?.find((/** @type {any} */ w) => w.name === name);
-  const preset = widget("preset");
   const presets = OF_NODE[node.comfyClass];
-  if (!preset || !presets) return;
+  if (presets) fillWidgets(node, app, "preset", presets, "custom");
+}
+
+/**
+ * A combo that fills other widgets of its node, and shows that it no longer holds when one of these is changed.
+ * @param {any} node
+ * @param {any} app the host's app, to redraw
+ * @param {string} name of the combo
+ * @param {Record<string, Record<string, any>>} table choice -> widget -> value; all have the same widgets
+ * @param {string} own the choice for all else
+ */
+export function fillWidgets(node, app, name, table, own) {
+  const widget = (/** @type {string} */ name) => node.widgets?.find((/** @type {any} */ w) => w.name === name);
+  const combo = widget(name);
+  if (!combo) return;
   let filling = false;
 
-  afterChange(preset, (choice) => {
-    const values = presets[choice];
+  afterChange(combo, (choice) => {
+    const values = table[choice];
     if (!values) return;
     filling = true;
     for (const [name, value] of Object.entries(values)) {
@@ -66,13 +78,13 @@ export function fillFromPreset(node, app) {
     app.graph?.setDirtyCanvas(true, true);
   });
 
-  for (const name of Object.keys(Object.values(presets)[0])) {
+  for (const name of Object.keys(Object.values(table)[0])) {
     const target = widget(name);
     if (!target) continue;
     afterChange(target, (value) => {
-      const values = presets[preset.value];
+      const values = table[combo.value];
       if (filling || !values || values[name] === value) return;
-      preset.value = "custom";
+      combo.value = own;
     });
   }
 }

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import folder_paths
 
+from ...trainer.dataset.model_marks import ModelMarks
 from ...trainer.dataset.names import check_new_name, inside, shown_name
 from ...trainer.errors import KilnError, shortened
 from ...trainer.runs.samples import sample_path
@@ -119,6 +120,11 @@ def facts_cache() -> Path:
 def edit_journals() -> Path:
     """Where the changes that a user made in datasets are kept, so that they can be undone."""
     return kiln_directory() / "edits"
+
+
+def model_marks() -> ModelMarks:
+    """Which captions and fields of all datasets a model wrote."""
+    return ModelMarks(kiln_directory() / "by_model.txt")
 
 
 def upload_store() -> Path:

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import test from "node:test";
 import { changed, kindOf, passes, tagCounts, tagsOf } from "../../web/captions.mjs";
 
-const item = (name, caption = "", more = {}) => ({ name, caption, fields: {}, version: "", bytes: 1, stamp: 1, clip: false, mask: false, aside: false, error: "", ...more });
+const item = (name, caption = "", more = {}) => ({ name, caption, fields: {}, version: "", bytes: 1, stamp: 1, clip: false, mask: false, aside: false, error: "", by_model: [], ...more });
 const figures = (more = {}) => ({ width: 600, height: 600, frames: 1, seconds: 0, bucket: "", lost: 0, repeats: 1, masked: false, warnings: [], ...more });
 const filter = (more = {}) => ({ words: "", tag: "", show: "all", below: 0, ...more });
 
@@ -23,6 +23,11 @@ test("only whole tags are removed", () => {
 test("text is replaced as it is written", () => {
   assert.equal(changed("a (cat) on a mat", "replaceText", "(cat)", "$& dog"), "a $& dog on a mat");
   assert.equal(changed("abc", "replaceText", "", "x"), "abc");
+});
+
+test("what a model wrote is shown alone", () => {
+  assert.equal(passes(item("1", "a cat", { by_model: ["caption"] }), undefined, filter({ show: "model" })), true);
+  assert.equal(passes(item("2", "mine"), undefined, filter({ show: "model" })), false);
 });
 
 test("only what has no caption is filled", () => {

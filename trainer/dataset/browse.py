@@ -24,6 +24,7 @@ from .files import (
     name_key,
 )
 from .masks import Masks
+from .model_marks import ModelMarks
 from .sidecars import Sidecars
 from .tables import Row, Tables
 
@@ -45,6 +46,7 @@ class Listed:
     mask: bool  # a mask file belongs to it
     aside: bool  # set aside: it is not read
     error: str  # why its sidecars cannot be read; "" when they can
+    by_model: tuple[str, ...] = ()  # what a model wrote and nobody has edited: "caption", names of fields
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,14 @@ class Part:
 class Contents:
     """A folder's items with all that belongs to them, as they are now."""
 
-    def __init__(self, root: Path, part: Part) -> None:
+    def __init__(self, root: Path, part: Part, marks: ModelMarks | None = None) -> None:
         """
         Args:
             root: the dataset's folder; must exist.
             part: which of its items.
+            marks: what models wrote.
         """
-        self.root = root
+        self.root, self._marks = root, marks
         self._read = _Beside(find_files(root, part.recursive, part.also))
         aside = root / SET_ASIDE
         there = aside.is_dir() and not aside.is_symlink()
@@ -99,6 +102,7 @@ class Contents:
             mask=beside.masks.of(path) is not None,
             aside=beside is self._aside,
             error=error,
+            by_model=self._marks.among(path.name, caption, fields) if self._marks is not None else (),
         )
 
     def row(self, path: Path) -> Row:

@@ -96,8 +96,8 @@ class DatasetEditor:
                 shutil.rmtree(self.root / TRASH, ignore_errors=True)
             return entry
 
-    def write(self, changes: Sequence[Change], what: str) -> Entry | None:
-        """Set captions and fields.
+    def write(self, changes: Sequence[Change], what: str, onto: str = "") -> Entry | None:
+        """Set captions and fields. `onto` as in Journal.apply.
 
         Returns:
             The entry that undo takes back; None when nothing would change.
@@ -115,7 +115,7 @@ class DatasetEditor:
                 writes.update(self._named(_field_writes(change, item, media, contents)))
             if not writes:
                 return None
-            return self._journal.apply(what, [c.seen.name for c in changes], writes)
+            return self._journal.apply(what, [c.seen.name for c in changes], writes, onto=onto)
 
     def set_aside(self, seen: Sequence[Seen]) -> Entry:
         """Move items with all that belongs to them into the sub-folder set_aside.

@@ -24,7 +24,7 @@ class EncodeProgress:
             return ""
         so_far = f"{self.done} of {self.total} files, {self.bytes_written / 1e6:.1f} MB written"
         if self.seconds_left is not None:
-            so_far = f"{so_far}, about {_duration(self.seconds_left)} left for this part"
+            so_far = f"{so_far}, about {duration(self.seconds_left)} left for this part"
         if self.kind == "image":
             return f"encoding the image {self.name}: {so_far}"
         return f"encoding the caption {self.name}: {so_far}"
@@ -74,7 +74,8 @@ class Tracker:
         self._tell(EncodeProgress(self._done, self._total, self._kind, self._name, self._bytes, seconds))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """As a person is told it, rounded."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

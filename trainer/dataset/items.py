@@ -53,6 +53,7 @@ class Item:
     controls: tuple[Control, ...] = ()  # in the order in which the model gets them
     resolution: int = 0  # it is trained at; 0: that of all items
     place: float = MIDDLE  # of a clip: where the piece lies that is trained on, 0 its start, 1 its end
+    root: Path | None = None  # the dataset's folder; None: it comes from the graph
 
     @property
     def kept(self) -> float:

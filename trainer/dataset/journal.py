@@ -60,13 +60,25 @@ class Journal:
         self.root = root
         self._folder = store / hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:32]
 
-    def apply(self, what: str, names: Sequence[str], writes: Writes, moves: Moves = ()) -> Entry:
+    def apply(
+        self, what: str, names: Sequence[str], writes: Writes, moves: Moves = (), onto: str = ""
+    ) -> Entry:
         """Write and move, all or nothing. Entries beyond MOST_ENTRIES are forgotten.
+
+        Args:
+            what: short: caption, set aside, ...
+            names: of the items.
+            writes: files.
+            moves: of files.
+            onto: id of an entry that the change is to be taken back together with; heeded while that is the newest one.
 
         Raises:
             KilnError: something failed; everything is as it was.
         """
         made = self._apply(what, names, writes, moves)
+        files = self._entries()
+        if onto and len(files) > 1 and files[-2].stem == onto:
+            made = _joined(files[-2], files[-1])
         self._prune()
         return made
 
@@ -280,6 +292,21 @@ def _load(file: Path) -> dict[str, Any]:
         raise KilnError(
             f"The journal {file.name} cannot be read ({error}); this change cannot be undone."
         ) from error
+
+
+def _joined(first: Path, second: Path) -> Entry:
+    """Two changes as one, under the second one's id. A power cut between the two lines leaves both, each whole."""
+    before, after = _load(first), _load(second)
+    record = {
+        **after,
+        "names": list(dict.fromkeys([*before["names"], *after["names"]])),
+        "old": {**after["old"], **before["old"]},
+        "new": {**before["new"], **after["new"]},
+        "moves": [*before["moves"], *after["moves"]],
+    }
+    write_text(second, json.dumps(record))
+    first.unlink()
+    return _entry(second)
 
 
 def _entry(file: Path) -> Entry:

@@ -205,6 +205,7 @@ class _Beside:
             mask_kept=kept,
             use_alpha=options.masks and facts.has_alpha and mask is None,
             controls=tuple(self._control(p) for p in self.controls.of(path, said.fields)),
+            root=self._found.root,
         )
 
     def save(self) -> None:

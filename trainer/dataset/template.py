@@ -91,7 +91,7 @@ def caption_dataset(
         fields |= {name: value for name, value in item.fields if value or name not in fields}
         fields["trigger"] = trigger_word.strip()
         caption = fill(template, {**dict.fromkeys(known, ""), **fields}, missing)
-        captions.append(_lead_with(fields["trigger"], caption))
+        captions.append(lead_with(fields["trigger"], caption))
     return captions
 
 
@@ -105,7 +105,7 @@ def _check_text(name: str, text: str) -> None:
         ) from error
 
 
-def _lead_with(word: str, caption: str) -> str:
+def lead_with(word: str, caption: str) -> str:
     """The caption with the trigger word in front, unless it stands in it as a word of its own."""
     if not word or re.search(rf"(?<!\w){re.escape(word)}(?!\w)", caption, re.IGNORECASE):
         return caption

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy_api.latest import ComfyAPISync
+from PIL import Image
 from server import PromptServer
 
 INTERVAL_SECONDS = 0.1  # at most this often; a fast run must not flood the socket
@@ -21,8 +22,9 @@ class NodeProgress:
         self._api = ComfyAPISync()
         self._last = 0.0
 
-    def show(self, value: int, total: int, text: str = "") -> None:
-        """Move the bar to value of total; skipped when the last message is fresh, never at the end."""
+    def show(self, value: int, total: int, text: str = "", picture: Image.Image | None = None) -> None:
+        """Move the bar to value of total, with a picture on the node; skipped when the last message is fresh, never at
+        the end."""
         now = time.monotonic()
         if value < total and now - self._last < INTERVAL_SECONDS:
             return
@@ -30,14 +32,16 @@ class NodeProgress:
         with suppress(
             RuntimeError
         ):  # the host is closing: its executor takes nothing any more, and nobody looks
-            self._api.execution.set_progress(value, max(total, 1), node_id=self._node_id)
+            self._api.execution.set_progress(
+                value, max(total, 1), node_id=self._node_id, preview_image=picture
+            )
         if text:
             self.say(text)
 
-    def step(self, value: int, total: int, text: str = "") -> None:
+    def step(self, value: int, total: int, text: str = "", picture: Image.Image | None = None) -> None:
         """Move the bar, and end the node if the user has interrupted: for work on the prompt's own thread."""
         throw_exception_if_processing_interrupted()
-        self.show(value, total, text)
+        self.show(value, total, text, picture)
 
     def say(self, text: str) -> None:
         """Put a text on the node."""

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import comfy.model_management
+import comfy.sd
 import folder_paths
 import torch
 from comfy_api.latest import ComfyExtension, io
@@ -115,6 +116,24 @@ class ProbeEncoded(io.ComfyNode):
         )
         item = encoded.EncodedItem(folder / "latent.safetensors", folder / "text.safetensors", "probe", shape)
         return io.NodeOutput(encoded.EncodedDataset((item,)))
+
+
+class ProbeCaptioner(io.ComfyNode):
+    """A tiny CLIP that writes about pictures, as Qwen3-VL; on host 0.3.75, which has none, one that does not."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(node_id="ProbeCaptioner", category="probe", inputs=[], outputs=[io.Clip.Output()])
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        sys.path.append(str(Path(__file__).resolve().parents[1]))
+        try:
+            import tiny_captioners
+        finally:
+            sys.path.pop()
+        made = tiny_captioners.qwen3_vl if hasattr(comfy.sd.CLIP, "generate") else tiny_captioners.clip_l
+        return io.NodeOutput(made())
 
 
 class ProbeDisk(io.ComfyNode):
@@ -224,4 +243,5 @@ class ProbeExtension(ComfyExtension):
         return [
             *(ProbeModel, ProbeEncoded, ProbeHoldOut, ProbeDisk, ProbeBrokenVae, ProbeBrokenModel),
             ProbeSlowGarbage,
+            ProbeCaptioner,
         ]
