@@ -258,6 +258,9 @@ def main(words: list[str] | None = None) -> int:
     except error as problem:
         print(f"headless: {problem}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("headless: stopped", file=sys.stderr)
+        return 130
     except ModuleNotFoundError as problem:
         if problem.name not in NEEDED:
             raise

@@ -331,12 +331,33 @@ def exported(host: RunningHost, outputs: dict[str, Any], tmp_path: Path, **chang
     return tmp_path / "run.toml"
 
 
-def test_headless_gives_the_same_bits(host: RunningHost, run_graph: RunGraph, tmp_path: Path) -> None:
-    graph = trained(steps=6, seed=271)
+def killed_at(host: RunningHost, run_file: Path, step: int) -> str:
+    """Kill a headless run when it has written the checkpoint of a step; the run's id."""
+    command = [sys.executable, str(REPO / "headless.py"), "train", str(run_file)]
+    with subprocess.Popen(
+        [*command, "--base-directory", str(host.base)], stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if line.startswith("checkpoint ") and line.rstrip().endswith(f"step-{step:08d}"):
+                process.kill()
+                break
+    assert process.returncode not in (0, 1), "".join(lines)
+    return Path(lines[-1].removeprefix("checkpoint ").strip()).parent.name
+
+
+def test_headless_killed_and_resumed_gives_the_same_bits(
+    host: RunningHost, run_graph: RunGraph, tmp_path: Path
+) -> None:
+    graph = trained(steps=20, seed=271)
     graph["validation"] = node("KilnValidationSettings", every=3, levels=2, patience=0, result="last")
     graph["train"]["inputs"]["settings"] = ["validation", 0]
     outputs = run_graph(graph)
-    path = headless(host, exported(host, outputs, tmp_path), [sys.executable])
+    run = killed_at(host, exported(host, outputs, tmp_path, checkpoint_every="1"), 2)
+    assert not (tmp_path / "lora.safetensors").exists()
+    path = headless(host, exported(host, outputs, tmp_path, resume=f'"{run}"'), [sys.executable])
     assert path == tmp_path / "lora.safetensors"
     ours, expected = load_file(path), load_file(outputs["save"]["path"][0])
     assert ours.keys() == expected.keys() and all(ours[k].equal(expected[k]) for k in expected)

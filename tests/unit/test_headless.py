@@ -194,3 +194,19 @@ def test_names_with_dots_and_options_that_would_do_nothing(
     ):
         assert headless.main(["merge", str(file), "--out", str(tmp_path / "x.safetensors"), *options]) != 0
         assert words in capsys.readouterr().err
+
+
+def test_ctrl_c_leaves_no_traceback(
+    headless: ModuleType, file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While it loads; a run that trains stops after its step."""
+
+    def interrupted(name: str) -> object:
+        raise KeyboardInterrupt
+
+    engine = headless.engine
+    monkeypatch.setattr(
+        headless, "engine", lambda name: engine(name) if name == "errors" else interrupted(name)
+    )
+    assert headless.main(["info", str(file)]) == 130
+    assert capsys.readouterr().err == "headless: stopped\n"

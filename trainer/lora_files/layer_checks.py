@@ -11,6 +11,16 @@ from .formulas import LayerTensors, shape_of
 _ONE_NUMBER = ("alpha", "scalar")
 _ANY_NUMBERS = (*_ONE_NUMBER, "reshape_weight")
 _OF_OUTPUTS = ("lora_magnitude_vector", "lora_B.bias")
+_KINDS = {
+    "a LoRA": ("lora_A.weight", "lora_B.weight"),
+    "a LoHa": ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
+    "a LoKr": ("lokr_w1", "lokr_w1_a", "lokr_w2", "lokr_w2_a"),
+    "an OFT": ("oft_blocks", "oft_R.weight"),
+    "a GLoRA": ("a1.weight", "b1.weight"),
+    "a difference (diff)": ("diff",),
+    "a difference (w_norm)": ("w_norm",),
+    "a whole weight": ("set_weight",),
+}
 
 
 def check_layer(tensors: LayerTensors) -> None:
@@ -24,6 +34,9 @@ def check_layer(tensors: LayerTensors) -> None:
             raise ValueError(f"its {name} is one number")
         if name not in _ANY_NUMBERS and not tensor.is_floating_point():
             raise ValueError(f"its {name} holds {str(tensor.dtype).removeprefix('torch.')}")
+    kinds = [kind for kind, names in _KINDS.items() if any(name in tensors for name in names)]
+    if len(kinds) > 1 or {"diff_b", "b_norm"} <= tensors.keys():  # loaders use one of them and drop the other
+        raise ValueError(f"it holds {' and '.join(kinds[:2]) or 'diff_b and b_norm'} at once")
     shape = shape_of(tensors)
     if shape is not None:
         out, inputs = shape

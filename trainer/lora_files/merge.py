@@ -44,7 +44,7 @@ from .svd import dense_svd, factors_from_svd, kernel_shape, low_rank_factors, pr
 
 log = logging.getLogger(__name__)
 METHODS = ("exact", "svd", "task_arithmetic", "ties", "dare_linear", "dare_ties", "magnitude_prune")
-_DIFFERENCES = ("diff", "diff_b", "w_norm", "b_norm")  # merged as weighted sums
+_DIFFERENCES = ("diff", "diff_b")  # merged as weighted sums
 
 Tick = Callable[[int, int], None]  # layers done, layers in all
 
@@ -84,7 +84,7 @@ def merge_loras(
     _check_settings(loras, weights, method, rank, density)
     if unknown := [key for lora in loras for key in unknown_keys(lora)]:
         log.warning("Not merged, for they belong to no layer: %s", listed(unknown))
-    grouped = [group_by_layer(lora) for lora in loras]
+    grouped = [_same_names(group_by_layer(lora)) for lora in loras]
     names = list(dict.fromkeys(name for layers in grouped for name in layers))
     how = f"{method} of {len(loras)}, weights {list(weights)}"
     merged = LoraWeights({}, merged_metadata(loras, how))
@@ -93,12 +93,15 @@ def merge_loras(
         tick(index, len(names))
         weighted = [(layers[name], w) for layers, w in zip(grouped, weights, strict=True) if name in layers]
         _check_layer(name, [tensors for tensors, _ in weighted])
-        for part in _DIFFERENCES:
-            differences = [w * tensors[part].float() for tensors, w in weighted if part in tensors]
-            if differences:
-                merged[f"{name}.{part}"] = torch.stack(differences).sum(0)
+        merged.update({f"{name}.{part}": t for part, t in _sums(name, weighted).items()})
         factorised = [(tensors, w) for tensors, w in weighted if _has_rank(tensors)]
         if not factorised:
+            continue
+        if f"{name}.diff" in merged:  # loaders use a difference or factors of a layer, and never both
+            factorised = [(tensors, w) for tensors, w in weighted if _has_rank(tensors) or "diff" in tensors]
+            del merged[f"{name}.diff"]
+        if method == "exact" and any("diff" in tensors for tensors, _ in factorised):
+            merged[f"{name}.diff"] = _dense_sum(factorised)
             continue
         if method == "exact":
             new = _concatenate(name, factorised)
@@ -118,6 +121,35 @@ def merge_loras(
     )
     span = "-".join(str(r) for r in sorted({min(ranks, default=0), max(ranks, default=0)}))
     return merged, f"{method} of {len(loras)} LoRAs: {len(names)} layers, rank {span}, {share}{remains}"
+
+
+def _same_names(layers: dict[str, LayerTensors]) -> dict[str, LayerTensors]:
+    """LyCORIS' differences of norms under the names of all others."""
+    same = {"w_norm": "diff", "b_norm": "diff_b"}
+    return {layer: {same.get(n, n): t for n, t in tensors.items()} for layer, tensors in layers.items()}
+
+
+def _sums(name: str, weighted: Sequence[tuple[LayerTensors, float]]) -> LayerTensors:
+    """The weighted sums of one layer's differences. Raises KilnError where they differ in size."""
+    sums: LayerTensors = {}
+    for part in _DIFFERENCES:
+        differences = [w * tensors[part].float() for tensors, w in weighted if part in tensors]
+        sizes = {difference.numel() for difference in differences}
+        if len(sizes) > 1:
+            raise KilnError(
+                f"The LoRAs are for models of different size: {name}.{part} has "
+                f"{' and '.join(map(str, sorted(sizes)))} values; merge LoRAs of one model."
+            )
+        if differences:
+            sums[part] = torch.stack([d.reshape(differences[0].shape) for d in differences]).sum(0)
+    return sums
+
+
+def _dense_sum(weighted: Sequence[tuple[LayerTensors, float]]) -> Tensor:
+    """The weighted sum of one layer's changes, of which some are plain differences, as one of them."""
+    changes = [(delta_weight(tensors), weight) for tensors, weight in weighted]
+    like = next(tensors["diff"] for tensors, _ in weighted if "diff" in tensors)
+    return torch.stack([change.reshape(like.shape) * w for change, w in changes if change is not None]).sum(0)
 
 
 def _what_remains(
@@ -243,13 +275,18 @@ def _merge_at_rank(
         u, s, vt = product_svd(b, a)
         kernel, total_energy = kernel_shape(exact), float(to_double(s).square().sum())
     else:
-        deltas = [delta_weight(tensors) for tensors, _ in weighted]
+        found = [d for d in (delta_weight(tensors) for tensors, _ in weighted) if d is not None]
         dense = merge_dense(
-            [d for d in deltas if d is not None], [w for _, w in weighted], method, density, seed
+            [d.reshape(max((d.shape for d in found), key=len)) for d in found],
+            [w for _, w in weighted],
+            method,
+            density,
+            seed,
         )
         kernel = tuple(dense.shape[1:]) if dense.dim() > 2 else ()
         matrix = dense.flatten(1).to(device)
-        rank_sum = rank_sum or min(matrix.shape)
+        if None in pairs:  # of a LoHa or a difference: any rank
+            rank_sum = min(matrix.shape)
         u, s, vt = dense_svd(matrix, rank or rank_sum)
         total_energy = float(to_double(matrix).square().sum())
     chosen = min(rank or rank_sum, len(s))

@@ -8,12 +8,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import KilnError
+from ..errors import KilnError, shortened
 from ..lora_files.double import to_double
 from ..lora_files.keys import PREFIX
 from ..lora_files.lora_weights import LoraWeights
 from ..lora_files.svd import check_rank_and_energy, dense_svd, factors_from_svd, rank_for_energy
-from .model_keys import PREFIXES, QUANTISATION_MARKER, QUANTISATION_SUFFIXES, find_scale, read_scalar
+from .model_keys import (
+    QUANTISATION_MARKER,
+    QUANTISATION_SUFFIXES,
+    find_prefix,
+    find_scale,
+    read_scalar,
+)
 from .safetensors_file import FLOATS, SafetensorsFile
 
 
@@ -37,7 +43,8 @@ def extract_lora(
         tick: told the tensors done and in all; may raise to abandon.
 
     Returns:
-        The LoRA, and a sentence on what it keeps. Differences of biases and norms are kept whole.
+        The LoRA, and a sentence on what it keeps and which tensors are left out. Differences of biases and norms are
+        kept whole.
 
     Raises:
         KilnError: the files are damaged, share no layer, are of different size, or are equal.
@@ -46,7 +53,7 @@ def extract_lora(
     lora = LoraWeights({}, {"lora_kiln.extract": f"{tuned.name} - {base.name}"})
     kept_energy, total_energy = 0.0, 0.0
     with SafetensorsFile(tuned) as tuned_file, SafetensorsFile(base) as base_file:
-        pairs = _shared_tensors(tuned_file, base_file)
+        pairs, left_out = _shared_tensors(tuned_file, base_file)
         for index, (layer, kind, tuned_name, base_name) in enumerate(pairs):
             tick(index, len(pairs))
             difference = _read(tuned_file, tuned_name) - _read(base_file, base_name)
@@ -73,23 +80,26 @@ def extract_lora(
     if not lora:
         raise KilnError(f"{tuned.name} and {base.name} hold the same weights; there is nothing to extract.")
     factored = sum(key.endswith(".lora_A.weight") for key in lora)
-    return lora, f"{factored} layers, {100 * kept_energy / max(total_energy, 1e-30):.2f} % of the energy kept"
+    share = 100 * kept_energy / max(total_energy, 1e-30)
+    return lora, f"{factored} layers, {share:.2f} % of the energy kept{left_out}"
 
 
-def _shared_tensors(tuned: SafetensorsFile, base: SafetensorsFile) -> list[tuple[str, str, str, str]]:
-    """The tensors that both files hold: (our layer, weight | bias | other, name in tuned, name in base).
+def _shared_tensors(
+    tuned: SafetensorsFile, base: SafetensorsFile
+) -> tuple[list[tuple[str, str, str, str]], str]:
+    """The tensors that both files hold: (our layer, weight | bias | other, name in tuned, name in base); and what is
+    left out, for the end of a sentence.
 
     Raises:
         KilnError: the files share no layer, or a layer has another shape in each.
     """
-    tuned_names = {_layer_and_kind(name): name for name in tuned.entries}
-    base_names = {_layer_and_kind(name): name for name in base.entries}
+    tuned_names, base_names = _model_tensors(tuned), _model_tensors(base)
     shared = [key for key in tuned_names if key in base_names and key[1] is not None]
     if not shared:
         raise KilnError(
             f"{tuned.path.name} and {base.path.name} share no layer; give two files of the same model."
         )
-    pairs = []
+    pairs, quantised = [], []
     for layer, kind in shared:
         tuned_name, base_name = tuned_names[layer, kind], base_names[layer, kind]
         tuned_entry, base_entry = tuned.entries[tuned_name], base.entries[base_name]
@@ -98,9 +108,40 @@ def _shared_tensors(tuned: SafetensorsFile, base: SafetensorsFile) -> list[tuple
                 f"{tuned_name} is {tuned_entry.shape} in {tuned.path.name} and {base_entry.shape} in "
                 f"{base.path.name}; give two files of the same model."
             )
-        if tuned_entry.dtype in FLOATS and base_entry.dtype in FLOATS and kind is not None:
-            pairs.append((PREFIX + layer, kind, tuned_name, base_name))
-    return pairs
+        if tuned_entry.dtype in FLOATS and base_entry.dtype in FLOATS:
+            pairs.append((PREFIX + layer, str(kind), tuned_name, base_name))
+        else:
+            quantised.append(tuned_name)
+    parts = sorted({n for f in (tuned, base) for n in f.entries if not n.startswith(find_prefix(f))})
+    names_of = {**base_names, **tuned_names}
+    one = sorted(names_of[key] for key in tuned_names.keys() ^ base_names.keys() if key[1] is not None)
+    said = [
+        (
+            one,
+            f"; {len(one)} tensors are left out, for only one of the files has them, such as {_first(one)}",
+        ),
+        (
+            quantised,
+            f"; {len(quantised)} tensors are left out, for they are quantised, such as {_first(quantised)}",
+        ),
+        (
+            parts,
+            f"; {len(parts)} tensors are left out, for they are not the diffusion model's, such as {_first(parts)}",
+        ),
+    ]
+    return pairs, "".join(sentence for names, sentence in said if names)
+
+
+def _first(names: list[str]) -> str:
+    return shortened(names[0], 100) if names else ""
+
+
+def _model_tensors(file: SafetensorsFile) -> dict[tuple[str, str | None], str]:
+    """Names of the diffusion model's tensors by layer and kind; of a whole checkpoint, those of its other parts are
+    none of them."""
+    prefix = find_prefix(file)
+    names = (name for name in file.entries if name.startswith(prefix))
+    return {_layer_and_kind(name.removeprefix(prefix)): name for name in names}
 
 
 def _layer_and_kind(name: str) -> tuple[str, str | None]:
@@ -108,8 +149,6 @@ def _layer_and_kind(name: str) -> tuple[str, str | None]:
     weight."""
     if name.endswith((*QUANTISATION_SUFFIXES, QUANTISATION_MARKER)):
         return name, None
-    for prefix in PREFIXES:
-        name = name.removeprefix(prefix)
     layer, _, kind = name.rpartition(".")
     return (layer, kind) if kind in ("weight", "bias") else (name, "other")
 

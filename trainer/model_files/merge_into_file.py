@@ -139,7 +139,7 @@ def _metadata(source: SafetensorsFile, loras: Sequence[WeightedLora], keep: bool
 
 def _summary(source: SafetensorsFile, changes: _Changes) -> str:
     """How many tensors were changed, and which layers of the LoRAs were not used."""
-    count = sum(bool(change.adapters) for change in changes.by_tensor.values())
+    count = len(changes.by_tensor)
     unmatched = (
         f"; {len(changes.unmatched)} layers fit nothing: {', '.join(changes.unmatched[:3])}"
         if changes.unmatched

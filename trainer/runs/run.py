@@ -54,11 +54,13 @@ class Run:
     def sentence(self) -> str:
         """The same for the node's text."""
         s = self.summary()
+        if not self.losses:
+            return "stopped before the first step: nothing was learned"
         verb = "stopped after" if self.stopped else "done:"
         layers = group_by_layer(self.lora).values()
-        if self.losses and not self.config.optimizer.learning_rate:
+        if not self.config.optimizer.learning_rate:
             verb += " nothing was learned, for learning_rate is 0;"
-        elif self.losses and layers and all(map(is_zero, layers)):
+        elif layers and all(map(is_zero, layers)):
             verb += " nothing was learned, the update of every layer is zero;"
         return (
             f"{verb} {s['steps']} steps in {s['seconds']:.0f} s, loss {s['first_loss']:.3f} -> {s['last_loss']:.3f}; "

@@ -27,10 +27,11 @@ from .train_run import train_run
 def train_file(path: Path, group: ProcessGroup) -> Path | None:
     """Train what a run.toml says; returns the LoRA's path, or None in a process that is not the main one.
 
-    Ctrl-C stops at the next step boundary, with a checkpoint.
+    Ctrl-C and SIGTERM stop at the next step boundary, with a checkpoint.
 
     Raises:
-        KilnError: the file, the model or the dataset is not what it should be, or see trainer.loop.train.
+        KilnError: the file, the model or the dataset is not what it should be, the run was stopped before its first
+            step, or see trainer.loop.train.
     """
     run_file = read_run_file(path)
     encoded = read_dataset(path.parent / run_file.dataset)
@@ -50,12 +51,14 @@ def train_file(path: Path, group: ProcessGroup) -> Path | None:
         )
 
     job = Job(work)
-    _stop_on_interrupt(job.controls)
+    _stop_when_asked(job.controls)
     job.start()
     job.wait()
     run = job.result()
     if not group.is_main:
         return None
+    if not run.losses:
+        raise KilnError("The run was stopped before its first step, so no LoRA was written; start it again.")
     print("\n".join([run.sentence(), *run.advice]), file=sys.stderr)
     output = path.parent / run_file.output
     written = run.folder / LORA
@@ -106,10 +109,15 @@ def load_model(run_file: RunFile, folder: Path) -> Any:
     return model
 
 
-def _stop_on_interrupt(controls: Controls) -> None:
+def _stop_when_asked(controls: Controls) -> None:
+    """Ctrl-C, and what systems send that end a job, stop the run after its step; a second one ends at once."""
+    numbers = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
+
     def stop(number: int, frame: FrameType | None) -> None:
         print("\nstopping after this step (again to end at once) ...", file=sys.stderr)
         controls.stop()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for each in numbers:
+            signal.signal(each, signal.SIG_DFL)
 
-    signal.signal(signal.SIGINT, stop)
+    for number in numbers:
+        signal.signal(number, stop)

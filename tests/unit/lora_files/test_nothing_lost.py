@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trainer.errors import KilnError
@@ -17,8 +18,12 @@ from trainer.lora_files.convert import convert_keys
 from trainer.lora_files.describe import as_text, describe
 from trainer.lora_files.formulas import changes_nothing, delta_weight, group_by_layer, is_zero
 from trainer.lora_files.keys import PREFIX
+from trainer.lora_files.lora_weights import LoraWeights
+from trainer.lora_files.merge import merge_loras
 from trainer.lora_files.read import read_lora, to_our_keys
+from trainer.lora_files.resize import resize
 from trainer.lora_files.save import save_lora
+from trainer.model_files.merge_into_file import WeightedLora, merge_into_file
 from trainer.safefile import is_safetensors
 
 State = dict[str, Tensor]
@@ -87,6 +92,138 @@ def test_used_and_named_are_all(seed: int, tmp_path: Path, caplog: pytest.LogCap
             found = delta_weight(layers[layer])
             assert alone is not None and found is not None
             torch.testing.assert_close(found, alone * tensor)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), list(itertools.combinations(("lora", "loha", "lokr", "oft", "difference"), 2))
+)
+def test_two_kinds_in_one_layer_are_refused(first: str, second: str) -> None:
+    """ComfyUI would use one of them and drop the other."""
+    layer = f"{PREFIX}blocks.0.self_attn.q"
+    with pytest.raises(KilnError, match=rf"the layer {layer} cannot be right, it holds an? \w+ .* at once"):
+        to_our_keys({**PARTS[first](layer), **PARTS[second](layer)})
+    norms = {f"{layer}.diff_b": r(8), f"{layer}.b_norm": r(8)}
+    with pytest.raises(KilnError, match="it holds diff_b and b_norm at once"):
+        to_our_keys(norms)
+
+
+@pytest.mark.parametrize("other", ["lora", "loha"])
+def test_a_difference_and_factors_merge_into_one(other: str) -> None:
+    """Exactly as one difference, whatever the other is; at a rank as factors."""
+    torch.manual_seed(1)
+    layer = f"{PREFIX}blocks.0.self_attn.q"
+    loras = [LoraWeights(to_our_keys(PARTS[kind](layer))) for kind in ("difference", other)]
+    for method, names in (
+        ("exact", {"diff", "diff_b"}),
+        ("svd", {"lora_A.weight", "lora_B.weight", "diff_b"}),
+    ):
+        merged, _ = merge_loras(loras, [0.5, 2.0], method)
+        assert group_by_layer(merged)[layer].keys() == names
+        assert_same_changes(merged, [(loras[0], 0.5), (loras[1], 2.0)])
+
+
+def test_norms_of_lycoris_merge_with_those_of_others() -> None:
+    layer = f"{PREFIX}blocks.0.norm3"
+    one, two = (
+        {f"{layer}.w_norm": r(8), f"{layer}.b_norm": r(8)},
+        {f"{layer}.diff": r(8), f"{layer}.diff_b": r(8)},
+    )
+    merged, _ = merge_loras([LoraWeights(to_our_keys(one)), LoraWeights(to_our_keys(two))], [1.0, -1.0])
+    torch.testing.assert_close(merged[f"{layer}.diff"], one[f"{layer}.w_norm"] - two[f"{layer}.diff"])
+    torch.testing.assert_close(merged[f"{layer}.diff_b"], one[f"{layer}.b_norm"] - two[f"{layer}.diff_b"])
+    with pytest.raises(KilnError, match=r"norm3.diff_b has 3 and 8 values; merge LoRAs of one model"):
+        merge_loras([LoraWeights(to_our_keys(two)), LoraWeights({f"{layer}.diff_b": r(3)})], [1.0, 1.0])
+
+
+KEPT_BY_ALL = (
+    "lora",
+    "kohya",
+    "named",
+    "bias",
+    "loha",
+    "scalar",
+    "lokr",
+    "difference",
+)  # by resize and merge
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_resized_and_merged_are_all_layers(
+    seed: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of random files: every layer is in the result, by its change, or its name is said."""
+    draws = random.Random(seed)
+    torch.manual_seed(seed)
+    loras = []
+    for number in range(2):
+        layers = draws.sample(BLOCK_LAYERS, 5)
+        state: State = {"bundle_emb.word.clip_l": r(2, 8), **{f"{PREFIX}blocks.7.diff_m": r(1, 6, 8)}}
+        for layer in layers:
+            state |= PARTS[draws.choice(KEPT_BY_ALL)](f"{PREFIX}{layer}")
+        save_file({k: t.contiguous() for k, t in state.items()}, tmp_path / f"{number}.safetensors")
+        loras.append(read_lora(tmp_path / f"{number}.safetensors"))
+    smaller, _ = resize(loras[0], 8)
+    assert "bundle_emb.word.clip_l" in smaller
+    assert_same_changes(smaller, [(loras[0], 1.0)])
+    with caplog.at_level(logging.WARNING):
+        merged, _ = merge_loras(loras, [0.5, -2.0], "svd", rank=8)
+    assert "bundle_emb.word.clip_l" in caplog.text
+    assert_same_changes(merged, [(loras[0], 0.5), (loras[1], -2.0)])
+
+
+def assert_same_changes(found: State, parts: list[tuple[State, float]]) -> None:
+    """Of weights, and of biases."""
+    grouped = [(group_by_layer(lora), weight) for lora, weight in parts]
+    layers = {layer for group, _ in grouped for layer in group}
+    assert group_by_layer(found).keys() == layers
+    for layer, tensors in group_by_layer(found).items():
+        of_layer = [(group[layer], weight) for group, weight in grouped if layer in group]
+        changes = [(delta_weight(t), weight) for t, weight in of_layer]
+        wanted = sum(change.flatten(1) * weight for change, weight in changes if change is not None)
+        change = delta_weight(tensors)
+        assert change is not None
+        torch.testing.assert_close(change.flatten(1), wanted, atol=1e-4, rtol=1e-4)
+        biases = [t["diff_b"] * weight for t, weight in of_layer if "diff_b" in t]
+        if biases:
+            torch.testing.assert_close(tensors["diff_b"].flatten(), sum(biases).flatten())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_merged_into_a_file_or_named(seed: int, tmp_path: Path) -> None:
+    """Of a random file into a model that lacks some of its layers: as many tensors change as are not named."""
+    draws = random.Random(seed)
+    torch.manual_seed(seed)
+    base: State = {"blocks.0.modulation": r(1, 6, 8)}
+    for layer in draws.sample(BLOCK_LAYERS, 6):
+        base |= {f"{layer}.weight": r(8, 8), f"{layer}.bias": r(8)}
+    save_file(base, tmp_path / "base.safetensors")
+    state: State = {"bundle_emb.word.clip_l": r(2, 8), f"{PREFIX}blocks.0.diff_m": r(1, 6, 8)}
+    for layer in BLOCK_LAYERS:
+        state |= PARTS[draws.choice(list(PARTS))](f"{PREFIX}{layer}")
+    save_file({k: t.contiguous() for k, t in state.items()}, tmp_path / "lora.safetensors")
+    lora = read_lora(tmp_path / "lora.safetensors")
+    sentence = merge_into_file(
+        tmp_path / "base.safetensors", tmp_path / "out.safetensors", [WeightedLora(lora, 1.0)]
+    )
+    out = load_file(tmp_path / "out.safetensors")
+    changed = {name for name, tensor in base.items() if not torch.equal(out[name], tensor)}
+    expected = {"blocks.0.modulation"}
+    for layer, tensors in group_by_layer(lora).items():
+        bare = layer.removeprefix(PREFIX)
+        if f"{bare}.weight" in base:
+            expected |= {f"{bare}.weight"} | ({f"{bare}.bias"} if "diff_b" in tensors else set())
+    assert changed == expected
+    left = 3 + 1  # layers that the model lacks, and the embedding
+    assert sentence == (
+        f"{len(changed)} of {len(base)} tensors changed; {left} layers fit nothing: {_listed(lora, base)}"
+    )
+
+
+def _listed(lora: State, base: State) -> str:
+    lacking = [
+        layer for layer in group_by_layer(lora) if not {f"{layer.removeprefix(PREFIX)}.weight"} & set(base)
+    ]
+    return ", ".join(["bundle_emb.word.clip_l", *[x for x in lacking if "modulation" not in x]][:3])
 
 
 def _bytes(tensor: Tensor) -> bytes:

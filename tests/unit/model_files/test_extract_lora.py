@@ -53,7 +53,10 @@ def merged(
 def test_extract_gives_the_lora_back(tmp_path: Path) -> None:
     path = merged(tmp_path, base_tensors(), (lora(), 1.0))
     found, sentence = extract_lora(path, tmp_path / "base.safetensors", 4)
-    assert sentence == "2 layers, 100.00 % of the energy kept"
+    assert sentence == (
+        "2 layers, 100.00 % of the energy kept; 1 tensors are left out, for they are not the diffusion model's, "
+        "such as other.weight"
+    )
     for layer in LAYERS:
         expected = 0.5 * lora()[f"{OURS}{layer}.lora_B.weight"] @ lora()[f"{OURS}{layer}.lora_A.weight"]
         ours = found[f"{OURS}{layer}.lora_B.weight"] @ found[f"{OURS}{layer}.lora_A.weight"]
@@ -82,3 +85,23 @@ def test_extract_across_prefixes_keeps_biases(tmp_path: Path) -> None:
     save_file({"x.weight": torch.ones(2, 2)}, tmp_path / "else.safetensors")
     with pytest.raises(KilnError, match="share no layer"):
         extract_lora(tmp_path / "else.safetensors", tmp_path / "base.safetensors", 4)
+
+
+def test_what_is_not_extracted_is_named(tmp_path: Path) -> None:
+    """Tensors of one file only, quantised ones, and the other parts of a whole checkpoint."""
+    base, tuned = base_tensors(), base_tensors()
+    tuned[f"{PRE}{LAYERS[0]}.weight"] += 1.0
+    tuned[f"{PRE}blocks.0.cross_attn.k_img.weight"] = torch.ones(4, 4)
+    base[f"{PRE}blocks.9.ffn.0.weight"] = torch.ones(4, 4)
+    for state, value in ((base, 0), (tuned, 1)):
+        state[f"{PRE}int.weight"] = torch.full((4, 4), value, dtype=torch.int8)
+        state["first_stage_model.x.weight"] = torch.full((4, 4), float(value))
+        save_file(state, tmp_path / f"{'tuned' if value else 'base'}.safetensors")
+    found, sentence = extract_lora(tmp_path / "tuned.safetensors", tmp_path / "base.safetensors", 32)
+    assert {k.rsplit(".lora", 1)[0] for k in found} == {f"{OURS}{LAYERS[0]}"}
+    assert sentence == (
+        "1 layers, 100.00 % of the energy kept; 2 tensors are left out, for only one of the files has them, such as "
+        f"{PRE}blocks.0.cross_attn.k_img.weight; 1 tensors are left out, for they are quantised, such as "
+        f"{PRE}int.weight; 2 tensors are left out, for they are not the diffusion model's, "
+        "such as first_stage_model.x.weight"
+    )

@@ -31,6 +31,10 @@ def test_run_summary() -> None:
     )
 
 
+def test_a_run_without_a_step_has_no_figures() -> None:
+    assert make_run([]).sentence() == "stopped before the first step: nothing was learned"
+
+
 def test_a_short_run_has_a_first_and_a_last_loss() -> None:
     for count in range(2, 60):
         summary = make_run([float(count - i) for i in range(count)]).summary()
