@@ -1,7 +1,7 @@
 """What a training step takes of a card's memory, counted without the card: a simulation at real shapes.
 
     python -m benchmarks.small_card --model wan-14b --dtype fp8-scaled --size 512 --level auto --card-gb 12
-    python -m benchmarks.small_card --table    writes results/small_card.md and .json
+    python -m benchmarks.small_card --table [--missing]    writes results/small_card.md and .json
 
 The host's own classes, our adapter and the whole placement run forward, backward and an optimizer step on a device that
 exists in Python only (tests/pretend_device.py): no values are computed, and every allocation is counted as torch's
@@ -110,6 +110,9 @@ TABLE = (
         for model in ("sdxl", "flux", "qwen-image")
         for size, level in (("512", "resident"), ("1024", "resident"), ("1024", CHECKPOINT), ("1024", STREAM))
     ),
+    case_of("wan-14b", "bf16", "512", level=STREAM, base_precision="nf4"),
+    *(case_of("wan-14b", "bf16", "1024", level=level) for level in ("resident", CHECKPOINT, STREAM)),
+    case_of("wan-14b", "fp8-scaled", "1024", card_gb=12),
 )
 
 
@@ -148,13 +151,26 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_table() -> None:
-    rows = []
-    for row in simulate([*GOALS, *TABLE]):
-        rows.append(row)
+def write_table(missing: bool) -> None:
+    """missing: rows that the file has are kept."""
+    file = RESULTS.with_suffix(".json")
+    kept = json.loads(file.read_text()) if missing and file.is_file() else []
+    cases = [*GOALS, *TABLE]
+    found = {index: row for index, case in enumerate(cases) for row in kept if is_of(row, case)}
+    wanted = [index for index in range(len(cases)) if index not in found]
+    for index, row in zip(wanted, simulate([cases[i] for i in wanted]), strict=True):
+        found[index] = row
         print(row["model"], sentence(row), flush=True)
-        RESULTS.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
+        rows = [found[i] for i in sorted(found)]
+        file.write_text(json.dumps(rows, indent=1) + "\n")
         RESULTS.with_suffix(".md").write_text(table(rows))
+
+
+def is_of(row: dict[str, Any], case: Case) -> bool:
+    """Whether a row is that case's; auto has decided three of its fields."""
+    asked = asdict(case)
+    decided = {"level"} if case.level != "auto" else {"level", "offload", "parts"}
+    return row["asked"] == case.level and all(row[k] == v for k, v in asked.items() if k not in decided)
 
 
 def sentence(found: dict[str, Any]) -> str:
@@ -187,9 +203,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write all figures here")
     parser.add_argument("--table", action="store_true", help="simulate every row of the table and write it")
+    parser.add_argument(
+        "--missing", action="store_true", help="with --table: only rows that its file has not"
+    )
     arguments = parser.parse_args()
     if arguments.table:
-        write_table()
+        write_table(arguments.missing)
         return
     height, width, frames = size_of(arguments.size)
     (found,) = simulate(

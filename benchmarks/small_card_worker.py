@@ -27,6 +27,7 @@ import comfy.model_management
 import comfy.rmsnorm
 import comfy.sd
 import comfy.supported_models
+import comfy.utils
 import torch
 from lora_kiln.nodes.host.memory import loading
 from lora_kiln.nodes.host.memory.frozen_weights import host_weights  # type: ignore[import-not-found]
@@ -44,7 +45,7 @@ from lora_kiln.trainer.loop import objective
 from lora_kiln.trainer.loop.prefetch import to_device  # type: ignore[import-not-found]
 from lora_kiln.trainer.loop.trainable import Trainable  # type: ignore[import-not-found]
 from lora_kiln.trainer.memory import placement as placing
-from pretend_device import NAME, PINNED, Allocations, pretend_device, pretending, rms_norm
+from pretend_device import NAME, PINNED, Allocations, pretend_device, pretending, rms_norm, with_values
 from torch import Tensor
 
 CPU, DEVICE = torch.device("cpu"), pretend_device()
@@ -186,6 +187,11 @@ def host_on(counted: Allocations) -> Iterator[None]:
             entered.enter_context(mock.patch.object(management, name, value))
         if hasattr(comfy.rmsnorm, "rms_norm_torch"):  # host 0.3.75's own name for torch's
             entered.enter_context(mock.patch.object(comfy.rmsnorm, "rms_norm_torch", rms_norm))
+        if hasattr(
+            comfy.utils, "convert_old_quants"
+        ):  # host 0.33 reads the kinds of quantised layers from values
+            kinds = with_values(comfy.utils.convert_old_quants)
+            entered.enter_context(mock.patch.object(comfy.utils, "convert_old_quants", kinds))
         # A file that is mapped is CPU memory that is not pinned
         entered.enter_context(mock.patch.object(placing, "map_weights", lambda file, plain: plain))
         entered.enter_context(

@@ -120,14 +120,14 @@ class Allocations(TorchDispatchMode):
 
     def register(self, tensor: Tensor) -> None:
         """Memory that is there is pinned where it is, without rounding."""
-        storage = tensor.untyped_storage()
+        storage = _memory(tensor)
         if storage not in self._pinned:
             self._pinned[storage] = True
             self.registered += storage.nbytes()
             self.registered_peak = max(self.registered_peak, self.registered)
 
     def unregister(self, tensor: Tensor) -> bool:
-        storage = tensor.untyped_storage()
+        storage = _memory(tensor)
         if self._pinned.pop(storage, False):
             self.registered -= storage.nbytes()
             return True
@@ -166,6 +166,8 @@ class Allocations(TorchDispatchMode):
         return output
 
     def _count(self, tensor: Tensor) -> None:
+        if hasattr(tensor, "__tensor_flatten__"):
+            return  # a quantised weight has no memory itself; the tensors that it is made of are counted
         storage = tensor.untyped_storage()
         if storage in self._seen or tensor.device.type == "meta":
             return
@@ -190,6 +192,13 @@ class Allocations(TorchDispatchMode):
     def _give(self, kind: str, part: str, size: int) -> None:
         self.live[kind] -= size
         self.parts[kind][part] -= size
+
+
+def _memory(tensor: Tensor) -> Any:
+    """The storage that a host pins; of a quantised weight that of its values, which comes first."""
+    while hasattr(tensor, "__tensor_flatten__"):
+        tensor = getattr(tensor, tensor.__tensor_flatten__()[0][0])
+    return tensor.untyped_storage()
 
 
 def rounded(kind: str, size: int) -> int:
@@ -265,9 +274,9 @@ def pretending(memory: Any) -> Iterator[Allocations]:
         memory: the package trainer.memory, as that process calls it.
     """
     streams, plain = (importlib.import_module(f"{memory.__name__}.{name}") for name in ("streams", "plain"))
-    copy_on_write, recompute, ring = (
+    copy_on_write, recompute, ring, quantised = (
         importlib.import_module(f"{memory.__name__}.{name}")
-        for name in ("copy_on_write", "recompute", "ring")
+        for name in ("copy_on_write", "recompute", "ring", "quantised_base")
     )
     device, counted, generator = pretend_device(), Allocations(), torch.Generator
     with ExitStack() as entered:
@@ -279,11 +288,13 @@ def pretending(memory: Any) -> Iterator[Allocations]:
         entered.enter_context(
             mock.patch.object(copy_on_write, "_storage", lambda t: t.untyped_storage()._cdata)
         )
+        entered.enter_context(mock.patch.object(Tensor, "numpy", with_values(Tensor.numpy)))
         entered.enter_context(mock.patch.object(F, "scaled_dot_product_attention", attention))
         entered.enter_context(mock.patch.object(F, "rms_norm", rms_norm))
         entered.enter_context(mock.patch.object(torch.optim, "AdamW", _FusedAdamW))
         entered.enter_context(mock.patch.object(recompute, "_ON_CPU", _on_cpu(counted)))
         entered.enter_context(mock.patch.object(ring, "_CopyThread", _NoThread))
+        entered.enter_context(mock.patch.object(quantised, "_bitsandbytes", lambda: PretendBitsandbytes))
         entered.enter_context(torch.autograd.set_multithreading_enabled(False))
         counted.fake = entered.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         entered.enter_context(mock.patch.object(torch, "Generator", lambda device="cpu": generator()))
@@ -309,6 +320,16 @@ def _on_cpu(counted: Allocations) -> saved_tensors_hooks:
     return saved_tensors_hooks(pack, lambda packed: packed[1].to(packed[0], copy=True))
 
 
+def with_values(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function; the tensors that it makes have values, and those that have values keep them."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with _disable_current_modes():
+            return function(*args, **kwargs)
+
+    return call
+
+
 def without_pretending(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function on real tensors: zeros for those that have no values. For reading and writing files."""
 
@@ -320,6 +341,35 @@ def without_pretending(function: Callable[..., Any]) -> Callable[..., Any]:
         return torch.zeros(value.shape, dtype=value.dtype) if isinstance(value, FakeTensor) else value
 
     return call
+
+
+class PretendBitsandbytes:
+    """What bitsandbytes.functional does in nf4 with 64 values to a scale and the scales in 8 bits, without values."""
+
+    class State:
+        def __init__(self, weight: Tensor) -> None:
+            scales = -(-weight.numel() // 64)
+            self.shape, self.dtype = weight.shape, weight.dtype
+            self._scales = weight.new_empty(scales, dtype=torch.uint8)
+            others = (16, 256, -(-scales // 256), 1)  # both codes, the scales' own scales, their mean
+            self._others = [weight.new_empty(size, dtype=torch.float32) for size in others]
+
+        def to(self, device: torch.device) -> None:
+            self._scales = self._scales.to(device)
+            self._others = [tensor.to(device) for tensor in self._others]
+
+        def scales(self) -> Tensor:
+            return self._scales.float()
+
+    @classmethod
+    def quantize_4bit(cls, weight: Tensor, **options: Any) -> tuple[Tensor, State]:
+        return weight.new_empty((-(-weight.numel() // 2), 1), dtype=torch.uint8), cls.State(weight)
+
+    @staticmethod
+    def dequantize_4bit(values: Tensor, state: State) -> Tensor:
+        scales = state.scales()  # in fp32 while the kernel runs
+        assert values.device == scales.device
+        return values.new_empty(state.shape, dtype=state.dtype)
 
 
 class _NoThread:

@@ -1,6 +1,7 @@
 """How much of the device's memory a run will need, before it starts, and which memory level that calls for.
 
-weights        as they are; with a base in fp8 or nf4 the trained layers' so; streamed: two blocks and the rest
+weights        as they are; with a base in fp8 or nf4 the trained layers' so; streamed: two blocks, the rest, and the
+               scales of all quantised layers
 adapter        4 bytes each for the values
 gradients      4 bytes each
 optimizer      bytes of memory per trained parameter, by name
@@ -22,7 +23,7 @@ from ..config import STREAMED, MemoryConfig, TrainConfig
 from .activations import Activations
 from .blocks import find_blocks
 from .ledger import size_of
-from .quantised_base import BYTES_PER_VALUE, quantised_bytes
+from .quantised_base import BYTES_PER_VALUE, quantised_bytes, scale_bytes
 
 # Bytes that an optimizer remembers per trained parameter
 OPTIMIZER_BYTES = {
@@ -165,7 +166,11 @@ class _Sizes:
         outside = self.whole - sum(as_it_is)
         inside = {id(m) for block in blocks for m in block.modules()}
         self._outside = {"as it is": outside}
+        self._scales = {"as it is": 0}
         for precision in BYTES_PER_VALUE:
+            self._scales[precision] = sum(
+                scale_bytes(layers[t].weight, precision) for t in targets if id(layers[t]) in inside
+            )
             saved = {
                 id(layers[t]): size_of(layers[t].weight) - quantised_bytes(layers[t].weight, precision)
                 for t in targets
@@ -183,7 +188,10 @@ class _Sizes:
         blocks = self._blocks[memory.base_precision]
         streamed = memory.level in STREAMED and blocks
         weights = self._outside[memory.base_precision]
-        weights += 2 * max(blocks) + min(self._kept, sum(blocks)) if streamed else sum(blocks)
+        if streamed:
+            weights += 2 * max(blocks) + min(self._kept, sum(blocks)) + self._scales[memory.base_precision]
+        else:
+            weights += sum(blocks)
         ema = 4 if self._config.optimizer.ema_decay else 0
         name = self._config.optimizer.optimizer.lower()
         pinned = 0

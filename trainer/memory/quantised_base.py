@@ -40,6 +40,13 @@ def quantised_bytes(weight: Tensor, precision: str) -> int:
     return min(size_of(weight), int(weight.numel() * BYTES_PER_VALUE[precision]))
 
 
+def scale_bytes(weight: Tensor, precision: str) -> int:
+    """Bytes that stay on the device when the values of a weight are streamed; 0 where it is not quantised."""
+    if quantised_bytes(weight, precision) >= size_of(weight):
+        return 0
+    return 4 * len(weight) if precision == "fp8" else weight.numel() // NF4_BLOCK
+
+
 def to_fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
     """(out, in) -> float8_e4m3fn of the same shape, fp32 scale (out, 1). A row of zeros stays one."""
     scale = weight.abs().amax(dim=1, keepdim=True).float().div_(FP8_LARGEST).clamp_(min=1e-12)

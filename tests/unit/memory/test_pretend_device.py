@@ -32,11 +32,13 @@ from trainer.runs import checkpoint
 LEVELS: dict[str, dict[str, Any]] = {
     "resident": {"level": "resident"},
     "resident, fp8": {"level": "resident", "base_precision": "fp8"},
+    "resident, nf4": {"level": "resident", "base_precision": "nf4"},
     "recomputed": {"level": "checkpoint activations"},
     "recomputed, inputs offloaded": {"level": "checkpoint activations", "offload_block_inputs": True},
     "streamed": {"level": "stream blocks"},
     "streamed, inputs offloaded": {"level": "stream blocks", "offload_block_inputs": True},
     "streamed, fp8": {"level": "stream blocks", "base_precision": "fp8"},
+    "streamed, nf4": {"level": "stream blocks", "base_precision": "nf4"},
 }
 
 

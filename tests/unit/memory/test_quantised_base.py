@@ -181,6 +181,9 @@ def test_the_error_of_a_quantised_weight(precision: str, error: float) -> None:
     assert base.hold(layer, torch.empty(0), torch.device("cpu"))
     held = size_of(layer.weight)
     assert held <= quantised_base.quantised_bytes(exact, precision) <= held * 1.04
+    form: Any = layer.__dict__["kiln_quantised"].format
+    scales = form._scale if precision == "fp8" else form._scales.absmax
+    assert quantised_base.scale_bytes(exact, precision) == size_of(scales)
     with base.weights(layer, torch.empty(0)) as (weight, _):
         assert 0.8 * error < float((weight - exact).norm() / exact.norm()) < error
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.pretend_card import VARIABLE, PretendCard
 from trainer.adapter.targets import choose_targets
@@ -165,6 +165,23 @@ def test_what_auto_chooses_fits(
     assert (chosen.level == "resident") == (share == 1.0)
     run = Run(tmp_path, size, memory=chosen)
     assert not run.card.refused and run.card.peak <= size
+
+
+def test_scales_of_a_streamed_base_stay_on_the_device() -> None:
+    """One more block adds nothing else to the weights."""
+
+    def weights(blocks: int, precision: str) -> int:
+        network = DeepDenoiser().network.bfloat16()
+        network.blocks = network.blocks[:blocks]
+        targets = choose_targets(network, "")
+        memory = MemoryConfig(level="stream blocks", base_precision=precision)
+        config = dataclasses.replace(make_config(), memory=memory)
+        return estimate(network, targets, config, SHAPE, bytes_per_value=2, trained=1).weights
+
+    layers = [m for m in DeepDenoiser().network.blocks[0].modules() if isinstance(m, nn.Linear)]
+    assert weights(6, "as it is") == weights(5, "as it is")
+    assert weights(6, "fp8") - weights(5, "fp8") == sum(4 * m.out_features for m in layers)
+    assert weights(6, "nf4") - weights(5, "nf4") == sum(m.weight.numel() // 64 for m in layers)
 
 
 def _plan(config: TrainConfig, free: int) -> MemoryConfig:
