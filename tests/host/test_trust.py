@@ -245,7 +245,9 @@ def test_imported_settings_drive_the_run(run_graph: RunGraph, host: RunningHost)
     tensors = load_file(outputs["save"]["path"][0])
     assert len({k.split(".lora")[0] for k in tensors if "lora_A" in k}) == 8
     assert all(t.shape[0] == 2 for k, t in tensors.items() if "lora_A" in k)
-    graph["imported"]["inputs"]["yaml"] = "rnak: 2\nsteps: 3"  # else it trains for as long as the default says
+    graph["imported"]["inputs"]["yaml"] = (
+        "rnak: 2\nsteps: 3"  # else it trains for as long as the default says
+    )
     reported = run_graph(graph)["imported"]["text"][0]
     assert "rnak: not used, it is not known; the nearest known one is 'rank'" in reported.splitlines()
     graph["imported"]["inputs"]["yaml"] = "rank: many"
