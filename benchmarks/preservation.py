@@ -3,7 +3,7 @@ preservation.
 
     python -m benchmarks.preservation [--json FILE] [--sheets FOLDER]
 
-20 pictures of a diamond called "quib" train a LoRA with the demo's settings; then the new shape and the three that the
+20 pictures of a T called "quib" train a LoRA with the demo's settings; then the new shape and the three that the
 model knows are drawn, in every colour and background, and counted. Every run is a fresh process.
 """
 

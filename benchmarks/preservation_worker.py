@@ -42,18 +42,18 @@ from lora_kiln.trainer.runs.job import Job  # type: ignore[import-not-found]
 from tiny_wan import check, world
 
 WORD = "quib"
-"""The new shape, a diamond: neither the model nor its text encoder knows shape or word."""
+"""The new shape, a T: neither the model nor its text encoder knows shape or word."""
 
 CFG = 3.0  # as the demo samples
 
 
-def diamond(
-    colour: str, background: str, cx: float, cy: float, radius: float
-) -> np.ndarray:  # (64, 64, 3) uint8
-    """A square on its corner."""
+def new_shape(colour: str, background: str, cx: float, cy: float, radius: float) -> np.ndarray:
+    """(64, 64, 3) uint8; bar and stem are a third of the width."""
     rows, columns = np.mgrid[0 : world.SIZE, 0 : world.SIZE] + 0.5
-    inside = (radius - np.abs(columns - cx) - np.abs(rows - cy)) / np.sqrt(2)
-    cover = np.clip(inside + 0.5, 0, 1)[..., None]
+    dx, dy, arm = columns - cx, rows - cy, radius / 3
+    bar = np.minimum(radius - np.abs(dx), arm - np.abs(dy + radius - arm))
+    stem = np.minimum(arm - np.abs(dx), radius - np.abs(dy))
+    cover = np.clip(np.maximum(bar, stem) + 0.5, 0, 1)[..., None]
     front, back = np.array(world.COLOURS[colour], float), np.array(world.BACKGROUNDS[background], float)
     return np.rint(cover * front + (1 - cover) * back).astype(np.uint8)
 
@@ -65,7 +65,7 @@ def template(image: np.ndarray) -> np.ndarray:  # (32, 32) bool
 
 
 TEMPLATES = {
-    WORD: template(diamond("red", "white", 32, 32, 24)),
+    WORD: template(new_shape("red", "white", 32, 32, 24)),
     **{shape: world.template(shape) for shape in world.BASE_SHAPES},
 }
 
@@ -85,7 +85,7 @@ def shape_of(image: np.ndarray) -> str:
 def encode(loaded: check.Loaded, folder: Path) -> Any:
     """20 pictures of the new shape as an EncodedDataset, through every colour and background."""
     scenes = world.concept_scenes(20, seed=OPTIONS["data_seed"])
-    pictures = [diamond(s.colour, s.background, s.cx, s.cy, s.radius) / 255.0 for s in scenes]
+    pictures = [new_shape(s.colour, s.background, s.cx, s.cy, s.radius) / 255.0 for s in scenes]
     captions = [world.caption(WORD, s.colour, s.background) for s in scenes]
     dataset = images_to_dataset([p.astype(np.float32) for p in pictures], captions, folder / "pictures")
     dataset = dataset.with_class_words(read_class_words(OPTIONS["class_word"], WORD))

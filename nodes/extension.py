@@ -17,6 +17,7 @@ from . import (
     quality,
     sampling,
     settings,
+    slider,
     training,
 )
 from .dataset_routes import add_dataset_routes
@@ -50,6 +51,7 @@ class LoraKilnExtension(ComfyExtension):
             quality.KilnDatasetReport,
             encoding.KilnEncodeDataset,
             encoding.KilnEncodedFromLatents,
+            slider.KilnSliderTargets,
             training.KilnTrainLora,
             settings.KilnAdapterSettings,
             settings.KilnOptimizerSettings,

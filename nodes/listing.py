@@ -30,6 +30,7 @@ MENU: dict[str, dict[str, tuple[str, ...]]] = {
         "KilnAugmentDataset": ("augmentation", "flip", "crop", "colour jitter", "color jitter"),
         "KilnDatasetReport": ("check dataset", "dataset statistics", "contact sheet", "buckets"),
         "KilnEncodeDataset": ("cache latents", "buckets", "encode images", "precompute", "lora dataset"),
+        "KilnSliderTargets": ("concept slider", "slider lora", "lora slider", "erase concept"),
         "KilnEncodedFromLatents": ("latents to dataset", "conditioning to dataset", "cache latents"),
     },
     "train": {

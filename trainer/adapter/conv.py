@@ -52,6 +52,7 @@ class LoraConv(nn.Module):
         self._convolve = _CONVOLVE[dims - 1]
         self._draws_of: tuple[int, int] | None = None  # seed and micro-step while training
         self.is_off = False  # answers as without the LoRA
+        self.sign = 1.0  # of the LoRA's update: 1, or -1 while it is reversed
 
     @property
     def matrices(self) -> tuple[nn.Parameter, nn.Parameter]:
@@ -68,7 +69,7 @@ class LoraConv(nn.Module):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """x (N, in, ...) -> (N, out, ...)."""
         layer = self.base_layer
-        scale: float | Tensor = self.scale
+        scale: float | Tensor = self.sign * self.scale
         y: Tensor = layer(x, *args, **kwargs)
         if self.is_off:
             return y
@@ -80,7 +81,7 @@ class LoraConv(nn.Module):
             draws = torch.rand(
                 len(self.lora_A), generator=generator(seed, "rank dropout", micro_step, self.index)
             )
-            kept = (draws >= self._rank_dropout) * (self.scale / (1 - self._rank_dropout))
+            kept = (draws >= self._rank_dropout) * (self.sign * self.scale / (1 - self._rank_dropout))
             scale = kept.to(y).view(-1, *[1] * len(layer.kernel_size))
         hidden = self._convolve(x, self.lora_A.to(y.dtype), None, layer.stride, layer.padding, layer.dilation)
         return y + self._convolve(hidden * scale, self.lora_B.to(y.dtype))

@@ -123,6 +123,7 @@ class FusedLoraLinear(PeftLinear):
         FrozenWeights  # of the layer without its LoRA; `weights` may be what remains beside the LoRA's start
     )
     is_off: bool  # answers as without the LoRA
+    sign: float  # of the LoRA's update: 1, or -1 while it is reversed
     shared: SharedInput
 
     @staticmethod
@@ -135,7 +136,7 @@ class FusedLoraLinear(PeftLinear):
         layer.__class__ = FusedLoraLinear
         fused: FusedLoraLinear = layer
         fused.weights = fused.frozen = weights
-        fused.is_off = False
+        fused.is_off, fused.sign = False, 1.0
         fused.scale = layer.scaling[name]
         fused.input_dropout = getattr(layer.lora_dropout[name], "p", 0.0)
         fused.index, fused.rank_dropout = index, rank_dropout
@@ -173,7 +174,7 @@ class FusedLoraLinear(PeftLinear):
         a, b = self.matrices
         with self.weights(self.base_layer, x) as (weight, bias):
             y = F.linear(x, weight, bias)
-        return y + self.scale * (x @ a.to(x.dtype).t() @ b.to(x.dtype).t())
+        return y + self.sign * self.scale * (x @ a.to(x.dtype).t() @ b.to(x.dtype).t())
 
 
 class SharedInput:
@@ -215,10 +216,10 @@ class SharedInput:
 
     def _draws(self, x: Tensor) -> _Draws:
         first = self.layers[0]
+        scale = self._scale if first.sign == 1 else first.sign * self._scale
         if first.draws_of is None or not (first.input_dropout or first.rank_dropout):
-            return self._at_rest
+            return self._at_rest if first.sign == 1 else _Draws(scale)
         seed, micro_step = first.draws_of
-        scale = self._scale
         if first.rank_dropout:
             draws = [
                 torch.rand(rank, generator=generator(seed, "rank dropout", micro_step, layer.index))

@@ -147,6 +147,17 @@ class LoraAdapter(Adapter):
             for layer in layers:
                 layer.is_off = False
 
+    @contextmanager
+    def reversed(self) -> Iterator[None]:
+        layers = self._all.values()
+        for layer in layers:
+            layer.sign = -1.0
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.sign = 1.0
+
     def disable_dropout(self) -> None:
         for layer in self._all.values():
             layer.disable_dropout()

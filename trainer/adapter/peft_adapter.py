@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import peft
@@ -96,6 +96,9 @@ class PeftAdapter(Adapter):
                 del layer.__dict__["forward"]
                 if forward is not None:
                     layer.__dict__["forward"] = forward
+
+    def reversed(self) -> AbstractContextManager[None]:
+        raise NotImplementedError("sliders are of the kind lora, see trainer.loop.checks")
 
     def disable_dropout(self) -> None:
         self._set_training(False)

@@ -27,6 +27,10 @@ class Adapter(Protocol):
         """Inside, the network answers as without the adapter; backward is for outside."""
         ...
 
+    def reversed(self) -> AbstractContextManager[None]:
+        """Inside, the update counts with the other sign, in forward and in backward. For the kind lora."""
+        ...
+
     def disable_dropout(self) -> None:
         """Eval mode: no dropout, for validation and sampling."""
         ...

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -89,6 +89,8 @@ class LoadedItem:
         None  # (1, [F,] h, w) in 0..1, of a graph's latent: 0 where it is given, not noised
     )
     of_class: ItemConditioning | None = None  # the same with a class in the trigger word's place
+    slider_ends: tuple[ItemConditioning, ...] = ()  # what strength 1 and -1 of a slider make of it
+    slider_guidance: float = 0.0  # times the way between them
 
 
 @dataclass(frozen=True)
@@ -115,9 +117,7 @@ class ItemStore:
 
     def read_ahead(self, draws: Sequence[SampleDraw]) -> None:
         """Begin to read what these draws need, on another thread."""
-        self.reader.read_ahead(
-            path for draw in draws for path in (*self.choose(draw), *filter(None, [self.class_text(draw)]))
-        )
+        self.reader.read_ahead(path for draw in draws for path in (*self.choose(draw), *self._beside(draw)))
 
     def load(self, draws: Sequence[SampleDraw]) -> Batch:
         """The tensors of one batch.
@@ -145,7 +145,17 @@ class ItemStore:
                 if noise_mask is not None:  # what is given is not learned
                     mask = loaded[-1].get("mask", torch.ones_like(noise_mask))
                     loaded[-1] = {**loaded[-1], "mask": mask * noise_mask}
-            items.append(LoadedItem(conditioning, size, item.frame_rate, noise_mask, of_class))
+            items.append(
+                LoadedItem(
+                    conditioning,
+                    size,
+                    item.frame_rate,
+                    noise_mask,
+                    of_class,
+                    self._ends(item, text),
+                    item.slider_guidance,
+                )
+            )
         return Batch(
             latents=torch.stack([each["latent"] for each in loaded]),
             items=tuple(items),
@@ -167,6 +177,15 @@ class ItemStore:
             return latent, text
         return latent, text, item.guides[item.latents.index(latent)]
 
+    def _ends(self, item: EncodedItem, text: Path) -> tuple[ItemConditioning, ...]:
+        return tuple(unpack_text(path, self.reader.get(path)) for path in _slider_ends(item, text))
+
+    def _beside(self, draw: SampleDraw) -> Iterator[Path]:
+        """What a draw needs beside what `choose` gives."""
+        if class_text := self.class_text(draw):
+            yield class_text
+        yield from _slider_ends(self.items[draw.item], self.choose(draw)[1])
+
     def class_text(self, draw: SampleDraw) -> Path | None:
         """The text that `choose` gives, its trigger word replaced by one of the classes; None for items without. A
         sample whose caption is dropped has one too."""
@@ -179,6 +198,12 @@ class ItemStore:
         classes = len(item.class_texts) // len(item.texts)
         draws = generator(self.seed, "class", draw.epoch, draw.entry)
         return item.class_texts[text * classes + int(torch.randint(classes, (1,), generator=draws))]
+
+
+def _slider_ends(item: EncodedItem, text: Path) -> tuple[Path, ...]:
+    """Of one of its texts."""
+    place = 2 * item.texts.index(text) if item.slider_ends else 0
+    return item.slider_ends[place : place + 2]
 
 
 def stack_masks(loaded: list[dict[str, Tensor]]) -> Tensor | None:

@@ -115,7 +115,7 @@ _PLAIN: dict[str, type | tuple[type, ...]] = {
     "repeats": int,
     "masked": bool,
     "noise_mask": bool,
-    **dict.fromkeys(("loss_weight", "caption_dropout", "frame_rate"), (int, float)),
+    **dict.fromkeys(("loss_weight", "caption_dropout", "frame_rate", "slider_guidance"), (int, float)),
 }
 
 
@@ -142,6 +142,8 @@ class EncodedItem:
     noise_mask: bool = False  # the mask is that of a graph's latent: 0 where a sampler adds no noise
     class_texts: tuple[Path, ...] = ()  # as many for each text: with a class in the trigger word's place
     source: Path | None = None  # the picture or clip that it was made of, to show it; where it is known
+    slider_ends: tuple[Path, ...] = ()  # two for each text: what strength 1 and -1 of a slider make of it
+    slider_guidance: float = 0.0  # times the way between them
 
     @property
     def name(self) -> str:
@@ -161,7 +163,7 @@ class EncodedItem:
     def files(self) -> tuple[Path, ...]:
         """Every file that training may open."""
         empty = [self.empty_text] if self.empty_text else []
-        return (*self.latents, *self.texts, *empty, *self.guides, *self.class_texts)
+        return (*self.latents, *self.texts, *empty, *self.guides, *self.class_texts, *self.slider_ends)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -189,11 +191,14 @@ class EncodedItem:
             "guides": tuple(Path(p) for p in values.get("guides", ())),
             "class_texts": tuple(Path(p) for p in values.get("class_texts", ())),
             "source": None if (source := values.get("source")) is None else Path(source),
+            "slider_ends": tuple(Path(p) for p in values.get("slider_ends", ())),
             "sizes": tuple(PixelSize(**size) for size in values.get("sizes", ())),
         }
         item = cls(**{**values, **paths, "shape": tuple(values["shape"])})
         if len(item.class_texts) % len(item.texts):
             raise TypeError("class_texts are not as many for each text")
+        if item.slider_ends and len(item.slider_ends) != 2 * len(item.texts):
+            raise TypeError("slider_ends are not two for each text")
         return item
 
     def load(self) -> tuple[Tensor, ItemConditioning]:
@@ -209,6 +214,7 @@ class EncodedDataset:
     encoded_now: int = 0  # files that were not in the cache
     trigger_word: str = ""  # of the caption template, for the LoRA's metadata
     class_word: str = ""  # likewise: what the trigger word is one of, where the model keeps it as it was
+    slider: str = ""  # likewise: its words, where a slider is trained
     remarks: tuple[str, ...] = ()  # what may not be as it was meant
 
     @property
@@ -219,6 +225,8 @@ class EncodedDataset:
             + f"{i.repeats}{i.role}{i.loss_weight}{i.caption_dropout}"
             + (f"{i.guide_dropout}" if i.guides else "")
             + "".join(f"class {p.stem}" for p in i.class_texts)
+            + (f"slider {i.slider_guidance}" if i.slider_ends else "")
+            + "".join(p.stem for p in i.slider_ends)
             for i in self.items
         )
         return address_of("dataset", parts)
@@ -236,6 +244,8 @@ class EncodedDataset:
         masked = sum(i.masked for i in self.items)
         if masked:
             lines.append(f"{masked} with a loss mask")
+        if self.slider:
+            lines.append(f"a slider: {self.slider}")
         if kept := sum(bool(i.class_texts) for i in self.items):
             lines.append(f"{kept} with a class that the model keeps as it was: {self.class_word}")
         lines.append(f"{self.encoded_now} of {self.files} encoded now")

@@ -94,7 +94,7 @@ def encoded_from_latents(
     for (sample, mask), entry in zip(samples, entries, strict=True):
         tensors = {"latent": sample} if mask is None else {"latent": sample, "mask": mask}
         latent_path, made = _keep(tensors, cache / "latents")
-        text_path, made_text = _keep_conditioning(entry, cache / "texts")
+        text_path, made_text = keep_conditioning(entry, cache / "texts")
         new += made + made_text
         shape = tuple(sample.shape)
         masked = mask is not None
@@ -184,7 +184,7 @@ def _conditioning(entry: Any) -> ItemConditioning:
     return {**extras, **({} if text is None else {"cross_attn": text})}
 
 
-def _keep_conditioning(entry: ItemConditioning, folder: Path) -> tuple[Path, bool]:
+def keep_conditioning(entry: ItemConditioning, folder: Path) -> tuple[Path, bool]:
     """Where the conditioning lies, and whether it was written now.
 
     What earlier versions kept whole, but for a pooled_output of None, has the address that they gave it: their runs

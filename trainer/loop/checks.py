@@ -74,6 +74,8 @@ def check_compatible(
         raise KilnError(
             f"All {len(dataset.items)} items are held out for validation; connect items to train on."
         )
+    if any(i.slider_ends for i in dataset.items):
+        _check_slider(config)
     if config.optimizer.update_in_backward and preserves(dataset, config):
         raise KilnError(
             "update_in_backward takes one backward a step, and class_word on Caption Template asks for a second; "
@@ -81,6 +83,20 @@ def check_compatible(
         )
     if config.optimizer.update_in_backward and processes > 1:
         raise KilnError("update_in_backward is for one process; switch it off to train with several.")
+
+
+def _check_slider(config: TrainConfig) -> None:
+    """Raise KilnError when a slider cannot be trained with these settings."""
+    if config.adapter.kind != "lora" or config.adapter.init == "pissa":
+        what = f"kind is {config.adapter.kind}" if config.adapter.kind != "lora" else "init is pissa"
+        raise KilnError(
+            f"A slider is trained at strength 1 and -1, which is for the kind lora without pissa, and {what}; set it "
+            "back on Adapter Settings."
+        )
+    if config.optimizer.update_in_backward:
+        raise KilnError(
+            "update_in_backward takes one backward a step, and a slider has one for each of its ends; switch it off."
+        )
 
 
 def preserves(dataset: EncodedDataset, config: TrainConfig) -> bool:

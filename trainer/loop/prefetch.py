@@ -23,6 +23,7 @@ from ..noise_defaults import family_is_told_sizes
 from ..rng import generator
 from . import objective
 from .distributed import ProcessGroup
+from .slider import SliderEnds
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,14 @@ class MicroBatch:
     place: int  # unique in the run: seeds the dropout of this forward
     among: tuple[
         int, ...
-    ]  # B: which of the step's sample draws, of all processes, these are; none that preserve
+    ]  # B: which of the step's sample draws, of all processes, these are; none that is not learned
     preserves: bool = False  # the target is the model's own prediction without the adapter, not noised.target
+    slider: SliderEnds | None = None  # the targets are those of a slider
+
+    @property
+    def learned(self) -> bool:
+        """Whether its items are what is learned, and their errors say how well."""
+        return not self.preserves and self.slider is None
 
 
 class Prefetcher:
@@ -111,6 +118,8 @@ class Prefetcher:
         factor = self._to_device(batch.weight * self._role_weight(draws) / count)
         factor = objective.level_weight(config.objective, denoiser, noised) * factor
         mask = None if batch.mask is None else self._to_device(batch.mask)
+        if batch.items[0].slider_ends:
+            return self._sliding(batch, latents, noised, mask, factor, place)
         parts = conditioning_batches(denoiser, batch, latents, config.objective)
         preserving = self._preserving(batch, latents, noised, factor, place)
         if len(parts) == 1:
@@ -129,6 +138,36 @@ class Prefetcher:
             ),
             *preserving,
         ]
+
+    def _sliding(
+        self,
+        batch: Batch,
+        latents: Tensor,
+        noised: objective.NoisyInput,
+        mask: Tensor | None,
+        factor: Tensor,
+        place: int,
+    ) -> list[MicroBatch]:
+        """Of a slider's items, with what its ends are given."""
+
+        def parts(items: Sequence[LoadedItem], of: Tensor) -> list[ConditioningBatch]:
+            changed = replace(batch, items=tuple(items))
+            return conditioning_batches(self._denoiser, changed, of, self._config.objective)
+
+        found = []
+        for number, part in enumerate(parts(batch.items, latents)):
+            own = list(part.items)
+            items = [batch.items[i] for i in own]
+            positive, negative = (
+                parts([replace(i, conditioning=i.slider_ends[end]) for i in items], latents[own])
+                for end in (0, 1)
+            )
+            ends = SliderEnds(positive, negative, items[0].slider_guidance)
+            taken = None if mask is None else mask[own]
+            at = place + (number << 60)
+            half = factor[own] / 2  # each end
+            found.append(MicroBatch(_take(noised, own), part.conditioning, taken, half, at, (), slider=ends))
+        return found
 
     def _preserving(
         self, batch: Batch, latents: Tensor, noised: objective.NoisyInput, factor: Tensor, place: int

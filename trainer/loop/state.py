@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -41,6 +41,7 @@ from .distributed import ProcessGroup
 from .loss_scale import overflowed
 from .prefetch import MicroBatch, Prefetcher
 from .progress import Progress, TrainResult
+from .slider import slider_targets
 from .trainable import Trainable
 
 log = logging.getLogger(__name__)
@@ -108,17 +109,25 @@ class TrainingState:
                 MessageEvent(text="Compiling the blocks in the first step; this takes a minute or more ...")
             )
 
-    @torch.no_grad()
-    def prediction_without_adapter(self, micro_batch: MicroBatch) -> Tensor:
-        """What the frozen model predicts, (B, C, [F,] H, W) fp32: the adapter's layers step aside for one forward, so
-        there is no second copy of the model.
+    def targets(self, micro_batch: MicroBatch) -> list[tuple[Tensor, AbstractContextManager[None]]]:
+        """What a micro-batch's prediction is held against, (B, C, [F,] H, W), and how the adapter counts meanwhile.
 
-        The target of differential output preservation (ai-toolkit, `diff_output_preservation`; distilling what a
-        network said before it was trained further is Li & Hoiem 2016, arXiv 1606.09282).
+        Of items that are learned the flow or the noise. Else what the frozen model predicts: the adapter's layers step
+        aside for that forward, so there is no second copy of the model.
+
+        Differential output preservation is ai-toolkit's `diff_output_preservation`; distilling what a network said
+        before it was trained further is Li & Hoiem 2016 (arXiv 1606.09282). For sliders see slider.py.
         """
-        noised = micro_batch.noised
-        with self.trainable.adapter.switched_off():
-            return self.denoiser.forward(noised.noisy, noised.timestep, micro_batch.conditioning)
+        noised, adapter = micro_batch.noised, self.trainable.adapter
+        if micro_batch.slider is not None:
+            with adapter.switched_off():
+                up, down = slider_targets(self.denoiser, noised, micro_batch.conditioning, micro_batch.slider)
+            return [(up, nullcontext()), (down, adapter.reversed())]
+        if not micro_batch.preserves:
+            return [(noised.target, nullcontext())]
+        with torch.no_grad(), adapter.switched_off():
+            frozen = self.denoiser.forward(noised.noisy, noised.timestep, micro_batch.conditioning)
+        return [(frozen, nullcontext())]
 
     # Telling the user
 
@@ -170,6 +179,8 @@ class TrainingState:
             among: which of the step's sample draws this process has computed.
             values: their losses, then their noise levels.
         """
+        if self.dataset.slider:  # its items are not what is learned
+            return
         draws = [draw for batch in self.prefetcher.batches(step) for draw in batch]
         if self.group.size > 1:
             of_all = torch.zeros(2, len(draws))

@@ -197,16 +197,16 @@ def _gradients(state: TrainingState, step: int, limit: float) -> _Found:
     among: tuple[int, ...] = ()
     for micro_batch in state.prefetcher.get(step, guard.parts):
         state.trainable.adapter.set_step(config.seed, micro_batch.place)
-        noised, target = micro_batch.noised, micro_batch.noised.target
-        if micro_batch.preserves:
-            target = state.prediction_without_adapter(micro_batch)
-        prediction = denoiser.forward(noised.noisy, noised.timestep, micro_batch.conditioning)
-        errors = objective.loss_per_item(prediction, target, micro_batch.mask, config.objective)
-        loss = (errors * micro_batch.factor).sum()
-        if loss.requires_grad:  # not when dropout has switched every layer off
-            state.trainable.backward(loss, limit)
-        total += loss.detach()
-        if not micro_batch.preserves:
+        noised = micro_batch.noised
+        for target, adapter_as_it_counts in state.targets(micro_batch):
+            with adapter_as_it_counts:  # in backward too, where blocks are computed again
+                prediction = denoiser.forward(noised.noisy, noised.timestep, micro_batch.conditioning)
+                errors = objective.loss_per_item(prediction, target, micro_batch.mask, config.objective)
+                loss = (errors * micro_batch.factor).sum()
+                if loss.requires_grad:  # not when dropout has switched every layer off
+                    state.trainable.backward(loss, limit)
+            total += loss.detach()
+        if micro_batch.learned:
             all_errors.append(errors.detach())
             levels.append(noised.level.float())
             among += micro_batch.among

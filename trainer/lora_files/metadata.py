@@ -84,6 +84,7 @@ def origin_metadata(origin: Origin) -> dict[str, str]:
         "lora_kiln.base_model": origin.base_model,
         "lora_kiln.steps": str(origin.steps),
         "lora_kiln.class_word": origin.dataset.class_word,
+        "lora_kiln.slider": origin.dataset.slider,
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": f"{architecture}/lora",
         "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -46,6 +46,7 @@ def write_run_file(folder: Path, run: RunFile, dataset: EncodedDataset) -> Path:
         "fingerprint": dataset.fingerprint,
         "trigger_word": dataset.trigger_word,
         "class_word": dataset.class_word,
+        "slider": dataset.slider,
     }
     write_text(folder / run.dataset, json.dumps(listed, indent=1))
     values = run.config.to_dict()
@@ -119,10 +120,10 @@ def read_listed_items(path: Path) -> EncodedDataset:
         listed = parse_json(path.read_text("utf-8"))
         items = tuple(EncodedItem.from_dict(item) for item in listed["items"])
         trigger_word = str(listed.get("trigger_word", ""))  # files of earlier versions have none
-        class_word = str(listed.get("class_word", ""))
+        class_word, slider = str(listed.get("class_word", "")), str(listed.get("slider", ""))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _unreadable(path, error) from error
-    return EncodedDataset(items, trigger_word=trigger_word, class_word=class_word)
+    return EncodedDataset(items, trigger_word=trigger_word, class_word=class_word, slider=slider)
 
 
 def _unreadable(path: Path, error: Exception) -> KilnError:

@@ -108,17 +108,8 @@ class HostEncoder(Encoder):
         """
         comfy.model_management.throw_exception_if_processing_interrupted()
         if controls:
-            scheduled = self._pictures.text(caption, controls)
-        else:
-            scheduled = self._clip.encode_from_tokens_scheduled(self._clip.tokenize(caption))
-        if len(scheduled) != 1:
-            raise KilnError(
-                f"The text encoder gives {len(scheduled)} conditionings for one caption, each for a part of the "
-                "sampling's steps; connect the CLIP from before the node that schedules its LoRAs (hooks)."
-            )
-        cond, extras = scheduled[0]
-        check_trainable(extras)
-        return {**extras, "cross_attn": cond}
+            return _the_only_one(self._pictures.text(caption, controls))
+        return encode_caption(self._clip, caption)
 
     def encode_texts(self, captions: Sequence[str]) -> list[ItemConditioning]:
         """Of several captions at once, where that gives what the host gives for each alone."""
@@ -142,6 +133,26 @@ class HostEncoder(Encoder):
             self._compared = equal_alone(found[longest], self.encode_text(captions[longest]))
             return found if self._compared else None
         return found
+
+
+def encode_caption(clip: Any, caption: str) -> ItemConditioning:
+    """Everything that a CLIP gives for a caption, as the host's own node asks for it.
+
+    Raises:
+        KilnError: it gives several conditionings, each for a part of the sampling's steps.
+    """
+    return _the_only_one(clip.encode_from_tokens_scheduled(clip.tokenize(caption)))
+
+
+def _the_only_one(scheduled: Sequence[Any]) -> ItemConditioning:
+    if len(scheduled) != 1:
+        raise KilnError(
+            f"The text encoder gives {len(scheduled)} conditionings for one caption, each for a part of the "
+            "sampling's steps; connect the CLIP from before the node that schedules its LoRAs (hooks)."
+        )
+    cond, extras = scheduled[0]
+    check_trainable(extras)
+    return {**extras, "cross_attn": cond}
 
 
 def word_for_word(clip: Any) -> Any:
