@@ -23,6 +23,7 @@ from scripts.host_client import HostClient
 from scripts.host_files import fetch_frontend, workspace
 from scripts.model_downloads import ModelFile
 from scripts.node_sizes import FRONTENDS, drawn_boxes
+from scripts.slider_template import TITLE as SLIDER
 from scripts.training_templates import STORIES
 from scripts.workflows import TEMPLATES, WAN_LORA
 
@@ -30,6 +31,7 @@ SIDE, BAND = 512, 240  # pixels: the picture, its text
 SMALL = ImageFont.load_default(19)
 OTHERS = {
     EXPERTS: "in: your pictures\nout: a LoRA file for each expert, a picture drawn with both",
+    SLIDER: "in: words for both ends\nout: a LoRA file, one picture at five strengths from -1 to 1",
     "Compare strengths": "in: your LoRA\nout: one picture, your LoRA at six strengths side by side",
     "Caption a dataset": "in: your pictures, a model that looks at them\nout: a caption beside each, a report",
     "Look at a dataset": "in: your pictures\nout: a report on them, what to mend, a contact sheet",

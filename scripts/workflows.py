@@ -18,6 +18,8 @@ from scripts.experts_template import TITLE as EXPERTS
 from scripts.experts_template import experts_template
 from scripts.host_client import HostClient
 from scripts.host_files import REPO
+from scripts.slider_template import TITLE as SLIDER
+from scripts.slider_template import slider_template
 from scripts.training_templates import NEGATIVE, PROMPT, STORIES, show, training_template, wan
 from scripts.workflow_graph import BLUE, BROWN, GREEN, PURPLE, YOURS, Graph, Info, opened
 from scripts.workshop import captioning, workshop
@@ -37,7 +39,7 @@ def tiny(info: Info) -> Graph:
     graph.step("2 Pictures", GREEN)
     graph.column(340)
     graph.add("dataset", "KilnLoadDataset", folder="tiny_concept")
-    graph.add("captions", "KilnCaptionTemplate", tall=330, dataset=("dataset", 0))
+    graph.add("captions", "KilnCaptionTemplate", tall=360, dataset=("dataset", 0))
     graph.add(
         "encoded",
         "KilnEncodeDataset",
@@ -170,6 +172,7 @@ def all_graphs(info: Info) -> dict[Path, Graph]:
         **{TEMPLATES / f"{story.title}.json": training_template(info, story) for story in STORIES},
         **{TEMPLATES / f"{edit.title}.json": edit_template(info, edit) for edit in EDITS},
         TEMPLATES / f"{EXPERTS}.json": experts_template(info),
+        TEMPLATES / f"{SLIDER}.json": slider_template(info),
         TEMPLATES / "Compare strengths.json": compare(info),
         TEMPLATES / "Look at a dataset.json": workshop(info),
         TEMPLATES / "Caption a dataset.json": captioning(info),

@@ -20,6 +20,7 @@ const LABELS = {
     character: "角色",
     style: "画风",
     "edit from pairs": "成对编辑",
+    slider: "滑块",
     "high noise, text to video": "高噪声，文生视频",
     "low noise, text to video": "低噪声，文生视频",
     "high noise, image to video": "高噪声，图生视频",

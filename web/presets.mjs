@@ -9,6 +9,7 @@ export const PRESETS = {
   character: { steps: 2000, learning_rate: 1e-4, rank: 96, alpha: 32, batch_size: 1 },
   style: { steps: 1500, learning_rate: 5e-5, rank: 32, alpha: 16, batch_size: 1 },
   "edit from pairs": { steps: 3000, learning_rate: 1e-4, rank: 16, alpha: 16, batch_size: 1 },
+  slider: { steps: 1000, learning_rate: 2e-4, rank: 4, alpha: 1, batch_size: 1 },
   SDXL: { steps: 1500, learning_rate: 1e-4, rank: 32, alpha: 16, batch_size: 1 },
   Flux: { steps: 2000, learning_rate: 1e-4, rank: 16, alpha: 16, batch_size: 1 },
   "Qwen-Image": { steps: 2000, learning_rate: 1e-4, rank: 16, alpha: 16, batch_size: 1 },

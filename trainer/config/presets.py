@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 # By aim, from the guide for Wan 2.1; then by model family, each file with its source.
-_FILES: tuple[str, ...] = ("quick_trial", "standard", "character", "style", "edit")
+_FILES: tuple[str, ...] = ("quick_trial", "standard", "character", "style", "edit", "slider")
 _FILES += ("sdxl", "flux", "qwen_image", "z_image", "ltx_video")
 
 
