@@ -34,6 +34,7 @@ GROWS_BY = {
     "KilnCaptionTemplate": 100,
     "KilnEncodeDataset": 120,
     "KilnSaveLora": 60,
+    "KilnSliderTargets": 100,
     "KilnTrainLora": 60,
     "KilnLossPlot": 60,
     "SaveImage": 60,

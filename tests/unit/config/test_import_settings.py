@@ -98,7 +98,7 @@ def test_a_key_that_is_not_known_is_reported(text: str, line: str) -> None:
 
 def test_every_preset_is_a_valid_run_and_can_be_imported() -> None:
     folder = Path(__file__).parents[3] / "trainer" / "presets"
-    assert len(list(folder.glob("*.yaml"))) == len(PRESETS) == 10
+    assert len(list(folder.glob("*.yaml"))) == len(PRESETS) == 11
     for file in folder.glob("*.yaml"):
         text = "\n".join(
             line for line in file.read_text("utf-8").splitlines() if not line.startswith("name:")
