@@ -2,8 +2,8 @@
 
     python -m benchmarks.slider [--json FILE] [--sheets FOLDER]
 
-The background's brightness on green shapes, and the colour of shapes: drawn at five strengths, the shape held against the
-words. Every run is a fresh process.
+The background's brightness on green shapes, and the colour of shapes: drawn at five strengths, the shape held against
+the words. Every run is a fresh process.
 """
 
 from __future__ import annotations
