@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from comfy_api.latest import ComfyExtension, io
 
+from ..trainer.errors import KilnError
 from . import (
     captioning,
     captions,
@@ -33,6 +35,10 @@ class LoraKilnExtension(ComfyExtension):
     """What the host loads."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        if not hasattr(torch, "accelerator"):
+            raise KilnError(
+                f"LoRA Kiln needs PyTorch 2.6 or newer, and this is {torch.__version__}; update ComfyUI's PyTorch."
+            )
         save_on_exit()
         remove_unfinished()
         add_routes()  # here and not in on_load, which host 0.3.75 never calls

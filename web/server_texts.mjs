@@ -43,6 +43,7 @@ export const CHINESE = {
   "{} of {} LoRAs: {} layers, rank {}, {}{}": "{1} 个 LoRA 以 {0} 合并：{2} 层，秩 {3}，{4}{5}",
   "{} % of the energy kept": "保留 {} % 的能量",
   "rank {}, {} % of the energy kept": "秩 {}，保留 {} % 的能量",
+  "LoRA Kiln needs PyTorch 2.6 or newer, and this is {}; update ComfyUI's PyTorch.": "LoRA Kiln 需要 PyTorch 2.6 或更高版本，而当前为 {}；请更新 ComfyUI 的 PyTorch。",
   "The run was stopped before its first step, so no LoRA was written; start it again.": "训练在第一步之前被停止，因此没有写出 LoRA；请重新开始。",
   "{} layers, {} % of the energy kept{}": "{} 层，保留 {} % 的能量{}",
   "; {} tensors are left out, for only one of the files has them, such as {}": "；有 {} 个张量只存在于其中一个文件而未使用，例如 {}",

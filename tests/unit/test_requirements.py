@@ -31,6 +31,8 @@ def test_bounds_agree() -> None:
     wanted, installed = bounds(declared), bounds(lines_of("requirements.txt"))
     assert {name: wanted[name] for name in installed} == installed
     lowest = bounds(lines_of("requirements-lowest.txt"))
-    assert lowest.keys() == wanted.keys() - {"tomli"}, "tomli is for Python 3.10, the job has 3.11"
+    assert lowest.pop("transformers").startswith("4."), "ComfyUI's, and peft's"
+    left_out = {"tomli", "torch"}  # of Python 3.10, the job has 3.11; the host's
+    assert lowest.keys() == wanted.keys() - left_out
     for name, version in lowest.items():
         assert version == wanted[name] or version.startswith(f"{wanted[name]}."), name
