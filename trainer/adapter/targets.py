@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from ..config import AdapterConfig
 from ..errors import KilnError, shortened
 from ..families import FAMILIES, NEVER_DEFAULT_TARGETS
-from ..patterns import compile_pattern
+from ..patterns import Patterns, compile_pattern
 
 _REGEX_SIGNS = re.compile(r"[*()\[\]|\\^$+?{}]")
 
@@ -54,7 +55,7 @@ def choose_targets(module: nn.Module, wanted: str, unwanted: str = "") -> list[s
         pattern = compile_pattern(wanted, "target_modules")
         chosen = [n for n in names if pattern.fullmatch(n)]
     else:
-        endings = [_known_ending(e, names) for e in wanted.replace(",", " ").split()]
+        endings = [_known_ending(e, names) for e in dict.fromkeys(wanted.replace(",", " ").split())]
         chosen = [n for n in names if _ends_with(n, endings)]
     if not chosen:
         raise _no_such_layer(wanted, names)
@@ -138,22 +139,31 @@ def layer_shape(name: str, config: AdapterConfig, kernel: Sequence[int] = ()) ->
     Raises:
         KilnError: rank_pattern is malformed.
     """
-    for part in filter(None, (p.strip() for p in config.rank_pattern.split(","))):
-        expression, sign, numbers = part.rpartition("=")
-        rank, _, alpha = numbers.partition(":")
-        try:
-            shape = LayerShape(int(rank), float(alpha) if alpha else config.alpha)
-        except ValueError:
-            shape = LayerShape(0, 0.0)
-        if not sign or shape.rank < 1 or not shape.alpha > 0:
-            raise KilnError(
-                f"rank_pattern holds {shortened(repr(part))}; write expression=rank or expression=rank:alpha, such as "
-                "ffn=16:8."
-            )
-        if compile_pattern(expression, "rank_pattern").search(name):
-            return shape
+    found = _rank_pattern(config.rank_pattern, config.alpha).first(name)
+    if found is not None:
+        return found
     if any(size > 1 for size in kernel):
         return LayerShape(
             config.conv_rank, config.conv_alpha or config.alpha * config.conv_rank / config.rank
         )
     return LayerShape(config.rank, config.alpha)
+
+
+@functools.lru_cache(maxsize=32)
+def _rank_pattern(text: str, alpha: float) -> Patterns[LayerShape]:
+    """AdapterConfig.rank_pattern. Raises KilnError: it is malformed."""
+    shapes: list[tuple[str, LayerShape]] = []
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        expression, sign, numbers = part.rpartition("=")
+        rank, _, own_alpha = numbers.partition(":")
+        try:
+            shape = LayerShape(int(rank), float(own_alpha) if own_alpha else alpha)
+        except ValueError:
+            shape = LayerShape(0, 0.0)
+        if not sign or shape.rank < 1 or not 0 < shape.alpha < math.inf:
+            raise KilnError(
+                f"rank_pattern holds {shortened(repr(part))}; write expression=rank or expression=rank:alpha, such as "
+                "ffn=16:8."
+            )
+        shapes.append((expression, shape))
+    return Patterns(shapes, "rank_pattern")

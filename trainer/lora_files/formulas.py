@@ -204,7 +204,10 @@ def merged_weight(tensors: LayerTensors, weight: Tensor, strength: float) -> Ten
         KilnError: the adapter is for a weight of another shape, or of a kind that is not supported.
     """
     delta = delta_weight(tensors, weight.dtype)
-    if delta is not None and delta.numel() != weight.numel():
+    matrix = "diff" not in tensors  # a product, with a row for each output
+    if delta is not None and (
+        delta.numel() != weight.numel() or (matrix and (weight.dim() < 2 or len(delta) != len(weight)))
+    ):
         raise KilnError(
             f"The LoRA is for a weight of shape {tuple(delta.shape)}, the model's is {tuple(weight.shape)}; "
             "use it with the model it was trained on."

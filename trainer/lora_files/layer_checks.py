@@ -10,7 +10,7 @@ from .formulas import LayerTensors, shape_of
 
 _ONE_NUMBER = ("alpha", "scalar")
 _ANY_NUMBERS = (*_ONE_NUMBER, "reshape_weight")
-_OF_OUTPUTS = ("lora_magnitude_vector", "lora_B.bias")
+_OF_OUTPUTS = ("lora_magnitude_vector", "lora_B.bias", "diff_b", "b_norm")
 _KINDS = {
     "a LoRA": ("lora_A.weight", "lora_B.weight"),
     "a LoHa": ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),

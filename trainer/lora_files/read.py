@@ -12,6 +12,7 @@ import os
 import struct
 from collections import defaultdict
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from ..errors import KilnError, shortened
 from ..parsers import parse_json
-from ..patterns import compile_pattern
+from ..patterns import MOST_PATTERNS, Patterns, compile_pattern
 from ..safefile import read_tensors
 from .formulas import LayerTensors, group_by_layer, listed, rank_of, unknown_keys
 from .keys import PREFIX, own_layers, part_widths, split_key, to_diffusers
@@ -266,8 +267,9 @@ class PeftScaling:
         _check_numbers(config, what)
         self._alpha: float | None = config.get("lora_alpha", config.get("alpha"))
         self._rank: int | None = config.get("r")
-        self._alpha_pattern: Mapping[str, Any] = config.get("alpha_pattern") or {}
-        self._rank_pattern: Mapping[str, Any] = config.get("rank_pattern") or {}
+        self._alpha_pattern, self._rank_pattern = (
+            _patterns(config.get(name) or {}) for name in ("alpha_pattern", "rank_pattern")
+        )
         self._rank_stabilised = bool(config.get("use_rslora"))
 
     def alpha(self, layer: str, spelled: str, rank: int) -> float | None:
@@ -301,28 +303,36 @@ def _check_numbers(config: Mapping[str, Any], what: str) -> None:
             )
 
 
-def _by_pattern(patterns: Mapping[str, Any], layer: str, spelled: str, default: Any) -> Any:
-    """The value of the first pattern that matches a layer's name or the end of it, as peft chooses it.
+def _patterns(values: Mapping[str, Any]) -> Patterns[Any]:
+    """rank_pattern or alpha_pattern of a peft config: values by regular expression, which matches a layer's name or the
+    end of it.
+
+    Raises:
+        KilnError: a pattern is no regular expression.
+    """
+    for pattern in islice(values, MOST_PATTERNS):
+        what = f"The pattern {shortened(repr(pattern))} in {PEFT_CONFIG}"
+        compile_pattern(pattern, what)  # alone, so that it cannot close the parenthesis below
+    return Patterns(((rf"(^|\.)({p})$", value) for p, value in values.items()), f"A pattern in {PEFT_CONFIG}")
+
+
+def _by_pattern(patterns: Patterns[Any], layer: str, spelled: str, default: Any) -> Any:
+    """The value of the first pattern that matches a layer, as peft chooses it.
 
     The same as peft.utils.other.get_pattern_key, not called because importing peft takes seconds and needs a
     torchvision that fits torch, which a shell without ComfyUI may not have.
 
     Args:
-        patterns: values by regular expression (rank_pattern or alpha_pattern of a peft config).
+        patterns: of a peft config.
         layer: our name of it.
         spelled: its name in the file; both are tried.
         default: the value where no pattern matches.
-
-    Raises:
-        KilnError: a pattern is no regular expression.
     """
     bare = layer.removeprefix(PREFIX)
-    for name in (bare, to_diffusers(bare) or bare, spelled):
-        for pattern, value in patterns.items():
-            what = f"The pattern {shortened(repr(pattern))} in {PEFT_CONFIG}"
-            compile_pattern(pattern, what)  # alone, so that it cannot close the parenthesis below
-            if compile_pattern(rf"(^|\.)({pattern})$", what).search(name):
-                return value
+    for name in dict.fromkeys((bare, to_diffusers(bare) or bare, spelled)):
+        value = patterns.first(name)
+        if value is not None:
+            return value
     return default
 
 
