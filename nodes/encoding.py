@@ -33,7 +33,8 @@ def _image_conditioning_inputs() -> list[Any]:
             default=FIRST_FRAMES[0],
             optional=True,
             tooltip="For image-to-video models: give the model each clip's own first frame (or its first and last "
-            "one), as ComfyUI's node for this model does. The VAE tells which model it is.",
+            "one), as ComfyUI's node for this model does. The VAE tells which model it is; first frame in place is "
+            "HunyuanVideo's v2 (replace).",
         ),
         io.Float.Input(
             "first_frame_dropout",
@@ -56,7 +57,8 @@ def _image_conditioning_inputs() -> list[Any]:
         io.ClipVision.Input(
             "clip_vision",
             optional=True,
-            tooltip="For models that also look at the first frame through CLIP, as Wan 2.1 i2v and FLF2V do.",
+            tooltip="For models that also look at the first frame through CLIP, as Wan 2.1 i2v and FLF2V do; for "
+            "HunyuanVideo it goes into the text (llava_llama3_vision).",
         ),
     ]
 

@@ -50,7 +50,7 @@ const LABELS = {
     "stream from file": "从文件载入",
   },
   base_precision: { "as it is": "原样" },
-  first_frame: { none: "无", "first frame": "首帧", "first and last frame": "首帧与尾帧" },
+  first_frame: { none: "无", "first frame": "首帧", "first and last frame": "首帧与尾帧", "first frame in place": "原位首帧" },
   clip_part: { middle: "中间", start: "开头", "several pieces": "几段", "whole in pieces": "整段分块" },
   controls: { auto: "自动", "reference latents": "参考潜变量", "Wan Fun control": "Wan Fun 控制" },
   format: {},

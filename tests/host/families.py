@@ -415,6 +415,28 @@ FLUX_CASES = {
         ),
         what="text to video",
     ),
+    "HunyuanVideo i2v in place": Case(
+        config="HunyuanVideo",
+        newer={"meanflow_sum": False},
+        latent=(16, 3, H, W),
+        dims={
+            **FLUX,
+            "image_model": "hunyuan_video",
+            **{"theta": 256, "patch_size": [1, 2, 2], "byt5": False, "meanflow": False},
+            **{"use_cond_type_embedding": False, "vision_in_dim": None},
+        },
+        conditioning=lambda d, n: (
+            d(1, n, TEXT),
+            {
+                "pooled_output": d(1, POOLED),
+                "guidance": 5.0,
+                "guiding_frame_index": 0,
+                "attention_mask": (torch.arange(n) < n - 2).long()[None],
+            },
+        ),
+        first_frame=True,
+        what="first frame in place, v2 (replace)",
+    ),
     "HunyuanVideo 1.5": Case(
         config="HunyuanVideo15",
         newer={"meanflow_sum": False},

@@ -28,6 +28,7 @@ import comfy.ldm.lightricks.vae.causal_video_autoencoder
 import comfy.ldm.models.autoencoder
 import comfy.ldm.wan.vae2_2
 import comfy.sd
+import comfy.text_encoders.hunyuan_video
 import comfy.text_encoders.qwen_image
 import comfy.utils
 import numpy as np
@@ -85,7 +86,7 @@ class StandInClip:
         return self.tokenizer.tokenize_with_weights(text, **options)
 
     def encode_from_tokens_scheduled(self, tokens: Any) -> list[Any]:
-        (rows,) = tokens.values()
+        rows = [row for several in tokens.values() for row in several]
         values = [
             float(t["data"].mean()) if isinstance(t, dict) else float(t) for row in rows for t, *_ in row
         ]
@@ -108,8 +109,18 @@ class SeenByClip:
         found["penultimate_hidden_states"] = image.mean((1, 2))[:, None].repeat(1, 5, 2)
         found["image_embeds"] = image.mean((1, 2))
         found["last_hidden_state"] = image.mean((1, 2))[:, None]
-        found["mm_projected"] = None
+        found["mm_projected"] = self.projected(image)
         return found
+
+    def projected(self, image: Tensor) -> Tensor | None:
+        return None
+
+
+class SeenByLlava(SeenByClip):
+    """One whose pictures a language model reads."""
+
+    def projected(self, image: Tensor) -> Tensor:
+        return image.mean((1, 2))[:, None].repeat(1, 6, 4)
 
 
 @cache
@@ -162,9 +173,10 @@ def by_hand(name: str, vae: Any, frames: Tensor, controls: list[Tensor], seen: S
         return nodes_wan.Wan22ImageToVideoLatent.execute(vae, **size, start_image=start)
     if name == "ltx first frame":
         return nodes_lt.LTXVImgToVideo.execute(text, text, start, vae, **size, strength=1.0)
-    if name == "hunyuan first frame":
+    if name in ("hunyuan first frame", "hunyuan first frame in place"):
+        way = "v2 (replace)" if name.endswith("in place") else "v1 (concat)"
         return nodes_hunyuan.HunyuanImageToVideo.execute(
-            text, vae, **size, guidance_type="v1 (concat)", start_image=start
+            text, vae, **size, guidance_type=way, start_image=start
         )
     if name == "hunyuan 1.5 first frame":
         return nodes_hunyuan.HunyuanVideo15ImageToVideo.execute(
@@ -186,6 +198,7 @@ CASES: dict[str, dict[str, Any]] = {
     "wan22 first frame": {"first_frame": "first frame"},
     "ltx first frame": {"first_frame": "first frame"},
     "hunyuan first frame": {"first_frame": "first frame"},
+    "hunyuan first frame in place": {"first_frame": "first frame in place"},
     "hunyuan 1.5 first frame": {"first_frame": "first frame"},
     "wan VACE": {"controls": "Wan VACE"},
     "wan Fun control": {"controls": "Wan Fun control"},
@@ -274,6 +287,23 @@ def check_qwen(folder: Path, way: str, prompt_syntax: bool) -> bool:
     return same(batch.items[0].conditioning, {**extras, "cross_attn": cond})
 
 
+def check_hunyuan_text(folder: Path) -> bool:
+    """The first frame among the tokens of HunyuanVideo's own tokenizer, as its node puts it there."""
+    tokenizer = comfy.text_encoders.hunyuan_video.HunyuanVideoTokenizer()
+    seen = SeenByLlava()
+    encoder = HostEncoder(
+        VAES["hunyuan"](), StandInClip(tokenizer), first_frame="first frame", clip_vision=seen
+    )
+    item, batch = item_of(encoder, folder / "clips")
+    start = torch.from_numpy(load_pixels(item, Bucket(FRAMES, HEIGHT, WIDTH), 16).frames)[:1]
+    node = nodes_hunyuan.TextEncodeHunyuanVideo_ImageToVideo
+    made = node.execute(StandInClip(tokenizer), seen.encode_image(start, crop=False), "a cat", 2)
+    ((cond, extras),) = made.result[0]
+    given = {k: v for k, v in batch.items[0].conditioning.items() if not k.startswith("concat_")}
+    plain = StandInClip(tokenizer).encode_from_tokens_scheduled(StandInClip(tokenizer).tokenize("a cat"))
+    return same(given, {**extras, "cross_attn": cond}) and plain[0][0].shape != cond.shape
+
+
 REFUSED: dict[str, Callable[[Path], Any]] = {
     "a still": lambda f: item_of(encoder_of("wan", first_frame="first frame"), f / "stills", frames=1),
     "a VAE of stills": lambda f: HostEncoder(
@@ -283,6 +313,19 @@ REFUSED: dict[str, Callable[[Path], Any]] = {
     ),
     "last frame of LTX": lambda f: encoder_of("ltx", first_frame="first and last frame"),
     "clip vision for LTX": lambda f: encoder_of("ltx", first_frame="first frame", clip_vision=SeenByClip()),
+    "in place for Wan": lambda f: encoder_of("wan", first_frame="first frame in place"),
+    "a text encoder that sees nothing": lambda f: encoder_of(
+        "hunyuan", first_frame="first frame", clip_vision=SeenByLlava()
+    ),
+    "a picture that is no text": lambda f: item_of(
+        HostEncoder(
+            VAES["hunyuan"](),
+            StandInClip(comfy.text_encoders.hunyuan_video.HunyuanVideoTokenizer()),
+            first_frame="first frame",
+            clip_vision=SeenByClip(),
+        ),
+        f / "clips",
+    ),
     "clip vision for nothing": lambda f: encoder_of("wan", clip_vision=SeenByClip()),
     "auto for Wan": lambda f: item_of(encoder_of("wan"), f / "stills", (f / "before",), frames=1),
     "VACE for LTX": lambda f: item_of(
@@ -311,6 +354,7 @@ def main() -> None:
         pictures(folder)
         found: dict[str, Any] = {name: check(name, folder) for name in CASES}
         found["reference latents"] = check_reference(folder)
+        found["hunyuan text"] = check_hunyuan_text(folder)
         for way in ("Qwen-Image-Edit", "Qwen-Image-Edit Plus"):
             for syntax in (True, False):
                 found[f"{way}, {syntax}"] = check_qwen(folder, way, syntax)

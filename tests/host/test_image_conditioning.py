@@ -11,7 +11,7 @@ from scripts.host_files import REPO
 from .in_host import run_in_host
 
 TINY_VAE = str(REPO / "tests" / "tiny_wan" / "models" / "tiny_wan_vae.safetensors")
-IN_THE_LATENT = {"wan22 first frame": 1, "ltx first frame": 1}
+IN_THE_LATENT = {"wan22 first frame": 1, "ltx first frame": 1, "hunyuan first frame in place": 1}
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +28,7 @@ def found() -> dict[str, Any]:
         ("wan22 first frame", []),
         ("ltx first frame", []),
         ("hunyuan first frame", ["concat_latent_image", "concat_mask"]),
+        ("hunyuan first frame in place", ["guiding_frame_index"]),
         ("hunyuan 1.5 first frame", ["clip_vision_output", "concat_latent_image", "concat_mask"]),
         ("wan VACE", ["vace_frames", "vace_mask", "vace_strength"]),
         ("wan Fun control", ["concat_latent_image"]),
@@ -45,6 +46,10 @@ def test_reference_latents(found: dict[str, Any]) -> None:
     assert found["reference latents"] is True
 
 
+def test_the_first_frame_within_hunyuans_text(found: dict[str, Any]) -> None:
+    assert found["hunyuan text"] is True
+
+
 @pytest.mark.parametrize("way", ["Qwen-Image-Edit", "Qwen-Image-Edit Plus"])
 @pytest.mark.parametrize("prompt_syntax", [True, False])
 def test_a_text_encoder_that_looks(found: dict[str, Any], way: str, prompt_syntax: bool) -> None:
@@ -59,6 +64,9 @@ def test_a_text_encoder_that_looks(found: dict[str, Any], way: str, prompt_synta
         ("a VAE of stills", "this VAE is of none of them"),
         ("last frame of LTX", "choose first frame"),
         ("clip vision for LTX", "makes no use of one; disconnect it"),
+        ("in place for Wan", "first frame in place for HunyuanVideo only"),
+        ("a text encoder that sees nothing", "the text encoder is not HunyuanVideo's"),
+        ("a picture that is no text", "connect llava_llama3_vision, or disconnect it"),
         ("clip vision for nothing", "first_frame is none, so it would not be used"),
         ("auto for Wan", "set controls to Wan VACE or to Wan Fun control"),
         ("VACE for LTX", "does not belong to Wan 2.1"),

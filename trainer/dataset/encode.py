@@ -109,7 +109,7 @@ def encode_dataset(
 def _no_dropout(share: float, looked_at: bool) -> str:
     """Why a share of samples cannot go without what is given beside the text."""
     if looked_at:
-        why = "the text encoder looks at control pictures, without which a caption would be another one"
+        why = "the text encoder looks at pictures, without which a caption would be another one"
     else:
         why = "no item has a first frame or a control picture that could be left out"
     return f"first_frame_dropout is {share:g}, and {why}; set it to 0."
@@ -165,7 +165,7 @@ def _encode_guides(jobs: Sequence[Job], encoder: Encoder, fps: float, tracker: T
 def _encode_texts(
     missing: Sequence[tuple[Path, str, Job | None]], encoder: Encoder, fps: float, tracker: Tracker
 ) -> None:
-    """In batches; one by one where the text encoder looks at an item's control pictures."""
+    """In batches; one by one where the text encoder looks at an item's pictures."""
     tracker.begin("caption", len(missing))
     plain = [(path, caption) for path, caption, seen in missing if seen is None]
     for start in range(0, len(plain), BATCH_TEXTS):
@@ -180,8 +180,11 @@ def _encode_texts(
         if seen is None:
             continue
         tracker.now(_beginning(caption))
-        controls = load_controls(seen.item, seen.bucket, fps, seen.variant)
-        complete_conditioning(path, encoder.encode_text(caption, controls))
+        if encoder.text_sees_first_frame(seen.item):
+            pictures = [load_pixels(seen.item, seen.bucket, fps, seen.variant).frames[:1]]
+        else:
+            pictures = load_controls(seen.item, seen.bucket, fps, seen.variant)
+        complete_conditioning(path, encoder.encode_text(caption, pictures))
         tracker.wrote(path.stat().st_size, 1, _beginning(caption))
         tracker.batch_done()
 

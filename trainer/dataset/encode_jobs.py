@@ -91,18 +91,21 @@ def class_captions(item: Item) -> list[str]:
 def captions_of(
     item: Item, job: Job, encoder: Encoder, cache: Path
 ) -> list[tuple[Path, tuple[str, Job | None]]]:
-    """Every text of an item by its file, with the job whose control pictures the text encoder looks at: its captions,
+    """Every text of an item by its file, with the job whose pictures the text encoder looks at: its captions,
     those with a class in the trigger word's place (`class_captions`), and the empty one where it may be shown."""
     wanted = [*caption_variants(item.caption, item.caption_variation), *class_captions(item)]
     if item.caption_variation is not None and item.caption_variation.dropout:
         wanted.append("")
-    seen = encoder.text_sees_controls(item)
+    controls, itself = encoder.text_sees_controls(item), encoder.text_sees_first_frame(item)
+    seen = bool(controls or itself)
     if seen and variants_of(item) > 1:
         raise KilnError(
-            f"The text encoder looks at the control pictures, and {item.path.name} has {variants_of(item)} variants of "
-            "them; set variants to 1 on Augment Dataset."
+            f"The text encoder looks at the pictures of {item.path.name}, of which there are {variants_of(item)} "
+            "variants; set variants to 1 on Augment Dataset."
         )
-    pictures = _pictures_id(item, job, encoder, seen) if seen else []
+    pictures = _pictures_id(item, job, encoder, controls) if controls else []
+    if itself:
+        pictures += [itself, job.path.stem]  # the latent's address: all that its pixels depend on
     return [
         (cache_path(cache / "texts", _text_address(text, encoder, pictures)), (text, job if seen else None))
         for text in wanted

@@ -52,10 +52,10 @@ class Encoder(Protocol):
         """Told apart from others in a caption's address: "" for the reading that prompts have."""
         return ""
 
-    def encode_text(self, caption: str, controls: Sequence[np.ndarray] = ()) -> ItemConditioning:
+    def encode_text(self, caption: str, pictures: Sequence[np.ndarray] = ()) -> ItemConditioning:
         """Conditioning of one caption, whole: "cross_attn" (1, L, D) and whatever else the text encoder gives.
 
-        controls: control pictures, for a text encoder that looks at them.
+        pictures: control pictures or the item's first frame, for a text encoder that looks at them.
         """
         ...
 
@@ -74,6 +74,10 @@ class Encoder(Protocol):
 
     def text_sees_controls(self, item: Item) -> str:
         """How the text encoder looks at the item's control pictures; "" when it does not."""
+        return ""
+
+    def text_sees_first_frame(self, item: Item) -> str:
+        """How the text encoder looks at the item's own first frame; "" when it does not."""
         return ""
 
     def encode_guide(

@@ -28,6 +28,7 @@ GIVEN = {
     "clip_vision_output": "the first frame as CLIP sees it",
     "reference_latents": "control pictures",
     "vace_frames": "a control clip for VACE",
+    "guiding_frame_index": "a first frame in place",
 }
 """Entries of a conditioning that are made of pixels, and what they are."""
 

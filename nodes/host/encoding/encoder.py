@@ -93,6 +93,10 @@ class HostEncoder(Encoder):
         """As Encoder has it."""
         return self._pictures.text_sees_controls(item)
 
+    def text_sees_first_frame(self, item: Item) -> str:
+        """As Encoder has it."""
+        return self._pictures.text_sees_first_frame()
+
     def encode_guide(
         self, item: Item, frames: np.ndarray, controls: Sequence[np.ndarray]
     ) -> ItemConditioning:
@@ -100,15 +104,15 @@ class HostEncoder(Encoder):
         comfy.model_management.throw_exception_if_processing_interrupted()
         return self._pictures.guide(item, frames, controls)
 
-    def encode_text(self, caption: str, controls: Sequence[np.ndarray] = ()) -> ItemConditioning:
-        """Everything the text encoder gives for a caption, and for the control pictures that it looks at.
+    def encode_text(self, caption: str, pictures: Sequence[np.ndarray] = ()) -> ItemConditioning:
+        """Everything the text encoder gives for a caption, and for the pictures that it looks at.
 
         Raises:
             KilnError: it gives several conditionings, each for a part of the sampling's steps.
         """
         comfy.model_management.throw_exception_if_processing_interrupted()
-        if controls:
-            return _the_only_one(self._pictures.text(caption, controls))
+        if pictures:
+            return _the_only_one(self._pictures.text(caption, pictures))
         return encode_caption(self._clip, caption)
 
     def encode_texts(self, captions: Sequence[str]) -> list[ItemConditioning]:

@@ -18,7 +18,7 @@ from ....trainer.dataset.items import Item
 from ....trainer.errors import KilnError
 from ..models.fingerprint import module_fingerprint
 
-FirstFrame = Literal["none", "first frame", "first and last frame"]
+FirstFrame = Literal["none", "first frame", "first and last frame", "first frame in place"]
 ControlWay = Literal[
     "auto",
     "reference latents",
@@ -29,6 +29,10 @@ ControlWay = Literal[
 ]
 FIRST_FRAMES: tuple[FirstFrame, ...] = get_args(FirstFrame)
 CONTROL_WAYS: tuple[ControlWay, ...] = get_args(ControlWay)
+IN_PLACE: FirstFrame = "first frame in place"
+"""HunyuanVideo's second way ("v2 (replace)"): the frame lies in the latent, and the model is told which one it is."""
+INTERLEAVE = 2
+"""Every which row of the picture HunyuanVideo's text encoder gets: the default of the host's node."""
 QWEN_WAYS = ("Qwen-Image-Edit", "Qwen-Image-Edit Plus")
 EMPTY: list[Any] = [[None, {}]]
 """A CONDITIONING that holds nothing: nodes put their entries on a copy of it."""
@@ -78,16 +82,31 @@ class ImageConditioner:
         way = self._way(item) if item.controls else ""
         return way if way in QWEN_WAYS else ""
 
-    def text(self, caption: str, controls: Sequence[np.ndarray]) -> list[Any]:
-        """The CONDITIONING of a caption whose encoder looks at the control pictures."""
-        from comfy_extras import nodes_qwen
+    def text_sees_first_frame(self) -> str:
+        """As Encoder.text_sees_first_frame."""
+        if self._family != "hunyuan" or self._first_frame == "none" or self._clip_vision is None:
+            return ""
+        return f"first frame in the text {INTERLEAVE} {self._vision_id}"
 
-        pictures = [_image(c[:1]) for c in controls]
+    def text(self, caption: str, pictures: Sequence[np.ndarray]) -> list[Any]:
+        """The CONDITIONING of a caption whose encoder looks at the control pictures, or at the item's first frame."""
+        from comfy_extras import nodes_hunyuan, nodes_qwen
+
+        images = [_image(p[:1]) for p in pictures]
+        if self.text_sees_first_frame():
+            seen = self._seen(images[0])
+            if getattr(seen, "mm_projected", None) is None:
+                raise KilnError(
+                    "This clip_vision does not make what HunyuanVideo's text encoder reads; connect "
+                    "llava_llama3_vision, or disconnect it."
+                )
+            node = nodes_hunyuan.TextEncodeHunyuanVideo_ImageToVideo
+            return _results(node.execute(self._clip, seen, caption, INTERLEAVE))[0]
         if self._chosen() == "Qwen-Image-Edit":
             return _results(
-                nodes_qwen.TextEncodeQwenImageEdit.execute(self._clip, caption, self._vae, pictures[0])
+                nodes_qwen.TextEncodeQwenImageEdit.execute(self._clip, caption, self._vae, images[0])
             )[0]
-        named = {f"image{number}": picture for number, picture in enumerate(pictures, 1)}
+        named = {f"image{number}": picture for number, picture in enumerate(images, 1)}
         return _results(
             nodes_qwen.TextEncodeQwenImageEditPlus.execute(self._clip, caption, self._vae, **named)
         )[0]
@@ -116,7 +135,17 @@ class ImageConditioner:
             raise KilnError(
                 "first_frame can be first and last frame for Wan 2.1 and Wan 2.2 14B only; choose first frame."
             )
-        if self._clip_vision is not None and self._family in ("wan22", "ltx", "hunyuan"):
+        if self._first_frame == IN_PLACE and self._family != "hunyuan":
+            raise KilnError(
+                "first_frame can be first frame in place for HunyuanVideo only; choose first frame, which is in place "
+                "for the models that have it so."
+            )
+        if self._family == "hunyuan" and self._clip_vision is not None and not self._reads("hunyuan_video"):
+            raise KilnError(
+                "A clip_vision is connected for HunyuanVideo, and the text encoder is not HunyuanVideo's, which would "
+                "look at its picture; connect that one (type hunyuan_video), or disconnect clip_vision."
+            )
+        if self._clip_vision is not None and self._family in ("wan22", "ltx"):
             raise KilnError(
                 "A clip_vision is connected, and the model of this VAE makes no use of one; disconnect it."
             )
@@ -153,7 +182,11 @@ class ImageConditioner:
         return "auto" if self._family == "wan" else "reference latents"
 
     def _reads_pictures(self) -> bool:
-        return type(self._clip.tokenizer).__module__ == "comfy.text_encoders.qwen_image"
+        return self._reads("qwen_image")
+
+    def _reads(self, kind: str) -> bool:
+        """Whether the text encoder is one of that kind, by the tokenizer that the host has for it."""
+        return type(self._clip.tokenizer).__module__ == f"comfy.text_encoders.{kind}"
 
     def _start(self, clip: Tensor) -> ItemConditioning:
         """What the family's node makes of the first frame, or of the first and the last one."""
@@ -186,7 +219,11 @@ class ImageConditioner:
             )
         else:
             made = nodes_hunyuan.HunyuanImageToVideo.execute(
-                EMPTY, vae, **size, guidance_type="v1 (concat)", start_image=start
+                EMPTY,
+                vae,
+                **size,
+                guidance_type="v2 (replace)" if self._first_frame == IN_PLACE else "v1 (concat)",
+                start_image=start,
             )
         return _entries(made)
 

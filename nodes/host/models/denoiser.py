@@ -21,6 +21,7 @@ import torch
 from comfy.ldm.hunyuan_video.model import HunyuanVideo
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_base import BaseModel, HunyuanVideoI2V
+from comfy.model_base import HunyuanVideo as HunyuanVideoModel
 from torch import Tensor, nn
 
 from ....trainer.conditioning import ItemConditioning, map_tensors
@@ -56,8 +57,10 @@ class HostDenoiser(Denoiser):
         self.timestep_scale = self._parameters.timestep_scale
         self.noise_scale = self._parameters.noise_scale
         self.alphas_cumprod = self._parameters.alphas_cumprod
-        # Wan 2.2 5B, LTX-Video and Cosmos Predict2 have timesteps of their own for what is given
-        self.takes_given_parts = type(base).process_timestep is not BaseModel.process_timestep
+        # Wan 2.2 5B, LTX-Video and Cosmos Predict2 have timesteps of their own for what is given; HunyuanVideo is told
+        # by "guiding_frame_index", and is sampled with what is given as it is
+        own_timesteps = type(base).process_timestep is not BaseModel.process_timestep
+        self.takes_given_parts = own_timesteps or type(base) is HunyuanVideoModel
         i2v = bool(getattr(base, "image_to_video", False)) or isinstance(base, HunyuanVideoI2V)
         self.needs_start_image = i2v and not self.takes_given_parts
         network_options = getattr(base.diffusion_model, "params", None)

@@ -256,7 +256,7 @@ def test_a_share_of_nothing_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(KilnError, match=r"first_frame_dropout is 0.1, and no item has a first frame"):
         encode(scan(folder), tmp_path / "kept", ToyEncoder(), dropout=0.1)
     with pytest.raises(
-        KilnError, match=r"first_frame_dropout is 0.1, and the text encoder looks at control pictures"
+        KilnError, match=r"first_frame_dropout is 0.1, and the text encoder looks at pictures"
     ):
         encode(paired(folder), tmp_path / "kept", Guiding(sees=True), dropout=0.1)
 
