@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io, ui
@@ -192,6 +193,7 @@ class KilnEncodeDataset(io.ComfyNode):
         items = cut_clips(sizes, options, clip_part, pieces)
         encoder = HostEncoder(vae, clip, prompt_syntax, first_frame, controls, clip_vision)
         encoded = encode_dataset(items, encoder, cache, options, tell, first_frame_dropout)
+        encoded = replace(encoded, text_encoder=encoder.text_fingerprint, prompt_syntax=prompt_syntax)
         shown = "\n".join(
             [encoded.describe(), plan(items, options).describe(), *describe_use(items, options)]
         )

@@ -97,7 +97,7 @@ class KilnOptimizerSettings(SettingsNode):
         "optimizer",
         "Optimizer Settings",
         config.OptimizerConfig,
-        ("learning_rate",),
+        ("learning_rate", "text_encoder_learning_rate"),
     )
     LATER = (
         *("warmup_steps", "warmup_start", "schedule_cycles", "schedule_power"),

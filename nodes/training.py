@@ -18,6 +18,7 @@ from . import types
 from .host import paths
 from .host.canvas.blocked import blocked
 from .host.models.lora import apply_lora
+from .host.models.text_encoder import HostTextEncoder
 from .host.running.requests import TrainRequest, background_changes, train_in_background, train_on_host
 from .inputs import seed_input
 from .listing import listed
@@ -108,6 +109,14 @@ class KilnTrainLora(io.ComfyNode):
                     tooltip="Length in epochs instead of steps: how often every item is seen, repeats counted. 0: as "
                     "many steps as the widget says. The panel shows both.",
                 ),
+                widget("text_encoder_learning_rate", _OPTIMIZER["text_encoder_learning_rate"], optional=True),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="Train the text encoder too: captions are encoded in every step, and the LoRA holds its "
+                    "layers. For SD 1.5 and SDXL, where a new word has to be learned. Not connected: only the model is "
+                    "trained.",
+                ),
             ],
             outputs=[
                 types.LoraModel.Output(display_name="lora", tooltip="The trained LoRA: save it or apply it."),
@@ -116,6 +125,10 @@ class KilnTrainLora(io.ComfyNode):
                     display_name="loss_map", tooltip="The loss of every step, for the host's Plot Loss Graph."
                 ),
                 types.Run.Output(display_name="run", tooltip="The whole run, for Loss Plot."),
+                io.Clip.Output(
+                    display_name="clip",
+                    tooltip="The text encoder with the LoRA on at 1.0, where one is connected.",
+                ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
@@ -152,6 +165,8 @@ class KilnTrainLora(io.ComfyNode):
         when_queued: str = WAIT,
         embed_metadata: bool = config.TrainConfig.embed_metadata,
         epochs: int = 0,
+        text_encoder_learning_rate: float = config.OptimizerConfig.text_encoder_learning_rate,
+        clip: Any = None,
     ) -> io.NodeOutput:
         extra = settings or {}
         chosen = config.TrainConfig(
@@ -163,7 +178,11 @@ class KilnTrainLora(io.ComfyNode):
             embed_metadata=embed_metadata,
             adapter=config.AdapterConfig(**{**extra.get("adapter", {}), "rank": rank, "alpha": alpha}),
             optimizer=config.OptimizerConfig(
-                **{**extra.get("optimizer", {}), "learning_rate": learning_rate}
+                **{
+                    **extra.get("optimizer", {}),
+                    "learning_rate": learning_rate,
+                    "text_encoder_learning_rate": text_encoder_learning_rate,
+                }
             ),
             objective=config.ObjectiveConfig(**extra.get("objective", {})),
             validation=config.ValidationConfig(**extra.get("validation", {})),
@@ -185,17 +204,24 @@ class KilnTrainLora(io.ComfyNode):
             start_from="" if start_from == NO_LORA else start_from,
             tensorboard=tensorboard,
             tools=extra.get("sample_tools"),
+            text_encoder=_text_encoder(clip, model, encoded),
         )
         if when_queued == IN_BACKGROUND:
             run, sentence = train_in_background(request)
             if run is None:
-                return io.NodeOutput(*(blocked() for _ in range(4)), ui={"text": (sentence,)})
+                return io.NodeOutput(*(blocked() for _ in range(5)), ui={"text": (sentence,)})
         else:
             run = await train_on_host(request)
-        trained, _ = apply_lora(model, None, run.lora, 1.0)
+        trained, trained_clip = apply_lora(model, clip, run.lora, 1.0)
         shown = {"text": (run.sentence(), *run.advice), "summary": (run.summary(),)}
         losses = [x for x in run.losses if math.isfinite(x)]  # the host's plot knows no skipped steps
-        return io.NodeOutput(run.lora, trained, {"loss": losses}, run, ui=shown)
+        return io.NodeOutput(run.lora, trained, {"loss": losses}, run, trained_clip, ui=shown)
+
+
+def _text_encoder(clip: Any, model: Any, encoded: EncodedDataset) -> HostTextEncoder | None:
+    if clip is None:
+        return None
+    return HostTextEncoder(clip, torch.device(model.load_device), encoded.prompt_syntax)
 
 
 class KilnLossPlot(io.ComfyNode):

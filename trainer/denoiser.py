@@ -111,6 +111,30 @@ class Denoiser(Protocol):
         ...
 
 
+class TextEncoder(Protocol):
+    """A frozen text encoder that is trained beside the model."""
+
+    fingerprint: str
+    """Changes whenever its output would."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The network that takes adapters; there is one inside `session` only."""
+        ...
+
+    def session(self) -> AbstractContextManager[None]:
+        """Inside the denoiser's session: its parameters may take part in backward."""
+        ...
+
+    def encode(self, caption: str) -> ItemConditioning:
+        """Conditioning of one caption, on any device; with gradients where they are recorded.
+
+        Raises:
+            Stopped: the run was told to stop meanwhile.
+        """
+        ...
+
+
 def batch_equal_shapes(items: Sequence[ItemConditioning]) -> list[ConditioningBatch]:
     """`batch_conditioning` for networks that take conditionings as they are: items go together whose values have the
     same names, whose tensors (1, ...) have the same shape and type, and whose other values are equal."""

@@ -23,6 +23,7 @@ from comfy.sdxl_clip import SDXLTokenizer
 from comfy.text_encoders.flux import FluxTokenizer
 from comfy.text_encoders.qwen_image import QwenImageTokenizer
 from lora_kiln.nodes.host.encoding import encoder  # type: ignore[import-not-found]
+from lora_kiln.nodes.host.models import text_encoder  # type: ignore[import-not-found]
 
 CAPTION = "a (red:1.5) zorb (sitting), embedding:nothing here"
 ESCAPED = "a \\(red:1.5\\) zorb \\(sitting\\), embedding:nothing here"
@@ -41,7 +42,7 @@ def encoder_of(clip: Any, prompt_syntax: bool) -> Any:
     made = encoder.HostEncoder.__new__(encoder.HostEncoder)
     made._clip, made._as_prompt, made._reads_syntax = clip, clip, None
     if not prompt_syntax:
-        made._clip = encoder.word_for_word(clip)
+        made._clip = text_encoder.word_for_word(clip)
     return made
 
 

@@ -120,7 +120,7 @@ class Run:
             weight=self.batch.weight[chosen],
         )
         answers: dict[int, Tensor] = {}
-        for part in conditioning_batches(denoiser, batch, self.latents[chosen], self.objective):
+        for part in conditioning_batches(denoiser, batch.items, self.latents[chosen], self.objective):
             own = [chosen[i] for i in part.items]
             found = denoiser.forward(self.noised.noisy[own], self.noised.timestep[own], part.conditioning)
             answers |= dict(zip(own, found, strict=True))
@@ -188,7 +188,7 @@ class Run:
 
     def batch_of_all(self) -> float:
         with self.denoiser.session(), torch.no_grad():
-            parts = conditioning_batches(self.denoiser, self.batch, self.latents, self.objective)
+            parts = conditioning_batches(self.denoiser, self.batch.items, self.latents, self.objective)
             self.batches = [part.items for part in parts]
             together = self.forward(self.denoiser)
             alone = [self.forward(self.denoiser, (i,))[0] for i in ALL]

@@ -242,7 +242,7 @@ def figures_of(name: str, folder: Path, model: Any = None) -> dict[str, Any]:
         def predict(places: list[int]) -> tuple[Tensor, list[list[int]]]:
             batch = store.load([SampleDraw(i, 0, i) for i in places])
             found = torch.zeros(len(places), *shape)
-            parts = conditioning_batches(denoiser, batch, x0[places], config)
+            parts = conditioning_batches(denoiser, batch.items, x0[places], config)
             for part in parts:
                 those = [places[i] for i in part.items]
                 answer = denoiser.forward(noised.noisy[those], noised.timestep[those], part.conditioning)

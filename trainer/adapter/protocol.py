@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from ..errors import KilnError
 
+TEXT_ENCODER = "text_encoders."
+"""Before the names of a text encoder's layers, in states and files: ComfyUI's own prefix."""
+
 
 class Adapter(Protocol):
     """Trained layers of one kind inside a shared clone (memory/shared_clone.py)."""

@@ -13,7 +13,7 @@ _SAVE = "set it on the Save LoRA node"
 _MEMORY = "Memory Settings at auto decides by what is free"
 _ENCODED = "Encode Dataset keeps everything on disk"
 _STEPS = "runs are counted in steps here; set steps to epochs x items / batch size"
-_NO_TEXT_ENCODER = "the text encoder is not trained"
+_NO_TEXT_ENCODER = "Train LoRA has it: the text encoder is trained where a CLIP is connected"
 _OUTSIDE = "nothing is sent or loaded from elsewhere"
 
 # Their key -> our setting
@@ -226,7 +226,10 @@ NOT_NEEDED = {
         ),
         _NO_TEXT_ENCODER,
     ),
-    **dict.fromkeys(("network_train_unet_only", "train_unet"), "the model alone is trained, always"),
+    **dict.fromkeys(
+        ("network_train_unet_only", "train_unet"),
+        "the model alone is trained where no CLIP is connected",
+    ),
     **dict.fromkeys(
         (
             *("push_to_hub", "report_to", "log_with", "enable_wandb", "wandb_api_key", "huggingface_repo_id"),

@@ -105,6 +105,14 @@ class OptimizerConfig:
         maximum=0.99999,
         step=0.001,
     )
+    text_encoder_learning_rate: float = setting(
+        5e-5,
+        "Peak learning rate of the text encoder's LoRA, where a CLIP is connected; 5e-5 is usual, half of the model's "
+        "or less. The same schedule as learning_rate.",
+        minimum=0.0,
+        maximum=1.0,
+        step=1e-6,
+    )
     beta1: float = setting(0.9, "Decay of AdamW's running mean.", minimum=0.0, maximum=0.9999, step=0.001)
     beta2: float = setting(
         0.999, "Decay of AdamW's running variance.", minimum=0.0, maximum=0.99999, step=0.001

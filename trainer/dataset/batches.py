@@ -91,6 +91,7 @@ class LoadedItem:
     of_class: ItemConditioning | None = None  # the same with a class in the trigger word's place
     slider_ends: tuple[ItemConditioning, ...] = ()  # what strength 1 and -1 of a slider make of it
     slider_guidance: float = 0.0  # times the way between them
+    words: str | None = None  # the caption; None where the conditioning is not of a text alone
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,7 @@ class ItemStore:
                     of_class,
                     self._ends(item, text),
                     item.slider_guidance,
+                    _words_of(item, text),
                 )
             )
         return Batch(
@@ -204,6 +206,13 @@ def _slider_ends(item: EncodedItem, text: Path) -> tuple[Path, ...]:
     """Of one of its texts."""
     place = 2 * item.texts.index(text) if item.slider_ends else 0
     return item.slider_ends[place : place + 2]
+
+
+def _words_of(item: EncodedItem, text: Path) -> str | None:
+    """What that file of the item was encoded from."""
+    if not item.words:
+        return None
+    return item.words[item.texts.index(text)] if text in item.texts else ""
 
 
 def stack_masks(loaded: list[dict[str, Tensor]]) -> Tensor | None:

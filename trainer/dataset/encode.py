@@ -90,7 +90,7 @@ def encode_dataset(
     _encode_guides(missing_guides, encoder, options.fps, tracker)
     _encode_texts(missing_texts, encoder, options.fps, tracker)
     items = [
-        _encoded(item, j, [path for path, _ in c], options.fps, guide_dropout)
+        _encoded(item, j, c, options.fps, guide_dropout)
         for item, j, c in zip(dataset.items, jobs, captions, strict=True)
     ]
     remarks = tuple(_mask_remarks(dataset.items, items))
@@ -211,11 +211,19 @@ def latent_mask(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
     return small.reshape(1, *[1] * (len(shape) - 3), *shape[-2:]).expand(1, *shape[1:]).contiguous()
 
 
-def _encoded(item: Item, jobs: list[Job], texts: list[Path], fps: float, guide_dropout: float) -> EncodedItem:
+def _encoded(
+    item: Item,
+    jobs: list[Job],
+    captions: list[tuple[Path, tuple[str, Job | None]]],
+    fps: float,
+    guide_dropout: float,
+) -> EncodedItem:
     variation = item.caption_variation
     dropout = variation.dropout if variation else 0.0
     orders = len(caption_variants(item.caption, variation))
     classes = len(class_captions(item))
+    texts = [path for path, _ in captions]
+    sees_controls = any(seen for _, (_, seen) in captions)
     return EncodedItem(
         jobs[0].path,
         texts[0],
@@ -235,6 +243,7 @@ def _encoded(item: Item, jobs: list[Job], texts: list[Path], fps: float, guide_d
         guides=(guides := tuple(job.guide for job in jobs if job.guide is not None)),
         guide_dropout=guide_dropout if guides else 0.0,
         source=item.path,
+        words=() if sees_controls else tuple(text for _, (text, _) in captions)[:orders],
     )
 
 

@@ -155,6 +155,8 @@ class EncodedItem:
         words = self.source.name if self.source else shortened(" ".join(self.caption.split()), 40)
         return shown_name(words) if words else "without a caption"
 
+    words: tuple[str, ...] = ()  # what each of `texts` was encoded from; none where no text alone says it
+
     @property
     def latents(self) -> tuple[Path, ...]:
         return (self.latent_path, *self.more_latents)
@@ -197,7 +199,10 @@ class EncodedItem:
             "source": None if (source := values.get("source")) is None else Path(source),
             "slider_ends": tuple(Path(p) for p in values.get("slider_ends", ())),
             "sizes": tuple(PixelSize(**size) for size in values.get("sizes", ())),
+            "words": tuple(values.get("words", ())),
         }
+        if not all(isinstance(text, str) for text in values.get("words", ())):
+            raise TypeError("words are no texts")
         item = cls(**{**values, **paths, "shape": tuple(values["shape"])})
         if len(item.class_texts) % len(item.texts):
             raise TypeError("class_texts are not as many for each text")
@@ -220,6 +225,8 @@ class EncodedDataset:
     class_word: str = ""  # likewise: what the trigger word is one of, where the model keeps it as it was
     slider: str = ""  # likewise: its words, where a slider is trained
     remarks: tuple[str, ...] = ()  # what may not be as it was meant
+    text_encoder: str = ""  # fingerprint of the one that the captions were encoded with
+    prompt_syntax: bool = False  # whether it read them as prompts
 
     @property
     def fingerprint(self) -> str:

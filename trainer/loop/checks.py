@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ..adapter.peft_config import target_pattern
-from ..adapter.protocol import split_state_key
+from ..adapter.protocol import TEXT_ENCODER, split_state_key
 from ..conditioning import ItemConditioning, equal
 from ..config import AdapterConfig, TrainConfig
 from ..dataset.encoded import NOISE_MASK, EncodedDataset, EncodedItem, load_text
@@ -45,19 +45,27 @@ def resolve_auto(config: TrainConfig, denoiser: Denoiser, resume_from: Path | No
 
 
 def same_layers(adapter: AdapterConfig, resume_from: Path | None) -> AdapterConfig:
+    """`layers_of` the model."""
+    return layers_of(adapter, resume_from)
+
+
+def layers_of(adapter: AdapterConfig, resume_from: Path | None, prefix: str = "") -> AdapterConfig:
     """The settings that choose exactly the layers of the checkpoint that a run goes on from, where target_modules is
     empty: which layers that means for a family may have changed since.
 
     Args:
         adapter: settings as the user made them.
         resume_from: the checkpoint, or None.
+        prefix: TEXT_ENCODER for the text encoder's.
 
     Raises:
         KilnError: the checkpoint cannot be read.
     """
     if resume_from is None or adapter.target_modules.strip():
         return adapter
-    layers = sorted({split_state_key(key)[0] for key in read_adapter_keys(resume_from)})
+    found = {split_state_key(key)[0] for key in read_adapter_keys(resume_from)}
+    own = {name for name in found if name.startswith(TEXT_ENCODER) == bool(prefix)}
+    layers = sorted(name.removeprefix(prefix) for name in own)
     return replace(adapter, target_modules=target_pattern(layers), exclude_modules="")
 
 

@@ -46,6 +46,8 @@ class MicroBatch:
         """Whether its items are what is learned, and their errors say how well."""
         return not self.preserves and self.slider is None
 
+    items: tuple[LoadedItem, ...] = ()  # B, where their captions are encoded in the step
+
 
 class Prefetcher:
     """Micro-batches by step."""
@@ -57,8 +59,11 @@ class Prefetcher:
         order: BatchOrder,
         store: ItemStore,
         group: ProcessGroup,
+        keeps_items: bool = False,
     ) -> None:
+        """keeps_items: whether micro-batches know their items."""
         self._denoiser, self._config, self._group = denoiser, config, group
+        self._keeps_items = keeps_items
         self._order, self._store = order, store
         self._ready: tuple[tuple[int, int], list[MicroBatch]] | None = None
 
@@ -120,10 +125,12 @@ class Prefetcher:
         mask = None if batch.mask is None else self._to_device(batch.mask)
         if batch.items[0].slider_ends:
             return self._sliding(batch, latents, noised, mask, factor, place)
-        parts = conditioning_batches(denoiser, batch, latents, config.objective)
+        parts = conditioning_batches(denoiser, batch.items, latents, config.objective)
+        items = batch.items if self._keeps_items else ()
         preserving = self._preserving(batch, latents, noised, factor, place)
         if len(parts) == 1:
-            return [MicroBatch(noised, parts[0].conditioning, mask, factor, place, tuple(among)), *preserving]
+            whole = MicroBatch(noised, parts[0].conditioning, mask, factor, place, tuple(among), items=items)
+            return [whole, *preserving]
         return [
             *(
                 MicroBatch(
@@ -133,6 +140,7 @@ class Prefetcher:
                     factor[list(part.items)],
                     place + (number << 60),
                     tuple(among[i] for i in part.items),
+                    items=tuple(items[i] for i in part.items) if items else (),
                 )
                 for number, part in enumerate(parts)
             ),
@@ -151,8 +159,7 @@ class Prefetcher:
         """Of a slider's items, with what its ends are given."""
 
         def parts(items: Sequence[LoadedItem], of: Tensor) -> list[ConditioningBatch]:
-            changed = replace(batch, items=tuple(items))
-            return conditioning_batches(self._denoiser, changed, of, self._config.objective)
+            return conditioning_batches(self._denoiser, items, of, self._config.objective)
 
         found = []
         for number, part in enumerate(parts(batch.items, latents)):
@@ -180,8 +187,7 @@ class Prefetcher:
         items = tuple(
             replace(item, conditioning=item.of_class) for item in batch.items if item.of_class is not None
         )
-        classes = replace(batch, items=items)
-        parts = conditioning_batches(self._denoiser, classes, latents[own], self._config.objective)
+        parts = conditioning_batches(self._denoiser, items, latents[own], self._config.objective)
         return [
             MicroBatch(
                 _take(noised, indices := [own[i] for i in part.items]),
@@ -205,20 +211,20 @@ class Prefetcher:
 
 
 def conditioning_batches(
-    denoiser: Denoiser, batch: Batch, latents: Tensor, config: ObjectiveConfig
+    denoiser: Denoiser, items: Sequence[LoadedItem], latents: Tensor, config: ObjectiveConfig
 ) -> list[ConditioningBatch]:
     """What forward takes for the items of a batch, on the device.
 
     latents: (B, C, [F,] h, w) on the device.
     """
-    items = [complete(item, denoiser, config) for item in batch.items]
+    entries = [complete(item, denoiser, config) for item in items]
     if denoiser.takes_given_parts:
-        for item, entry in zip(batch.items, items, strict=True):
+        for item, entry in zip(items, entries, strict=True):
             if item.noise_mask is not None and "denoise_mask" not in entry:
                 entry["denoise_mask"] = item.noise_mask.expand(latents.shape[1:])[None]
     return [
         ConditioningBatch(part.items, map_tensors(part.conditioning, lambda t: to_device(t, denoiser.device)))
-        for part in denoiser.batch_conditioning(items, latents)
+        for part in denoiser.batch_conditioning(entries, latents)
     ]
 
 
@@ -260,7 +266,7 @@ SIZES = frozenset({"width", "height", "crop_w", "crop_h", "target_width", "targe
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """From pinned memory the copy does not wait for the work that the device still has."""
     streams = streams_of(device)
-    if streams is None or tensor.device.type != "cpu":
+    if streams is None or tensor.device.type != "cpu" or tensor.requires_grad:
         return tensor.to(device)
     pinned, copy = streams.pinned(tensor).copy_(tensor), torch.empty_like(tensor, device=device)
     streams.copy(copy, pinned, streams.current())

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..config import AdapterConfig, TrainConfig
 from ..dataset.batches import BatchOrder, ItemStore, order_of
 from ..dataset.encoded import EncodedDataset
-from ..denoiser import Denoiser
+from ..denoiser import Conditioning, Denoiser
 from ..errors import KilnError
 from ..events import (
     AdviceEvent,
@@ -42,6 +42,7 @@ from .loss_scale import overflowed
 from .prefetch import MicroBatch, Prefetcher
 from .progress import Progress, TrainResult
 from .slider import slider_targets
+from .text import TrainedText, check_text_gradient
 from .trainable import Trainable
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class TrainingState:
     group: ProcessGroup
     sampler: Sampler | None
     emit: Listener
+    text: TrainedText | None = None  # where the text encoder is trained too
     started: float = field(default_factory=time.monotonic)
     smoothed: SmoothedLoss = field(default_factory=SmoothedLoss)
     first_step: bool = True  # of this session of the run
@@ -90,7 +92,7 @@ class TrainingState:
             log.info("%s", self.placement.note)
             self.emit(MessageEvent(text=self.placement.note))
         adapting = replace(config, adapter=self.adapter)
-        self.trainable = Trainable(self.denoiser, adapting, self.placement.weights, start_from)
+        self.trainable = Trainable(self.denoiser, adapting, self.placement.weights, start_from, self.text)
         items = [i for i in dataset.items if i.role != "validation"]
         self.progress = Progress(items=ItemLosses.of(len(items)))
         if resume_from is not None:
@@ -100,7 +102,9 @@ class TrainingState:
             self.smoothed.add(loss)
         self.order = order_of(items, config.batch_size * self.group.size, config.seed)
         store = ItemStore(items, config.seed)
-        self.prefetcher = Prefetcher(self.denoiser, config, self.order, store, self.group)
+        self.prefetcher = Prefetcher(
+            self.denoiser, config, self.order, store, self.group, keeps_items=self.text is not None
+        )
         self.held_out = ItemStore([i for i in dataset.items if i.role == "validation"], config.seed)
         if self.denoiser.dtype == torch.float16:
             self.emit(MessageEvent(text="The model computes in fp16: the loss is scaled for its gradients."))
@@ -189,10 +193,21 @@ class TrainingState:
         for place, loss, level in zip(among, values[: len(among)], values[len(among) :], strict=True):
             self.progress.items.add(draws[place].item, level, loss)
 
+    # The conditioning
+
+    def conditioning_of(self, micro_batch: MicroBatch) -> Conditioning:
+        """As it was encoded, or encoded now by the text encoder that is trained."""
+        if self.text is None:
+            return micro_batch.conditioning
+        noisy = micro_batch.noised.noisy
+        return self.text.conditioning(self.denoiser, micro_batch.items, noisy, self.config.objective)
+
     # The device
 
     def enter_session(self) -> None:
         self.session.enter_context(self.placement.session())
+        if self.text is not None:
+            self.session.enter_context(self.text.encoder.session())
 
     def at_step_boundary(self, controls: Controls) -> None:
         """Give the device away while another node wants it.
@@ -266,6 +281,8 @@ class TrainingState:
             KilnError: an item gives the model what it makes no use of, or lacks what it needs.
         """
         check_given(self.denoiser, self.dataset.items)
+        if self.text is not None:
+            check_text_gradient(self.text, self.denoiser, self.dataset, self.config.objective)
         if self.validates and not self.progress.points:
             self.validate()
         self.stopped_early = validation.is_over(self.progress.points, self.config.validation.patience)
@@ -293,7 +310,7 @@ class TrainingState:
         """Measure the held-out items; the best so far is saved."""
         with self.trainable.averaged_weights():
             point = validation.measure(
-                self.denoiser, self.held_out, self.config, self.progress.step, self.group
+                self.denoiser, self.held_out, self.config, self.progress.step, self.group, self.text
             )
         self.progress.points.append(point)
         best = best_of(self.progress.points)

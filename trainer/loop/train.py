@@ -25,7 +25,7 @@ from torch import Tensor
 from ..adapter.frozen_weights import FrozenWeights, resident_weights
 from ..config import MemoryConfig, TrainConfig
 from ..dataset.encoded import EncodedDataset
-from ..denoiser import Denoiser
+from ..denoiser import Denoiser, TextEncoder
 from ..events import Controls, Listener, Stopped
 from ..memory.placement import Placement
 from ..memory.recompute import checkpoint_blocks
@@ -36,6 +36,7 @@ from .distributed import ProcessGroup, all_reduce_gradients
 from .loss_scale import loss_scale
 from .progress import TrainResult
 from .state import TrainingState
+from .text import trained_text
 
 
 def train(
@@ -54,6 +55,7 @@ def train(
     sampler: Sampler | None = None,
     memory: MemoryConfig | None = None,
     model_file: Path | None = None,
+    text_encoder: TextEncoder | None = None,
 ) -> TrainResult:
     """Train a LoRA.
 
@@ -72,6 +74,7 @@ def train(
         sampler: draws with the adapter as config.sample says; nothing that happens in it changes the result.
         memory: config.memory with its level decided; without it auto is resident.
         model_file: the safetensors file that the model's weights come from, unchanged; for streaming from it.
+        text_encoder: trained too; without one the encoded captions are what the model is given.
 
     Raises:
         KilnError: model, dataset and settings do not match, the checkpoint does not fit, the loss stays non-finite, or
@@ -84,6 +87,7 @@ def train(
     config = resolve_auto(config, denoiser, resume_from)
     check_compatible(denoiser, dataset, config, group.size)
     adapter = same_layers(config.adapter, resume_from)
+    text = trained_text(text_encoder, dataset, config, weights, resume_from)
     with _device(controls) as session:
         state = TrainingState(
             denoiser=denoiser,
@@ -97,6 +101,7 @@ def train(
             group=group,
             sampler=sampler,
             emit=emit,
+            text=text,
             started=started,
         )
         state.set_up(start_from, resume_from)
@@ -198,9 +203,10 @@ def _gradients(state: TrainingState, step: int, limit: float) -> _Found:
     for micro_batch in state.prefetcher.get(step, guard.parts):
         state.trainable.adapter.set_step(config.seed, micro_batch.place)
         noised = micro_batch.noised
+        conditioning = state.conditioning_of(micro_batch)
         for target, adapter_as_it_counts in state.targets(micro_batch):
             with adapter_as_it_counts:  # in backward too, where blocks are computed again
-                prediction = denoiser.forward(noised.noisy, noised.timestep, micro_batch.conditioning)
+                prediction = denoiser.forward(noised.noisy, noised.timestep, conditioning)
                 errors = objective.loss_per_item(prediction, target, micro_batch.mask, config.objective)
                 loss = (errors * micro_batch.factor).sum()
                 if loss.requires_grad:  # not when dropout has switched every layer off

@@ -9,16 +9,28 @@ from typing import Any
 
 import torch
 from diffusers.training_utils import EMAModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..adapter.flat_parameter import flatten_parameters
 from ..adapter.frozen_weights import FrozenWeights
 from ..adapter.inject import make_adapter
+from ..adapter.joined import JoinedAdapter, seed_of_text_encoder
+from ..adapter.protocol import Adapter
 from ..config import TrainConfig
 from ..denoiser import Denoiser
 from ..runs import checkpoint
 from .fused_update import FusedUpdate
 from .optim import make_optimizer, make_schedule, wants_shapes
+from .text import TrainedText
+
+
+def _parts_of(adapter: Adapter, rate: float, ratio: float) -> list[tuple[list[nn.Parameter], float]]:
+    """The parameters of an adapter and their learning rates. Output matrices apart, for LoRA+; the input matrices of q,
+    k and v become neighbours, which fused.py uses."""
+    outputs = adapter.output_matrices()
+    output_ids = {id(p) for p in outputs}
+    inputs = [p for p in adapter.parameters() if id(p) not in output_ids]
+    return [(part, r) for part, r in ((inputs, rate), (outputs, rate * ratio)) if part]
 
 
 class Trainable:
@@ -27,7 +39,8 @@ class Trainable:
     Attributes:
         adapter: the layers in the shared clone.
         loss_scale: factor on the loss in backward, divided out again by clip_gradients (see loss_scale.py).
-        buffers: all its values, and their gradients, as one vector or two (see adapter/flat_parameter.py).
+        buffers: all its values, and their gradients, as one vector or two of each network (see
+            adapter/flat_parameter.py).
         ema_updates: steps that the EMA has seen.
     """
 
@@ -37,22 +50,28 @@ class Trainable:
         config: TrainConfig,
         weights: FrozenWeights,
         start: dict[str, Tensor] | None = None,
+        text: TrainedText | None = None,
     ) -> None:
-        """start: an adapter state dict to begin from instead of fresh values; layers it lacks stay fresh."""
+        """
+        Args:
+            start: an adapter state dict to begin from instead of fresh values; layers it lacks stay fresh.
+            text: the text encoder, where it is trained too.
+        """
         self._config = config
         self.loss_scale = 1.0
+        options = config.optimizer
         self.adapter = make_adapter(denoiser.module, config.adapter, config.seed, weights, denoiser.device)
-        # Output matrices apart, for LoRA+; the input matrices of q, k and v become neighbours, which fused.py uses
-        self._outputs = self.adapter.output_matrices()
-        output_ids = {id(p) for p in self._outputs}
-        self._inputs = [p for p in self.adapter.parameters() if id(p) not in output_ids]
+        self._parts = _parts_of(self.adapter, options.learning_rate, options.lora_plus_ratio)
+        if text is not None:
+            seed = seed_of_text_encoder(config.seed)
+            own = make_adapter(text.encoder.module, text.adapter, seed, text.weights, denoiser.device)
+            self._parts += _parts_of(own, options.text_encoder_learning_rate, options.lora_plus_ratio)
+            self.adapter = JoinedAdapter(self.adapter, own)
         self._fused_update: FusedUpdate | None = None
-        if config.optimizer.update_in_backward:
-            self._fused_update = FusedUpdate([*self._inputs, *self._outputs])
+        if options.update_in_backward:
+            self._fused_update = FusedUpdate([p for part, _ in self._parts for p in part])
         with_gradients = self._fused_update is None
-        self.buffers = [
-            flatten_parameters(part, with_gradients) for part in (self._inputs, self._outputs) if part
-        ]
+        self.buffers = [flatten_parameters(part, with_gradients) for part, _ in self._parts]
         self._schedule = make_schedule(config)
         self._start = {**self.adapter.state_dict(), **(start or {})}
         self.reset()
@@ -89,12 +108,12 @@ class Trainable:
             self._ema.optimization_step = ema_updates
 
     def _groups(self) -> list[dict[str, Any]]:
-        """By learning rate: one group, or input and output matrices."""
-        options = self._config.optimizer
-        single = wants_shapes(options) or self._fused_update is not None
-        parts = [self._inputs, self._outputs] if single else [[b] for b in self.buffers]
-        rates = [options.learning_rate, options.learning_rate * options.lora_plus_ratio]
-        return [{"params": part, "lr": rate} for part, rate in zip(parts, rates, strict=False) if part]
+        """By learning rate: input and output matrices, of the model and of the text encoder."""
+        single = wants_shapes(self._config.optimizer) or self._fused_update is not None
+        return [
+            {"params": part if single else [buffer], "lr": rate}
+            for (part, rate), buffer in zip(self._parts, self.buffers, strict=True)
+        ]
 
     @property
     def ema_updates(self) -> int:

@@ -20,6 +20,7 @@ from ..rng import generator
 from . import objective
 from .distributed import ProcessGroup
 from .prefetch import conditioning_batches, keep_given_parts
+from .text import TrainedText
 
 SEED = 0  # not the run's: runs with different seeds are measured alike
 DRAWS = 8192  # of the training distribution, to find its quantiles
@@ -39,9 +40,16 @@ def fixed_levels(config: TrainConfig, denoiser: Denoiser, shape: Sequence[int]) 
 
 @torch.no_grad()
 def measure(
-    denoiser: Denoiser, store: ItemStore, config: TrainConfig, step: int, group: ProcessGroup | None = None
+    denoiser: Denoiser,
+    store: ItemStore,
+    config: TrainConfig,
+    step: int,
+    group: ProcessGroup | None = None,
+    text: TrainedText | None = None,
 ) -> ValidationPoint:
     """The loss of every item of `store` at every fixed level: one forward pass each, inside the session.
+
+    text: the text encoder, where it is trained too.
 
     Raises:
         KilnError: an encoded file is gone.
@@ -53,7 +61,10 @@ def measure(
         index, batch = draw.item, store.load([draw])
         store.read_ahead(mine[number + 1 : number + 2])
         latents = denoiser.prepare_latents(batch.latents.to(denoiser.device, torch.float32))
-        [(_, conditioning)] = conditioning_batches(denoiser, batch, latents, config.objective)
+        if text is not None:
+            conditioning = text.conditioning(denoiser, batch.items, latents, config.objective)
+        else:
+            [(_, conditioning)] = conditioning_batches(denoiser, batch.items, latents, config.objective)
         for place, level in enumerate(fixed_levels(config, denoiser, latents.shape[1:])):
             noise = torch.randn(latents.shape, generator=generator(SEED, "validation", index, place))
             noised = objective.add_noise(

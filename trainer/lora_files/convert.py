@@ -20,6 +20,7 @@ from ..families import Family, family_of_layers
 from .formulas import LayerTensors, group_by_layer, kind_of, listed, rank_of, shape_of, unknown_keys
 from .keys import diffusers_prefix, spell_layer, spell_part
 from .split_layers import split_rows
+from .text_encoder_names import is_text_encoder, network_of, spell_text_layers
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def convert_keys(lora: Mapping[str, Tensor], format: str) -> dict[str, Tensor]:
 
 def family_of(lora: Mapping[str, Tensor]) -> Family | None:
     """The model family that a LoRA is for, by names and shapes of its layers."""
-    layers = group_by_layer(lora)
+    layers = {k: t for k, t in group_by_layer(lora).items() if not is_text_encoder(k)}
     return family_of_layers(layers, {name: shape_of(tensors) for name, tensors in layers.items()})
 
 
@@ -70,10 +71,11 @@ def spelled_layers(lora: Mapping[str, Tensor], format: str) -> dict[str, LayerTe
     Raises:
         KilnError: the format has no name for a layer, or its kind of adapter cannot be split.
     """
-    family = family_of(lora)
+    family, layers = family_of(lora), group_by_layer(lora)
+    of_text = spell_text_layers(layers, format)
     spelled: dict[str, LayerTensors] = {}
-    for layer, tensors in group_by_layer(lora).items():
-        names = spell_layer(layer, format, family)
+    for layer, tensors in layers.items():
+        names = (of_text[layer],) if layer in of_text else spell_layer(layer, format, family)
         parts = [tensors] if len(names) == 1 else split_rows(layer, tensors, len(names))
         spelled |= dict(zip(names, parts, strict=True))
     return spelled
@@ -132,8 +134,27 @@ def peft_config_fields(lora: Mapping[str, Tensor], format: str) -> dict[str, Any
     Raises:
         KilnError: layers hold kinds of adapters that one config cannot describe.
     """
-    prefix = diffusers_prefix(format, family_of(lora))
-    layers = spelled_layers(lora, format)
+    return _fields(spelled_layers(lora, format), format, diffusers_prefix(format, family_of(lora)))
+
+
+def diffusers_metadata(lora: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What diffusers reads in a file's metadata: the fields of a peft config for each network, its prefix before them.
+
+    Raises:
+        KilnError: as peft_config_fields.
+    """
+    own = diffusers_prefix("diffusers", family_of(lora))
+    networks: dict[str, dict[str, LayerTensors]] = {}
+    for spelled, tensors in spelled_layers(lora, "diffusers").items():
+        networks.setdefault(network_of(spelled) or own, {})[spelled] = tensors
+    return {
+        f"{prefix}{name}": value
+        for prefix, layers in networks.items()
+        for name, value in _fields(layers, "diffusers", prefix).items()
+    }
+
+
+def _fields(layers: Mapping[str, LayerTensors], format: str, prefix: str) -> dict[str, Any]:
     kinds = {kind_of(tensors) for tensors in layers.values()}
     if len(kinds) > 1 and not kinds <= {"LoRA", "DoRA"}:
         raise KilnError(f"A {format} adapter is of one kind, and this LoRA mixes {', '.join(sorted(kinds))}.")

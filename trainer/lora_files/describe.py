@@ -28,6 +28,7 @@ from .lora_weights import LoraWeights
 from .read import read_lora, read_safetensors
 from .save import PEFT_FILE
 from .svd import low_rank_factors
+from .text_encoder_names import is_text_encoder
 
 _SHOWN_METADATA = ("steps", "base_model", "dataset", "merge", "extract")  # of ours, beside the settings
 
@@ -52,6 +53,7 @@ def describe(path: Path) -> dict[str, Any]:
         "for": model_of(layers, widths),
         "family": _counts(kind_of(tensors) for tensors in layers.values()),
         "layers": len(layers),
+        "text encoder layers": sum(map(is_text_encoder, layers)) or "",
         "rank": _counts(rank_of(tensors) or "none" for tensors in layers.values()),
         "alpha": _counts(
             round(scale_of(tensors) * rank, 4) if (rank := rank_of(tensors)) else "none"

@@ -17,11 +17,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..adapter.protocol import split_state_key
+from ..adapter.protocol import TEXT_ENCODER, split_state_key
 from ..adapter.targets import layer_shape
 from ..config import AdapterConfig
 from .formulas import group_by_layer, is_zero
 from .keys import PREFIX
+from .text_encoder_names import is_text_encoder
 
 
 def export_adapter(state: Mapping[str, Tensor], config: AdapterConfig) -> dict[str, Tensor]:
@@ -37,9 +38,9 @@ def export_adapter(state: Mapping[str, Tensor], config: AdapterConfig) -> dict[s
         layers[layer][name] = tensor
     convert = {"lora": _lora, "dora": _dora, "loha": _loha, "lokr": _lokr, "oft": _oft}[config.kind]
     return {
-        f"{PREFIX}{layer}.{name}": tensor
+        f"{layer if is_text_encoder(layer) else PREFIX + layer}.{name}": tensor
         for layer, tensors in layers.items()
-        for name, tensor in convert(layer, tensors, config).items()
+        for name, tensor in convert(layer.removeprefix(TEXT_ENCODER), tensors, config).items()
     }
 
 

@@ -86,7 +86,7 @@ FLAT_PREFIXES = ("lora_transformer_", "lora_unet__", "lora_unet_", "lycoris_")
 # of `model_of`: says nothing of the diffusion model
 TEXT_ENCODER, UNKNOWN_MODEL = "a text encoder", "an unknown model"
 NO_MODEL = frozenset({TEXT_ENCODER, UNKNOWN_MODEL})
-_TEXT_ENCODER_LAYER = re.compile(r"^(lora_te|text_encoder|te[12]?[._])")
+_TEXT_ENCODER_LAYER = re.compile(r"^(lora_te|text_encoders?[._]|te[12]?[._])")
 
 
 _NAMES = {family.name: FamilyNames(family) for family in FAMILIES}
@@ -232,9 +232,9 @@ def format_of(keys: Iterable[str]) -> str:
             return "kohya"
         if key.startswith("base_model.model."):
             return "peft"
-        if key.startswith(("transformer.", "unet.")):
+        if key.startswith(("transformer.", "unet.", "text_encoder.", "text_encoder_2.")):
             return "diffusers"
-        if key.startswith(PREFIX):
+        if key.startswith((PREFIX, "text_encoders.")):
             return "ComfyUI trainer" if ".lora_up." in key or ".lora_down." in key else "comfyui"
         if ".default." in key or key.startswith(("blocks.", "pipe.")):
             return "DiffSynth"
@@ -249,9 +249,10 @@ def model_of(layers: Iterable[str], widths: Mapping[str, int] | None = None) -> 
         widths: input width of a layer, where known.
     """
     names = list(layers)
-    family = family_of_layers(names)
+    of_model = [name for name in names if not _TEXT_ENCODER_LAYER.search(name)]
+    family = family_of_layers(of_model)
     if family is None:
-        return TEXT_ENCODER if any(map(_TEXT_ENCODER_LAYER.search, names)) else UNKNOWN_MODEL
+        return UNKNOWN_MODEL if of_model == names else TEXT_ENCODER
     if not family.sizes:
         return family.name
     width = next((w for k, w in (widths or {}).items() if k.endswith("_attn.q")), 0)

@@ -32,6 +32,7 @@ from .lora_weights import LoraWeights
 from .plain_keys import plain_keys, usual_tensors
 from .save import PEFT_CONFIG, PEFT_FILE
 from .split_layers import join
+from .text_encoder_names import input_width, network_of, own_text_layers
 
 log = logging.getLogger(__name__)
 DIFFUSERS_METADATA = "lora_adapter_metadata"  # JSON: LoraConfig's fields under "transformer." or "unet."
@@ -42,6 +43,7 @@ DTYPE_BYTES = {
     **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
     **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "I8", "U8", "BOOL"), 1),
 }
+TEXT_NETWORKS = ("text_encoder.", "text_encoder_2.")  # ... and these
 FINETRAINERS_METADATA = "lora_config"  # JSON: "r", "lora_alpha", ...
 
 
@@ -105,6 +107,7 @@ def to_our_keys(
     layer_and_part = {key: split_key(key) for key in tensors}
     unknown = [key for key, split in layer_and_part.items() if split is None]
     layers = own_layers({split[0]: None for split in layer_and_part.values() if split is not None}, names)
+    layers |= own_text_layers({k: input_width(t) for k, t in group_by_layer(tensors).items()})
     if not layers or len(unknown) > len(layers):
         raise KilnError(
             f"{what} is not a LoRA: it holds tensors such as {next(iter(unknown), 'none at all')!r}. Choose a file "
@@ -271,9 +274,14 @@ class PeftScaling:
             _patterns(config.get(name) or {}) for name in ("alpha_pattern", "rank_pattern")
         )
         self._rank_stabilised = bool(config.get("use_rslora"))
+        self.of_text: dict[
+            str, PeftScaling
+        ] = {}  # of text encoders, by what stands before their layers' names
 
     def alpha(self, layer: str, spelled: str, rank: int) -> float | None:
         """alpha such that alpha / rank is the scale; rank-stabilised LoRA scales by alpha / sqrt(rank)."""
+        if (network := network_of(spelled)) in self.of_text:
+            return self.of_text[network].alpha(layer, spelled.removeprefix(network), rank)
         alpha = _by_pattern(self._alpha_pattern, layer, spelled, self._alpha)
         return None if alpha is None else float(alpha) * (math.sqrt(rank) if self._rank_stabilised else 1)
 
@@ -344,10 +352,17 @@ def _scaling_of_metadata(metadata: Mapping[str, str]) -> PeftScaling | None:
             config = parse_json(metadata.get(key, "null"))
         except ValueError:
             continue
-        for prefix in prefixes if isinstance(config, dict) else ():
+        if not isinstance(config, dict):
+            continue
+        what = f"The metadata {key} of the LoRA"
+        for prefix in prefixes:
             fields = {k.removeprefix(prefix): v for k, v in config.items() if k.startswith(prefix)}
             if fields:
-                return PeftScaling(fields, f"The metadata {key} of the LoRA")
+                scaling = PeftScaling(fields, what)
+                for network in TEXT_NETWORKS if prefix else ():
+                    own = {k.removeprefix(network): v for k, v in config.items() if k.startswith(network)}
+                    scaling.of_text[network] = PeftScaling(own, what)
+                return scaling
     return None
 
 

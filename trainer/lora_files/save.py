@@ -13,9 +13,8 @@ from torch import Tensor
 from ..errors import KilnError
 from ..safefile import is_safetensors, write_safetensors
 from ..temporary import replacing_folder
-from .convert import convert_keys, family_of, peft_config_fields
+from .convert import convert_keys, diffusers_metadata, peft_config_fields
 from .formulas import group_by_layer, kind_of
-from .keys import diffusers_prefix
 from .metadata import of_file
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -53,11 +52,7 @@ def save_lora(
     if format == "peft":
         return _write_peft(path.with_suffix(""), converted, metadata, _peft_config(tensors))
     if format == "diffusers":
-        fields = peft_config_fields(tensors, format)
-        prefix = diffusers_prefix(format, family_of(tensors))
-        metadata["lora_adapter_metadata"] = json.dumps(
-            {f"{prefix}{k}": v for k, v in fields.items()}, sort_keys=True
-        )
+        metadata["lora_adapter_metadata"] = json.dumps(diffusers_metadata(tensors), sort_keys=True)
     write_safetensors(path, {k: t.clone() for k, t in converted.items()}, metadata)
     return path
 

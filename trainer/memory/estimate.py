@@ -1,7 +1,8 @@
 """How much of the device's memory a run will need, before it starts, and which memory level that calls for.
 
 weights        as they are; with a base in fp8 or nf4 the trained layers' so; streamed: two blocks, the rest, and the
-               scales of all quantised layers
+               scales of all quantised layers. A text encoder that is trained too is there whole, and
+               computes in fp32
 adapter        4 bytes each for the values
 gradients      4 bytes each
 optimizer      bytes of memory per trained parameter, by name
@@ -48,6 +49,15 @@ LADDER = (
     ("stream blocks", True),
 )
 # and at last the last of them with attention and MLP of a block computed again apart
+
+
+@dataclass(frozen=True)
+class TextSizes:
+    """Of a text encoder that is trained beside the model."""
+
+    weights: int  # bytes
+    trained: int  # parameters of its adapter
+    activations: int  # fp32 values that backward needs for one caption
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +107,7 @@ def estimate(
     free_ram: int | None = None,
     staged: bool = False,
     kept: int = 0,
+    text: TextSizes | None = None,
 ) -> Estimate:
     """Plan the memory of a run and decide its level.
 
@@ -113,8 +124,9 @@ def estimate(
         free_ram: bytes of CPU memory that are free for weights; None where that is not known.
         staged: whether the weights that are kept in CPU memory are not pinned.
         kept: bytes of the blocks' weights that stay on the device although they are streamed.
+        text: the text encoder, where it is trained too.
     """
-    sizes = _Sizes(module, targets, config, latent_shape, bytes_per_value, trained, staged, kept)
+    sizes = _Sizes(module, targets, config, latent_shape, bytes_per_value, trained, staged, kept, text)
     if config.memory.level != "auto":
         return _with_advice(sizes.plan(config.memory), sizes, config, free)
     ladder = [
@@ -155,11 +167,14 @@ class _Sizes:
         trained: int,
         staged: bool,
         kept: int,
+        text: TextSizes | None,
     ) -> None:
         layers = dict(module.named_modules())
         blocks = find_blocks(module)
         self.has_blocks = bool(blocks)
-        self._config, self._trained, self._staged, self._kept = config, trained, staged, kept
+        self._text = text or TextSizes(0, 0, 0)
+        self._config, self._staged, self._kept = config, staged, kept
+        self._trained = trained + self._text.trained
         self.whole = sum(size_of(p) for p in module.parameters())
         as_it_is = [sum(size_of(p) for p in block.parameters()) for block in blocks]
         self._blocks = {"as it is": as_it_is}
@@ -192,6 +207,7 @@ class _Sizes:
             weights += 2 * max(blocks) + min(self._kept, sum(blocks)) + self._scales[memory.base_precision]
         else:
             weights += sum(blocks)
+        weights += self._text.weights
         ema = 4 if self._config.optimizer.ema_decay else 0
         name = self._config.optimizer.optimizer.lower()
         pinned = 0
@@ -213,10 +229,11 @@ class _Sizes:
 
     def activations(self, memory: MemoryConfig) -> int:
         """For one item."""
+        of_text = 4 * self._text.activations
         if memory.level == "resident":
-            return self._values.whole * self._bytes_per_value
+            return self._values.whole * self._bytes_per_value + of_text
         recomputed = self._values.recomputed(memory.offload_block_inputs, memory.recompute_parts)
-        return recomputed * self._bytes_per_value
+        return recomputed * self._bytes_per_value + of_text
 
 
 def _with_advice(plan: Estimate, sizes: _Sizes, config: TrainConfig, free: int | None) -> Estimate:

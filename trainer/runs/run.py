@@ -13,6 +13,7 @@ from ..errors import KilnError
 from ..events import ValidationPoint
 from ..lora_files.formulas import group_by_layer, is_zero
 from ..lora_files.lora_weights import LoraWeights
+from ..lora_files.text_encoder_names import is_text_encoder
 from ..parsers import parse_json
 from ..safefile import read_tensors, write_text
 
@@ -58,7 +59,8 @@ class Run:
             return "stopped before the first step: nothing was learned"
         verb = "stopped after" if self.stopped else "done:"
         layers = group_by_layer(self.lora).values()
-        if not self.config.optimizer.learning_rate:
+        with_text = any(map(is_text_encoder, group_by_layer(self.lora)))
+        if not self.config.optimizer.learning_rate and not with_text:
             verb += " nothing was learned, for learning_rate is 0;"
         elif layers and all(map(is_zero, layers)):
             verb += " nothing was learned, the update of every layer is zero;"

@@ -47,6 +47,8 @@ def write_run_file(folder: Path, run: RunFile, dataset: EncodedDataset) -> Path:
         "trigger_word": dataset.trigger_word,
         "class_word": dataset.class_word,
         "slider": dataset.slider,
+        "text_encoder": dataset.text_encoder,
+        "prompt_syntax": dataset.prompt_syntax,
     }
     write_text(folder / run.dataset, json.dumps(listed, indent=1))
     values = run.config.to_dict()
@@ -119,11 +121,20 @@ def read_listed_items(path: Path) -> EncodedDataset:
     try:
         listed = parse_json(path.read_text("utf-8"))
         items = tuple(EncodedItem.from_dict(item) for item in listed["items"])
-        trigger_word = str(listed.get("trigger_word", ""))  # files of earlier versions have none
-        class_word, slider = str(listed.get("class_word", "")), str(listed.get("slider", ""))
+        # Files of earlier versions have none of these
+        names = ("trigger_word", "class_word", "slider", "text_encoder")
+        trigger_word, class_word, slider, text_encoder = (str(listed.get(name, "")) for name in names)
+        prompt_syntax = bool(listed.get("prompt_syntax", False))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _unreadable(path, error) from error
-    return EncodedDataset(items, trigger_word=trigger_word, class_word=class_word, slider=slider)
+    return EncodedDataset(
+        items,
+        trigger_word=trigger_word,
+        class_word=class_word,
+        slider=slider,
+        text_encoder=text_encoder,
+        prompt_syntax=prompt_syntax,
+    )
 
 
 def _unreadable(path: Path, error: Exception) -> KilnError:

@@ -17,8 +17,9 @@ from ....trainer.dataset.items import Item
 from ....trainer.errors import KilnError
 from ..memory.gate import DeviceGate
 from ..models.fingerprint import module_fingerprint
+from ..models.literal import EXAMPLE, is_syntax
+from ..models.text_encoder import text_fingerprint, word_for_word
 from .image_conditioning import ControlWay, FirstFrame, ImageConditioner
-from .literal import EXAMPLE, is_syntax, literal
 from .text_batches import encode_together, equal_alone
 
 FEWEST = 3  # captions that are worth comparing
@@ -51,12 +52,7 @@ class HostEncoder(Encoder):
         self._pictures = ImageConditioner(self._vae, self._clip, first_frame, controls, clip_vision)
         self._video = vae.latent_dim == 3 and not getattr(vae, "not_video", False)
         self.image_fingerprint = module_fingerprint(vae.first_stage_model)
-        options = (
-            str(clip.layer_idx),
-            str(sorted(clip.tokenizer_options.items())),
-            _patches_id(clip.patcher),
-        )
-        self.text_fingerprint = module_fingerprint(clip.cond_stage_model, extra=options)
+        self.text_fingerprint = text_fingerprint(clip)
 
     def make_room(self) -> None:
         """Take every model off the device, the one to be trained among them; a run in the background steps aside."""
@@ -157,15 +153,3 @@ def _the_only_one(scheduled: Sequence[Any]) -> ItemConditioning:
     cond, extras = scheduled[0]
     check_trainable(extras)
     return {**extras, "cross_attn": cond}
-
-
-def word_for_word(clip: Any) -> Any:
-    """A CLIP of the same weights that takes text as it stands."""
-    changed = copy.copy(clip)
-    changed.tokenizer = literal(clip.tokenizer)
-    return changed
-
-
-def _patches_id(patcher: Any) -> str:
-    """A text encoder with LoRAs on it encodes differently; the host gives each set of patches an id."""
-    return str(patcher.patches_uuid) if patcher.patches else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -26,9 +26,14 @@ NO_ROOM = 1 << 60  # bytes, more than any device has
 class ModelLoader:
     """Loads one MODEL for training, once per session."""
 
-    def __init__(self, patcher: Any, batch_shape: tuple[int, ...]) -> None:
-        """patcher: a clone of the MODEL. batch_shape: the largest batch of latents, to ask the host for room."""
-        self._patcher = patcher
+    def __init__(self, patcher: Any, batch_shape: tuple[int, ...], beside: Sequence[Any] = ()) -> None:
+        """
+        Args:
+            patcher: a clone of the MODEL.
+            batch_shape: the largest batch of latents, to ask the host for room.
+            beside: patchers of further networks that are to be on the device at the same time.
+        """
+        self._patcher, self._beside = patcher, list(beside)
         self._network: nn.Module = patcher.model.diffusion_model
         self._batch_shape = batch_shape
         self._device = torch.device(patcher.load_device)
@@ -58,7 +63,7 @@ class ModelLoader:
         if file is not None:
             # The host pins what it leaves in CPU memory, which would hold the file's pages there
             self._patcher.pin_weight_to_device = lambda key: None
-        comfy.model_management.load_models_gpu([self._patcher], memory_required=room)
+        comfy.model_management.load_models_gpu([self._patcher, *self._beside], memory_required=room)
         self._refuse_captured_modules()
         note = "" if file is None else self._release_copies(file)
         if self._clone is None:

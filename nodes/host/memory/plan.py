@@ -10,7 +10,7 @@ import comfy.model_management
 import torch
 
 from ....trainer.config import TrainConfig
-from ....trainer.memory.estimate import Estimate, estimate
+from ....trainer.memory.estimate import Estimate, TextSizes, estimate
 
 
 def trained_layers(module: torch.nn.Module, config: TrainConfig) -> tuple[list[str], int]:
@@ -30,11 +30,38 @@ def trained_layers(module: torch.nn.Module, config: TrainConfig) -> tuple[list[s
     return targets, trained
 
 
+CAPTION_TOKENS = 77  # of CLIP; longer captions of other encoders count for little beside their weights
+
+
+def text_sizes(module: torch.nn.Module, config: TrainConfig) -> TextSizes:
+    """What training a text encoder takes beside the model. module: the CLIP's own."""
+    from ....trainer.adapter.targets import choose_targets, layer_shape
+
+    layers = dict(module.named_modules())
+    targets = choose_targets(module, "")
+    sides = {t: layers[t].in_features + layers[t].out_features for t in targets}
+    return TextSizes(
+        weights=sum(p.numel() * p.element_size() for p in module.parameters()),
+        trained=sum(layer_shape(t, config.adapter).rank * width for t, width in sides.items()),
+        activations=CAPTION_TOKENS * sum(sides.values()),
+    )
+
+
 def plan_memory(
-    model: Any, denoiser: Any, config: TrainConfig, latent_shape: tuple[int, ...], file: Path | None = None
+    model: Any,
+    denoiser: Any,
+    config: TrainConfig,
+    latent_shape: tuple[int, ...],
+    file: Path | None = None,
+    text: TextSizes | None = None,
 ) -> Estimate:
     """What the run will need of the device, and at which memory level, against what it has free when the host makes
-    room. file: see model_file."""
+    room.
+
+    Args:
+        file: see model_file.
+        text: the text encoder's, where it is trained too.
+    """
     from .frozen_weights import bytes_in_ram
 
     module = model.model.diffusion_model
@@ -60,5 +87,6 @@ def plan_memory(
         from_file=file is not None,
         free_ram=free_ram,
         kept=kept,
+        text=text,
         staged=getattr(model, "is_dynamic", bool)(),  # host 0.33 pins no weights of such a model for long
     )

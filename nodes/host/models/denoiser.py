@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from comfy.model_base import BaseModel, HunyuanVideoI2V
 from comfy.model_base import HunyuanVideo as HunyuanVideoModel
 from torch import Tensor, nn
 
-from ....trainer.conditioning import ItemConditioning, map_tensors
+from ....trainer.conditioning import ItemConditioning, map_tensors, tensors_in
 from ....trainer.denoiser import Conditioning, ConditioningBatch, Denoiser
 from ....trainer.events import Stopped
 from ....trainer.memory.copy_on_write import WriteCheck
@@ -39,8 +39,12 @@ ModelConds = dict[str, Any]  # name of a network's argument -> one of the classe
 class HostDenoiser(Denoiser):
     """Trains the very weights that the graph's MODEL holds."""
 
-    def __init__(self, model: Any, batch_shape: tuple[int, ...]) -> None:
-        """model: a MODEL. batch_shape: the largest batch of latents, to ask the host for room.
+    def __init__(self, model: Any, batch_shape: tuple[int, ...], beside: Sequence[Any] = ()) -> None:
+        """
+        Args:
+            model: a MODEL.
+            batch_shape: the largest batch of latents, to ask the host for room.
+            beside: patchers of what is loaded with it: a text encoder that is trained too.
 
         Raises:
             KilnError: the model's kind of prediction cannot be trained.
@@ -49,7 +53,7 @@ class HostDenoiser(Denoiser):
         self._parameters = parameterisation(model.get_model_object("model_sampling"))
         self._patcher = model.clone()
         self._base = base
-        self._loader = ModelLoader(self._patcher, batch_shape)
+        self._loader = ModelLoader(self._patcher, batch_shape, beside)
         self._writes = WriteCheck()
         kinds = [c for c in type(base).__mro__ if issubclass(c, BaseModel)]
         self.family = tuple(c.__name__ for c in (type(base.model_config), *kinds))
@@ -96,11 +100,16 @@ class HostDenoiser(Denoiser):
     def prepare_latents(self, latents: Tensor) -> Tensor:
         return self._base.process_latent_in(latents)
 
-    @torch.no_grad()
     def batch_conditioning(
         self, items: Sequence[ItemConditioning], latents: Tensor
     ) -> list[ConditioningBatch]:
-        """See trainer.denoiser.Denoiser.batch_conditioning: what the host would sample as one batch is one."""
+        """See trainer.denoiser.Denoiser.batch_conditioning: what the host would sample as one batch is one. Gradients
+        are recorded where a conditioning has them."""
+        trained = any(t.requires_grad for item in items for t in tensors_in(item))
+        with nullcontext() if trained else torch.no_grad():
+            return self._batches(items, latents)
+
+    def _batches(self, items: Sequence[ItemConditioning], latents: Tensor) -> list[ConditioningBatch]:
         conds = [self._model_conds(item, latents[i : i + 1]) for i, item in enumerate(items)]
         groups: list[list[int]] = []
         for place, own in enumerate(conds):

@@ -10,16 +10,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ....trainer.adapter.protocol import TEXT_ENCODER as TEXT_PREFIX
 from ....trainer.config import AdapterConfig
 from ....trainer.errors import KilnError
-from ....trainer.lora_files.formulas import group_by_layer, unknown_keys
-from ....trainer.lora_files.keys import TEXT_ENCODER, model_of
+from ....trainer.lora_files.formulas import LayerTensors, group_by_layer, unknown_keys
+from ....trainer.lora_files.keys import PREFIX, TEXT_ENCODER, model_of
 from ....trainer.rng import generator
 from .. import paths
 from .lora import made_for, match_layers, read_lora
 
 
-def start_state(model: Any, name: str, config: AdapterConfig) -> tuple[dict[str, Tensor], str]:
+def start_state(
+    model: Any, clip: Any | None, name: str, config: AdapterConfig
+) -> tuple[dict[str, Tensor], str]:
     """A LoRA file as the state of a fresh adapter, so that training begins where the file is.
 
     Whatever key format the host can read can be started from. A file of a smaller rank is filled up with fresh rows
@@ -27,6 +30,7 @@ def start_state(model: Any, name: str, config: AdapterConfig) -> tuple[dict[str,
 
     Args:
         model: a MODEL.
+        clip: the CLIP, where it is trained too.
         name: as the host lists the file.
         config: of the adapter that is to be trained.
 
@@ -49,15 +53,19 @@ def start_state(model: Any, name: str, config: AdapterConfig) -> tuple[dict[str,
     lora = read_lora(paths.lora_path(name))
     found, left = match_layers(lora, group_by_layer(lora), keys, model)
     loaded = {key: patch for patches in found.values() for key, patch in patches.items()}
+    if clip is not None and left:
+        of_text, left = _of_text_encoder(clip, lora, left)
+        loaded |= of_text
     notice = _left_out(name, model, lora, len(found), [*left, *unknown_keys(lora)])
     network = model.model.diffusion_model
     targets = {
         *choose_targets(network, config.target_modules, config.exclude_modules),
         *choose_convolutions(network, config),
+        *([] if clip is None else (TEXT_PREFIX + n for n in choose_targets(clip.cond_stage_model, ""))),
     }
     state: dict[str, Tensor] = {}
     for key, patch in loaded.items():
-        layer = str(key).removeprefix("diffusion_model.").removesuffix(".weight")
+        layer = str(key).removeprefix(PREFIX).removesuffix(".weight")
         up, down, alpha = _plain_lora(name, layer, patch)
         if layer not in targets:
             raise KilnError(
@@ -65,7 +73,7 @@ def start_state(model: Any, name: str, config: AdapterConfig) -> tuple[dict[str,
                 "empty or name it there."
             )
         rank = down.shape[0]
-        shape = layer_shape(layer, config, down.shape[2:])
+        shape = layer_shape(layer.removeprefix(TEXT_PREFIX), config, down.shape[2:])
         if rank > shape.rank:
             raise KilnError(
                 f"start_from {name!r} has rank {rank} and this run {shape.rank}; set rank to {rank} or more."
@@ -78,6 +86,16 @@ def start_state(model: Any, name: str, config: AdapterConfig) -> tuple[dict[str,
             "trained on this kind of model."
         )
     return state, notice
+
+
+def _of_text_encoder(
+    clip: Any, lora: Mapping[str, Tensor], left: Mapping[str, LayerTensors]
+) -> tuple[dict[str, Any], dict[str, LayerTensors]]:
+    """Patches of the text encoder's layers by their names with our prefix, and the layers that fit nothing."""
+    keys: dict[str, Any] = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
+    found, left_out = match_layers(lora, left, keys)
+    loaded = {key: patch for patches in found.values() for key, patch in patches.items()}
+    return {TEXT_PREFIX + str(key): patch for key, patch in loaded.items()}, left_out
 
 
 def _left_out(name: str, model: Any, lora: Mapping[str, Tensor], fitting: int, left: Sequence[str]) -> str:

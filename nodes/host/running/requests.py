@@ -21,11 +21,11 @@ from .. import paths
 from ..canvas.monitor import RunMonitor, send_offer
 from ..canvas.progress import NodeProgress
 from ..metadata import for_output
-from ..models.fingerprint import model_fingerprint
 from ..models.source import model_source
+from ..models.text_encoder import HostTextEncoder
 from .background import raise_interrupted, run_detached, run_in_background
 from .sampling import SampleTools
-from .train_run import train_run
+from .train_run import train_run, trained_fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ class TrainRequest:
     start_from: str = ""  # a LoRA file of the host's folders to begin from, or nothing
     tensorboard: bool = False
     tools: SampleTools | None = None  # what samples are drawn with
+    text_encoder: HostTextEncoder | None = None  # where it is trained too
 
     def monitor(self, background: bool = False) -> RunMonitor:
         return RunMonitor(
@@ -77,12 +78,13 @@ class TrainRequest:
             on_chosen=monitor.begin,
             tensorboard=self.tensorboard,
             tools=self.tools,
+            text_encoder=self.text_encoder,
         )
         return run
 
     def key(self) -> Hashable:
         """Equal for requests that give the same LoRA."""
-        model = model_fingerprint(self.model)
+        model = trained_fingerprint(self.model, self.text_encoder)
         return (model, self.encoded.fingerprint, repr(self.config), self.resume, self.start_from)
 
 

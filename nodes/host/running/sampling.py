@@ -8,7 +8,7 @@ put back to where they were.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from ....trainer.lora_files.metadata import without_local_paths
 from ....trainer.runs.samples import Sample, sample_path, write_sample
 from ..metadata import metadata_is_written
 from ..models.lora import apply_lora
+from ..models.text_encoder import HostTextEncoder
 
 SAMPLERS: list[str] = list(comfy.samplers.KSampler.SAMPLERS)
 SCHEDULERS: list[str] = list(comfy.samplers.KSampler.SCHEDULERS)
@@ -60,20 +61,37 @@ def sample_tools(clip: Any, vae: Any, config: SampleConfig, other_expert: Any = 
         if value not in known:
             raise KilnError(f"{name} is {value!r}; this ComfyUI has {', '.join(known)}.")
 
+    return SampleTools(vae, *_encoded_prompts(clip, config), other_expert)
+
+
+def _encoded_prompts(clip: Any, config: SampleConfig) -> tuple[dict[str, Any], Any]:
+    """CONDITIONING by prompt, and that of the negative prompt."""
+
     def encode(text: str) -> Any:
         return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
-    positive = {prompt: encode(prompt) for prompt, _ in config.each()}
-    return SampleTools(vae, positive, encode(config.negative_prompt), other_expert)
+    return {prompt: encode(prompt) for prompt, _ in config.each()}, encode(config.negative_prompt)
 
 
 class HostSampler:
     """A Sampler of one run."""
 
     def __init__(
-        self, model: Any, tools: SampleTools, config: TrainConfig, folder: Path, graph: Mapping[str, Any]
+        self,
+        model: Any,
+        tools: SampleTools,
+        config: TrainConfig,
+        folder: Path,
+        graph: Mapping[str, Any],
+        text_encoder: HostTextEncoder | None = None,
     ) -> None:
-        """model: the MODEL that is trained. folder: the run's. graph: for the pictures' metadata.
+        """
+        Args:
+            model: the MODEL that is trained.
+            tools: what is drawn with.
+            folder: the run's.
+            graph: for the pictures' metadata.
+            text_encoder: where it is trained too: the prompts are encoded anew then.
 
         Raises:
             KilnError: there is another expert, and the trained levels are no expert's.
@@ -81,6 +99,7 @@ class HostSampler:
         if tools.other_expert is not None:
             boundary_of(config.objective)  # raises before anything is trained
         self._model, self._tools, self._config, self._folder = model, tools, config, folder
+        self._clip = text_encoder and text_encoder.clip
         embedded = config.embed_metadata and metadata_is_written()
         self._graph = without_local_paths(dict(graph)) if embedded else {}
 
@@ -91,7 +110,10 @@ class HostSampler:
         config = self._config.sample
         model = self._model
         if adapter is not None:
-            model, _ = apply_lora(model, None, export_adapter(adapter, self._config.adapter), config.strength)
+            lora = export_adapter(adapter, self._config.adapter)
+            model, clip = apply_lora(model, self._clip, lora, config.strength)
+            if clip is not None:
+                self._encode_anew(clip)
         for place, (prompt, seed) in enumerate(config.each()):
             try:
                 frames = self._frames(model, prompt, seed)
@@ -100,6 +122,15 @@ class HostSampler:
             path = sample_path(self._folder, step, place)
             animated = write_sample(path, frames, config.fps, self._graph)
             yield Sample(place=place, prompt=prompt, path=path, animated=animated)
+
+    def _encode_anew(self, clip: Any) -> None:
+        """The prompts, by the text encoder as it is now."""
+        try:
+            with torch.inference_mode():
+                positive, negative = _encoded_prompts(clip, self._config.sample)
+        except comfy.model_management.InterruptProcessingException as interrupt:
+            raise Stopped from interrupt
+        self._tools = replace(self._tools, positive=positive, negative=negative)
 
     def _frames(self, model: Any, prompt: str, seed: int) -> np.ndarray:
         """(F, H, W, 3), uint8."""

@@ -23,11 +23,12 @@ from ....trainer.lora_files.save import save_lora
 from ....trainer.memory.estimate import PARTS, Estimate
 from ....trainer.report.tensorboard import missing_sentence
 from .. import paths
-from ..memory.plan import plan_memory
+from ..memory.plan import plan_memory, text_sizes
 from ..metadata import metadata_is_written
 from ..models.fingerprint import model_fingerprint
 from ..models.source import model_file, model_name
 from ..models.start_from import start_state
+from ..models.text_encoder import HostTextEncoder
 from .other_experts import ranges_sentence
 from .record import run_record
 from .sampling import HostSampler, SampleTools
@@ -53,6 +54,7 @@ def train_run(
     tensorboard: bool = False,
     group: ProcessGroup | None = None,
     tools: SampleTools | None = None,
+    text_encoder: HostTextEncoder | None = None,
     on_chosen: Callable[[str, torch.device, int, str], None] = lambda run_id, device, step, parent: None,
 ) -> Any:
     """One run from start to end on the calling thread: the node's worker and headless.py both come here.
@@ -82,8 +84,9 @@ def train_run(
         raise KilnError(missing)
     group, source, graph = group or ProcessGroup(), source or {}, graph or {}
     largest = max((i.shape for i in encoded.items), key=math.prod)
-    denoiser = HostDenoiser(model, (config.batch_size, *largest))
-    base_model = model_fingerprint(model)
+    beside = [] if text_encoder is None else [text_encoder.patcher]
+    denoiser = HostDenoiser(model, (config.batch_size, *largest), beside)
+    base_model = trained_fingerprint(model, text_encoder)
     begin = _begin(group, resume, encoded, base_model, config, denoiser)
     if begin.finished:
         return begin.finished
@@ -93,19 +96,21 @@ def train_run(
         tell(begin.said)
     if untried := untried_device(denoiser.device):
         tell(StartEvent(text=untried))
-    if not config.optimizer.learning_rate:
+    if not config.optimizer.learning_rate and text_encoder is None:
         tell(StartEvent(text="learning_rate is 0: nothing will be learned; 0.0001 is usual."))
     if misfit := ranges_sentence(graph.get("prompt") or {}, place[0], config.objective):
         log.warning("%s", misfit)
         tell(StartEvent(text=misfit))
     start = None
     if start_from and begin.checkpoint is None:
-        start, notice = start_state(model, start_from, config.adapter)
+        clip = None if text_encoder is None else text_encoder.clip
+        start, notice = start_state(model, clip, start_from, config.adapter)
         if notice:
             log.warning("%s", notice)
             tell(StartEvent(text=notice))
     file = model_file(model, source)
-    plan = plan_memory(model, denoiser, config, largest, file)
+    text = None if text_encoder is None else text_sizes(text_encoder.clip.cond_stage_model, config)
+    plan = plan_memory(model, denoiser, config, largest, file, text)
     _say_plan(plan, listeners)
 
     def warn(text: str) -> None:
@@ -138,9 +143,10 @@ def train_run(
             resume_from=begin.checkpoint,
             start_from=start,
             group=group,
-            sampler=HostSampler(model, tools, config, folder, graph) if tools else None,
+            sampler=HostSampler(model, tools, config, folder, graph, text_encoder) if tools else None,
             memory=plan.memory,
             model_file=file,
+            text_encoder=text_encoder,
         )
         origin = Origin(
             config=result.config,
@@ -153,7 +159,9 @@ def train_run(
             graph=graph,
             thumbnail=latest_thumbnail(folder),
         )
-        run, files = _saved(_as_run(model, result, folder, origin), group)
+        networks = [model.model.diffusion_model]
+        networks += [text_encoder.clip.cond_stage_model] if text_encoder else []
+        run, files = _saved(_as_run(networks, result, folder, origin), group)
         if record:
             status = "stopped" if run.stopped else "done"
             record.end(status, advice=run.advice, seconds=run.seconds, files=files)
@@ -261,7 +269,13 @@ def _say_plan(plan: Estimate, listeners: Sequence[Listener]) -> None:
     log.log(logging.WARNING if plan.advice else logging.INFO, "%s", plan.sentence())
 
 
-def _as_run(model: Any, result: Any, folder: Path, origin: Origin) -> Any:
+def trained_fingerprint(model: Any, text_encoder: HostTextEncoder | None) -> str:
+    """Of all that is trained: a run goes on only with the same."""
+    own = model_fingerprint(model)
+    return own if text_encoder is None else f"{own}+{text_encoder.fingerprint}"
+
+
+def _as_run(networks: Sequence[torch.nn.Module], result: Any, folder: Path, origin: Origin) -> Any:
     """A TrainResult as the Run that nodes pass on."""
     from ....trainer.loop.advice import advise_on_size
     from ....trainer.lora_files.export import export_adapter, without_untouched
@@ -269,7 +283,7 @@ def _as_run(model: Any, result: Any, folder: Path, origin: Origin) -> Any:
 
     config: TrainConfig = result.config
     trained = sum(t.numel() for t in result.adapter.values())
-    whole = sum(p.numel() for p in model.model.diffusion_model.parameters())
+    whole = sum(p.numel() for network in networks for p in network.parameters())
     lora, untouched = without_untouched(export_adapter(result.adapter, config.adapter))
     if untouched:
         log.info("Not saved, for no gradient reached them: %s", ", ".join(untouched))

@@ -21,6 +21,8 @@ from comfy_api.latest import ComfyExtension, io
 from safetensors.torch import save_file
 from server import PromptServer
 
+from .words import load_clip
+
 
 def pack_module(name: str) -> ModuleType:
     """A module of the pack by its name inside it; the host names packages after their path."""
@@ -238,10 +240,23 @@ class ProbeBrokenModel(io.ComfyNode):
         return io.NodeOutput(broken)
 
 
+class ProbeWords(io.ComfyNode):
+    """The tiny text encoder with layers that can be trained."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(node_id="ProbeWords", category="probe", inputs=[], outputs=[io.Clip.Output()])
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(load_clip())
+
+
 class ProbeExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             *(ProbeModel, ProbeEncoded, ProbeHoldOut, ProbeDisk, ProbeBrokenVae, ProbeBrokenModel),
             ProbeSlowGarbage,
             ProbeCaptioner,
+            ProbeWords,
         ]
