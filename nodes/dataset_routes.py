@@ -68,9 +68,9 @@ async def folders(request: web.Request) -> web.Response:
 async def glance(request: web.Request) -> web.Response:
     """?folder=&recursive=&also= -> what the node shows of a folder: figures and the first items; {"missing": sentence}
     where there is none, which is no error on a node that has just been made."""
-    part = _part(request.query)
+    part = part_of(request.query)
     try:
-        folder = _folder(request.query.get("folder"))
+        folder = folder_of(request.query.get("folder"))
     except Refused as refused:
         return web.json_response({"missing": str(refused)})
 
@@ -94,7 +94,7 @@ async def glance(request: web.Request) -> web.Response:
 async def items(request: web.Request) -> web.Response:
     """?folder=&recursive=0|1&also=&most= -> {"folder", "writable", "items": [Item], "undo": Undo|null}, as in
     web/dataset_api.mjs. `also` is a sub-folder that is read in any case; with `most`, only the first items come."""
-    folder, part = _folder(request.query.get("folder")), _part(request.query)
+    folder, part = folder_of(request.query.get("folder")), part_of(request.query)
     most = number(request.query.get("most", str(MOST_ITEMS)), "most", 1, MOST_ITEMS)
 
     def look() -> dict[str, Any]:
@@ -108,18 +108,18 @@ async def items(request: web.Request) -> web.Response:
 
 async def figures_of_items(request: web.Request) -> web.Response:
     """?folder=&recursive=&also=&resolution=&max_frames=&fps= -> see dataset_scans.figures."""
-    folder, query = _folder(request.query.get("folder")), request.query
+    folder, query = folder_of(request.query.get("folder")), request.query
     options = BucketOptions(
         resolution=number(query.get("resolution", "512"), "resolution", 16, 8192),
         max_frames=number(query.get("max_frames", "33"), "max_frames", 1, 1000),
         fps=number(query.get("fps", "16"), "fps", 0, 240),
     )
-    return web.json_response(await asyncio.to_thread(figures, folder, _part(query), options))
+    return web.json_response(await asyncio.to_thread(figures, folder, part_of(query), options))
 
 
 async def thumbnail(request: web.Request) -> web.Response:
     """?folder=&name=&side=&stamp= -> a small JPEG; of a clip, one of its first frames."""
-    path = _media(request)
+    path = media_of(request.query)
     side = number(request.query.get("side", "256"), "side", *SIDES)
     frames = 2 if ending(path.name) in VIDEO_ENDINGS else 1
 
@@ -133,7 +133,7 @@ async def thumbnail(request: web.Request) -> web.Response:
 
 async def overlay(request: web.Request) -> web.Response:
     """?folder=&name=&stamp= -> a PNG that is red where the loss does not count, to lie over the picture."""
-    path = _media(request)
+    path = media_of(request.query)
 
     def draw() -> bytes:
         mask_file = Masks(find_files(path.parent, False)).of(path)
@@ -158,7 +158,7 @@ async def overlay(request: web.Request) -> web.Response:
 
 async def file(request: web.Request) -> web.StreamResponse:
     """?folder=&name=&stamp= -> the picture or clip itself."""
-    return web.FileResponse(_media(request), headers={**KEPT, **SAFE})
+    return web.FileResponse(media_of(request.query), headers={**KEPT, **SAFE})
 
 
 async def write(request: web.Request) -> web.Response:
@@ -167,21 +167,21 @@ async def write(request: web.Request) -> web.Response:
     body = await json_body(request)
     what = choice(body.get("what"), "what", WRITING)
     changes = [_change(each) for each in _list(body, "changes")]
-    return await _changing(body, [c.seen.name for c in changes], lambda editor: editor.write(changes, what))
+    return await changing(body, [c.seen.name for c in changes], lambda editor: editor.write(changes, what))
 
 
 async def set_aside(request: web.Request) -> web.Response:
     """{"folder", "items": [{"name", "version"}]} -> as write; the items are in set_aside/ now."""
     body = await json_body(request)
     seen = [_seen(each) for each in _list(body, "items")]
-    return await _changing(body, [], lambda editor: editor.set_aside(seen))
+    return await changing(body, [], lambda editor: editor.set_aside(seen))
 
 
 async def bring_back(request: web.Request) -> web.Response:
     """The same out of set_aside/."""
     body = await json_body(request)
     seen = [_seen(each) for each in _list(body, "items")]
-    return await _changing(body, [], lambda editor: editor.bring_back(seen))
+    return await changing(body, [], lambda editor: editor.bring_back(seen))
 
 
 async def delete(request: web.Request) -> web.Response:
@@ -190,26 +190,26 @@ async def delete(request: web.Request) -> web.Response:
     seen = [_seen(each) for each in _list(body, "items")]
     if body.get("sure") != len(seen):
         raise Refused(400, "sure is not the number of items; ask the user first.")
-    return await _changing(body, [], lambda editor: editor.delete(seen))
+    return await changing(body, [], lambda editor: editor.delete(seen))
 
 
 async def undo(request: web.Request) -> web.Response:
     """{"folder", "id"}: take the newest change back. -> as write"""
     body = await json_body(request)
     entry = text_field(body, "id", 40)
-    return await _changing(body, [], lambda editor: editor.undo(entry))
+    return await changing(body, [], lambda editor: editor.undo(entry))
 
 
-async def _changing(
+async def changing(
     body: dict[str, Any], names: list[str], act: Callable[[DatasetEditor], object]
 ) -> web.Response:
     """Make a change; {"changed": whether there was any, "items": those of `names` as they are now, "undo": Undo}."""
-    folder = _folder(text_field(body, "folder"))
+    folder = folder_of(text_field(body, "folder"))
     if not paths.may_change(folder):
         raise Refused(
             403, "Datasets outside ComfyUI/input are only shown here; edit their files, or move them there."
         )
-    part = _part(body)
+    part = part_of(body)
     editor = _editor(folder, part)
 
     def change() -> dict[str, Any]:
@@ -244,7 +244,7 @@ def _editor(folder: Path, part: Part) -> DatasetEditor:
     return DatasetEditor(folder, part, paths.edit_journals())
 
 
-def _part(fields: Mapping[str, Any]) -> Part:
+def part_of(fields: Mapping[str, Any]) -> Part:
     """Which of a folder's items a request is about. Raises Refused."""
     recursive = choice(str(fields.get("recursive", "0")), "recursive", ("0", "1"))
     also = fields.get("also", "")
@@ -259,7 +259,7 @@ def _undoable(entry: Entry | None) -> dict[str, Any] | None:
     return {"id": entry.id, "what": entry.what, "count": len(entry.names), "time": entry.time}
 
 
-def _folder(name: object) -> Path:
+def folder_of(name: object) -> Path:
     """The dataset's folder that a client names. Raises Refused."""
     if not isinstance(name, str) or not name.strip() or len(name) > 1000 or "\0" in name:
         raise Refused(400, "folder is missing; send the name of a dataset's folder.")
@@ -271,11 +271,11 @@ def _folder(name: object) -> Path:
         raise Refused(404, "There is no such folder; choose one from the list.") from error
 
 
-def _media(request: web.Request) -> Path:
+def media_of(fields: Mapping[str, Any]) -> Path:
     """The picture or clip that a client names. Raises Refused."""
-    folder = _folder(request.query.get("folder"))
+    folder = folder_of(fields.get("folder"))
     try:
-        path = inside(folder, request.query.get("name"))
+        path = inside(folder, fields.get("name"))
         found = ending(path.name) in ENDINGS and path.is_file()
     except (OSError, ValueError) as error:  # KilnError is one
         raise Refused(404, "The dataset holds no such picture or clip.") from error

@@ -27,6 +27,7 @@ from .history_routes import add_history_routes
 from .host.canvas.whole_prompt import refuse_whole_prompts
 from .host.running.background import save_on_exit
 from .host.running.unfinished import remove_unfinished
+from .mask_routes import add_mask_routes
 from .routes import add_routes
 from .upload_routes import add_upload_routes
 
@@ -45,6 +46,7 @@ class LoraKilnExtension(ComfyExtension):
         add_history_routes()
         add_dataset_routes()
         add_upload_routes()
+        add_mask_routes()
         refuse_whole_prompts()
         return [
             dataset.KilnLoadDataset,

@@ -20,6 +20,8 @@ ln -sfn ../../../../web .work/js/root/extensions/kiln
 cat >.work/js/root/scripts/app.d.ts <<'END'
 import type { ComfyApp } from "@comfyorg/comfyui-frontend-types";
 export const app: ComfyApp;
+declare const Class: any; // its static members are not in the types
+export { Class as ComfyApp };
 END
 cat >.work/js/root/scripts/api.d.ts <<'END'
 import type { ComfyApi } from "@comfyorg/comfyui-frontend-types";

@@ -171,6 +171,14 @@ export class ServerError extends Error {
  */
 export async function ask(path, body) {
   const options = body && { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" } };
+  return answerOf(path, options);
+}
+
+/** Send bytes. @param {string} path below /lora_kiln @param {Blob} body @returns {Promise<any>} @throws {ServerError} as ask */
+export const askBytes = (path, body) => answerOf(path, { method: "POST", body, headers: { "Content-Type": "application/octet-stream" } });
+
+/** @param {string} path @param {RequestInit | undefined} options */
+async function answerOf(path, options) {
   const answer = await api.fetchApi(`/lora_kiln${path}`, options);
   const found = await answer.json().catch(() => ({}));
   if (!answer.ok) throw new ServerError(found.error ?? `The server answered ${answer.status}.`, answer.status, found);
@@ -179,6 +187,9 @@ export async function ask(path, body) {
 
 /** The address of something that an element loads by itself. @param {string} path below /lora_kiln */
 export const address = (path) => api.apiURL(`/lora_kiln${path}`);
+
+/** Of a file in one of the host's own folders. @param {{filename: string, subfolder: string, type: string}} place */
+export const viewAddress = (place) => api.apiURL(`/view?${new URLSearchParams(place)}`);
 
 /** @param {string} path @param {any} [body] @returns {Promise<any>} about past runs */
 const history = (path, body) => ask(`/history${path}`, body);

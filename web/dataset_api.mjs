@@ -1,6 +1,6 @@
 // @ts-check
 // What the dataset page and Load Dataset ask of the server. All of it passes through api.mjs.
-import { address, ask, ServerError } from "./api.mjs";
+import { address, ask, askBytes, ServerError } from "./api.mjs";
 
 /**
  * @typedef {Object} Item as its files are now
@@ -12,6 +12,7 @@ import { address, ask, ServerError } from "./api.mjs";
  * @property {number} stamp milliseconds since 1970
  * @property {boolean} clip
  * @property {boolean} mask a mask file belongs to it
+ * @property {number} mask_stamp milliseconds since 1970: when that file was changed; 0 without one
  * @property {boolean} aside set aside: not read
  * @property {string} error why its sidecars cannot be read
  * @property {string[]} by_model what a model wrote and nobody has edited: "caption", names of fields
@@ -90,8 +91,14 @@ export const thumbnail = (folder, { name, stamp }, side) => address(`${BASE}/thu
 /** The picture or clip itself. @param {string} folder @param {{name: string, stamp: number}} item */
 export const whole = (folder, { name, stamp }) => address(`${BASE}/file${query({ folder, name, stamp })}`);
 
-/** Red where the loss does not count. @param {string} folder @param {{name: string, stamp: number}} item */
-export const overlay = (folder, { name, stamp }) => address(`${BASE}/overlay${query({ folder, name, stamp })}`);
+/** Red where the loss does not count. @param {string} folder @param {{name: string, stamp: number, mask_stamp: number}} item */
+export const overlay = (folder, { name, stamp, mask_stamp: mask }) => address(`${BASE}/overlay${query({ folder, name, stamp, mask })}`);
+
+/** What the mask of an item is painted on. @param {Part} part @param {Item} item @returns {Promise<import("./mask_editor.mjs").Place>} */
+export const maskSheet = (part, { name }) => ask(`${BASE}/mask/sheet`, { ...body(part), name });
+
+/** @param {Part} part @param {Item} item @param {Blob} painted a PNG @returns {Promise<Changed>} */
+export const writeMask = (part, { name, version }, painted) => askBytes(`${BASE}/mask${query({ ...part, name, version })}`, painted);
 
 /** @param {string} folder @param {string[]} names @returns {Promise<Answer>} */
 export const lookOver = (folder, names) => ask(`${BASE}/upload/look`, { folder, names });

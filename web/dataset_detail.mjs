@@ -3,6 +3,7 @@
 import * as server from "./dataset_api.mjs";
 import { chooseFiles } from "./dataset_upload.mjs";
 import { make } from "./dom.mjs";
+import { canPaint } from "./mask_editor.mjs";
 import { inUsersLanguage, t } from "./texts.mjs";
 
 /** @typedef {import("./dataset_api.mjs").Item} Item */
@@ -69,7 +70,7 @@ export class DetailPanel {
     this.item = item;
     this.root.hidden = !item;
     if (!item) return;
-    if (other || before?.stamp !== item.stamp) this.showPicture(item);
+    if (other || before?.stamp !== item.stamp || before?.mask_stamp !== item.mask_stamp) this.showPicture(item);
     this.name.textContent = item.name;
     this.showFacts(item);
     if (typed && item.caption !== this.based) this.askWhich(item);
@@ -242,8 +243,9 @@ export class DetailPanel {
   showActions(item) {
     const back = item.aside ? "bringBack" : "setAside";
     this.actions.hidden = !this.page.writable;
-    this.actions.replaceChildren(
+    const buttons = [
       make("button", { type: "button", "data-kiln": back, title: t(`${back}Help`), text: t(back), onclick: () => this.page.aside([item]) }),
+      canPaint() && make("button", { type: "button", "data-kiln": "paintMask", title: t("paintMaskHelp"), text: t("paintMask"), onclick: () => this.page.paintMask(item) }),
       make("button", { type: "button", "data-kiln": "uploadMask", title: t("uploadMaskHelp"), text: t("uploadMask"), onclick: () => this.uploadMask(item) }),
       make("button", {
         type: "button",
@@ -252,7 +254,8 @@ export class DetailPanel {
         text: t("deleteItem"),
         onclick: () => askToDelete(this.question, t("deleteItemAsk", item.name), () => this.page.remove([item])),
       }),
-    );
+    ];
+    this.actions.replaceChildren(...buttons.filter((button) => button !== false));
   }
 }
 

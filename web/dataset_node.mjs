@@ -8,7 +8,7 @@ import { glance, listFolders, thumbnail } from "./dataset_api.mjs";
 import { DatasetPage } from "./dataset_page.mjs";
 import { catchDrops, chooseFiles, commonFolder, dropped, holdsFiles, uploadTo, withoutCommonFolder } from "./dataset_upload.mjs";
 import { addStyle, make } from "./dom.mjs";
-import { allNodes } from "./find_node.mjs";
+import { allNodes, keepWithNode } from "./find_node.mjs";
 import { followNodeWidth } from "./panel.mjs";
 import { inUsersLanguage, t } from "./texts.mjs";
 
@@ -57,7 +57,8 @@ class Strip {
       make(
         "div",
         { class: "kiln-row" },
-        button("upload", "upload", () => this.askForFiles()),
+        button("upload", "upload", () => this.askForFiles(false)),
+        button("uploadFolder", "uploadFolder", () => this.askForFiles(true)),
         button("openDataset", "openDataset", () => this.openPage()),
       ),
     );
@@ -186,8 +187,9 @@ class Strip {
     void new DatasetPage(this.part(), sizes, [...new Set(names)].filter((name) => !NOT_FIELDS.has(name))).start();
   }
 
-  askForFiles() {
-    chooseFiles((files) => this.upload(files));
+  /** @param {boolean} folder a whole one */
+  askForFiles(folder) {
+    chooseFiles((files) => this.upload(files), folder);
   }
 
   /** @param {import("./dataset_upload.mjs").Wanted[]} files */
@@ -206,13 +208,7 @@ class Strip {
 /** @param {any} node a KilnLoadDataset @param {any} app */
 export function addStrip(node, app) {
   addStyle();
-  const strip = new Strip(node, app);
-  strips.add(strip);
-  const removed = node.onRemoved;
-  node.onRemoved = function () {
-    strips.delete(strip);
-    removed?.apply(this, arguments);
-  };
+  keepWithNode(node, strips, new Strip(node, app));
 }
 
 export function watchStrips() {

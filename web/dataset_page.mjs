@@ -12,6 +12,7 @@ import { DetailPanel } from "./dataset_detail.mjs";
 import { catchDrops, chooseFiles, uploadTo, withoutCommonFolder } from "./dataset_upload.mjs";
 import { addStyle, make } from "./dom.mjs";
 import { Grid } from "./grid.mjs";
+import { paint } from "./mask_editor.mjs";
 import { inUsersLanguage, t } from "./texts.mjs";
 
 /** @typedef {import("./dataset_api.mjs").Item} Item */
@@ -20,6 +21,7 @@ import { inUsersLanguage, t } from "./texts.mjs";
 const TILE = { width: 184, height: 236 }; // pixels, as in dataset.css
 const SIDE = 256; // of a thumbnail
 const FIRST = 60; // items that fill the largest screen
+const LATEST = 1500; // milliseconds that the rest of a large folder waits for the first picture
 const PATIENCE = 200; // milliseconds after the last key
 const MOST_TAGS = 200;
 const SHOWN = ["all", "missing", "model", "warnings", "stills", "clips", "masked", "aside"];
@@ -50,6 +52,7 @@ export class DatasetPage {
     this.asked = 0; // number of the newest listing; answers to older ones are dropped
     /** @type {ReturnType<typeof setTimeout> | undefined} */ this.timer = undefined;
     /** @type {ReturnType<typeof setTimeout> | undefined} */ this.measuring = undefined;
+    this.pictureSeen = () => {}; // called when a tile has its picture
     this.detail = new DetailPanel(this);
     this.bulk = new BulkPanel(this);
     this.words = make("input", {
@@ -74,6 +77,7 @@ export class DatasetPage {
     this.status = make("span", { role: "status", class: "kiln-said" });
     this.undo = make("button", { type: "button", "data-kiln": "undo", text: t("undo"), disabled: true, onclick: () => this.takeBack() });
     const upload = make("button", { type: "button", "data-kiln": "pageUpload", text: t("upload"), title: t("uploadHelp"), onclick: () => this.upload() });
+    const uploadFolder = make("button", { type: "button", "data-kiln": "pageUploadFolder", text: t("uploadFolder"), title: t("uploadFolderHelp"), onclick: () => chooseFiles((chosen) => this.upload(chosen), true) });
     const close = make("button", { type: "button", "data-kiln": "closePage", text: t("close"), onclick: () => this.close() });
     this.grid = this.makeGrid();
     this.side = make("div", { class: "kiln-side" });
@@ -84,7 +88,7 @@ export class DatasetPage {
     this.root = make(
       "dialog",
       { class: "kiln-page", "aria-labelledby": "kiln-page-title" },
-      make("header", { class: "kiln-row" }, this.heading, this.counts, this.progress, make("span", { class: "kiln-gap" }), this.status, this.undo, upload, close),
+      make("header", { class: "kiln-row" }, this.heading, this.counts, this.progress, make("span", { class: "kiln-gap" }), this.status, this.undo, upload, uploadFolder, close),
       this.filterBar(),
       make(
         "div",
@@ -159,6 +163,7 @@ export class DatasetPage {
     const caption = make("span", { class: "kiln-tile-caption" });
     const element = make("div", { class: "kiln-tile" }, picture, tick, badges, name, caption);
     let wanted = "";
+    picture.onload = () => this.pictureSeen();
     picture.onerror = () => picture.classList.add("kiln-broken");
     return {
       element,
@@ -249,6 +254,8 @@ export class DatasetPage {
     this.items = new Map(found.items.map((item) => [item.name, item]));
     this.refresh();
     this.counts.textContent = t("datasetLoading");
+    /** @type {Promise<void>} */ const seen = new Promise((resolve) => (this.pictureSeen = resolve));
+    await Promise.race([seen, new Promise((resolve) => setTimeout(resolve, LATEST))]); // then the server has time for the rest
   }
 
   /** Ask for sizes and warnings until they are there. */
@@ -425,6 +432,23 @@ export class DatasetPage {
   /** @param {Item[]} items that the user was asked about */
   async remove(items) {
     if (await this.act(() => server.deleteItems(this.part, items), t("deletedItems", "{files}"))) await this.goneFromView();
+  }
+
+  /** Let the user paint an item's mask; the page makes room for the editor meanwhile. @param {Item} item */
+  async paintMask(item) {
+    if (!(await this.detail.save())) return;
+    this.say(t("writing"));
+    try {
+      const place = await server.maskSheet(this.part, item);
+      this.root.close(); // a modal dialog lies above everything else
+      const painted = await paint(place).finally(() => this.root.showModal());
+      this.say("");
+      if (!painted) return;
+      const now = this.items.get(item.name) ?? item;
+      if (await this.act(() => server.writeMask(this.part, now, painted), t("maskPainted"))) await this.measure();
+    } catch (error) {
+      this.say(/** @type {Error} */ (error).message, true);
+    }
   }
 
   async takeBack() {

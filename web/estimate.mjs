@@ -6,6 +6,7 @@
 // server is asked when it has changed and then stayed the same.
 import { app as host } from "../../scripts/app.js";
 import { estimateMemory } from "./api.mjs";
+import { keepWithNode } from "./find_node.mjs";
 import { ON_TRAINER, SETTINGS_NODES, chain } from "./graph_actions.mjs";
 import { inUsersLanguage, t } from "./texts.mjs";
 
@@ -183,12 +184,7 @@ class Line {
 export function addEstimate(node) {
   const line = new Line(node);
   node.kilnPanel.chart.canvas.after(line.element);
-  lines.add(line);
-  const removed = node.onRemoved;
-  node.onRemoved = function () {
-    lines.delete(line);
-    removed?.apply(this, arguments);
-  };
+  keepWithNode(node, lines, line);
 }
 
 export function watchEstimates() {

@@ -28,6 +28,22 @@ export function allNodes(app) {
 }
 
 /**
+ * Have something of a node in a list for as long as the node is there.
+ * @template Thing
+ * @param {any} node
+ * @param {Set<Thing>} list
+ * @param {Thing} thing
+ */
+export function keepWithNode(node, list, thing) {
+  list.add(thing);
+  const removed = node.onRemoved;
+  node.onRemoved = function () {
+    list.delete(thing);
+    removed?.apply(this, arguments);
+  };
+}
+
+/**
  * The training node that started a run, if it is in the graph on screen: another graph's node may have the same id.
  * @param {any} app
  * @param {{node: string, workflow: string}} run

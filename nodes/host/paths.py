@@ -127,6 +127,11 @@ def model_marks() -> ModelMarks:
     return ModelMarks(kiln_directory() / "by_model.txt")
 
 
+def mask_sheets() -> Path:
+    """Pictures that masks are painted on; the host empties its temp folder when it starts."""
+    return Path(folder_paths.get_temp_directory()) / "kiln_masks"
+
+
 def upload_store() -> Path:
     """Where archives wait until it is decided what becomes of them."""
     return kiln_directory() / "uploads"

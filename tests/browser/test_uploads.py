@@ -149,6 +149,25 @@ def test_files_dropped_on_the_nodes_title(canvas: Canvas) -> None:
     expect(dialog).to_have_count(0)
 
 
+def test_a_whole_folder(canvas: Canvas, host: RunningHost, tmp_path: Path) -> None:
+    name = f"whole_{canvas.workflow[:8]}"
+    for file in ("a.jpg", "b/c.jpg"):
+        path = tmp_path / name / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(photo(1))
+    show_node(canvas, "tiny_concept")
+    with canvas.page.expect_file_chooser() as chooser:
+        canvas.page.locator("[data-kiln=uploadFolder]").click()
+    chooser.value.set_files(tmp_path / name)
+    dialog = canvas.page.locator("dialog.kiln-dialog")
+    expect(dialog.locator("#kiln-upload-folder")).to_have_value(name)
+    dialog.locator("[data-kiln=uploadGo]").click()
+    expect(dialog).to_have_count(0)
+    assert names_in(host.base / "input" / name) == ["a.jpg", "b/c.jpg"]
+    assert folder_value(canvas) == name
+    canvas.shot("node")
+
+
 @pytest.mark.parametrize("settings", [CHINESE], ids=["zh"])
 def test_a_zip(canvas: Canvas, host: RunningHost) -> None:
     show_node(canvas, "tiny_concept")

@@ -134,6 +134,28 @@ def test_pictures(client: HostClient, folder: Path) -> None:
     assert get(client, "thumbnail", folder=folder.name, name="broken.png")[0] == 409
 
 
+def test_a_mask_is_painted(client: HostClient, folder: Path) -> None:
+    """What the host's editor is given, and what becomes of what it gives back."""
+    status, place = ask(client, f"{BASE}/mask/sheet", {"folder": folder.name, "name": "1.png"})
+    assert status == 200 and place["type"] == "temp"
+    shown = Image.open(io.BytesIO(ask(client, f"/view?{urllib.parse.urlencode(place)}")[1]))
+    assert shown.size == (96, 80) and shown.getextrema()[3] == (0, 0), "a white mask: all of it is painted"
+    painted = Image.new("RGBA", (96, 80), (9, 9, 9, 255))
+    painted.paste((0, 0, 0, 76), (0, 0, 48, 80))  # a brush of 70 %
+    out = io.BytesIO()
+    painted.save(out, "PNG")
+    version = listed(client, folder)["1.png"]["version"]
+    query = urllib.parse.urlencode({"folder": folder.name, "name": "1.png", "version": version})
+    status, answer = ask(client, f"{BASE}/mask?{query}", out.getvalue(), BYTES)
+    assert status == 200 and answer["items"][0]["mask"] and answer["undo"]["what"] == "mask"
+    mask = Image.open(folder / "masks" / "1.png")
+    assert (mask.mode, mask.getpixel((10, 10)), mask.getpixel((90, 70))) == ("L", 255, 0)
+    Image.new("RGBA", (96, 80)).save(out := io.BytesIO(), "WEBP")
+    for body, sentence in ((b"no picture", "cannot be read"), (out.getvalue(), "cannot be read")):
+        status, answer = ask(client, f"{BASE}/mask?{query}", body, BYTES)
+        assert status == 409 and sentence in answer["error"]
+
+
 def test_write_set_aside_and_undo(client: HostClient, folder: Path, events: EventStream) -> None:
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     item = listed(client, folder)["0.png"]
@@ -228,6 +250,8 @@ def test_foreign_pages_are_refused(client: HostClient, folder: Path, headers: di
         "delete": {"folder": folder.name, "items": [change], "sure": 1},
         "upload/look": {"folder": folder.name, "names": []},
         f"upload/file?folder={folder.name}&name=x.png": b"data",
+        f"mask?folder={folder.name}&name=0.png&version={version}": b"data",
+        "mask/sheet": {"folder": folder.name, "name": "0.png"},
         f"items?folder={folder.name}": None,
         f"file?folder={folder.name}&name=0.png": None,
     }
@@ -315,11 +339,20 @@ def test_fuzzed_requests_touch_nothing_outside(
             }
         )
 
-    posts = ("write", "set_aside", "bring_back", "delete", "undo", "upload/look", "upload/unpack")
+    posts = (
+        "write",
+        "set_aside",
+        "bring_back",
+        "delete",
+        "undo",
+        "upload/look",
+        "upload/unpack",
+        "mask/sheet",
+    )
     gets = ("items", "glance", "figures", "thumbnail", "overlay", "file", "folders")
     allowed = {200, 400, 403, 404, 409, 413, 415}  # 403: the input folder itself is only shown
     for number in range(400):
-        what = rng.choice((*posts, *gets, "upload/file", "upload/archive"))
+        what = rng.choice((*posts, *gets, "upload/file", "upload/archive", "mask"))
         name, place = some("0.png"), some(folder.name)
         if what in posts:
             body = {
@@ -334,6 +367,7 @@ def test_fuzzed_requests_touch_nothing_outside(
                 "sure": some(1, 2),
                 "token": some("0" * 32),
                 "clash": some("refuse"),
+                "name": name,
             }
             status, answer = ask(client, f"{BASE}/{what}", rng.choice([body, body, body, some([body])]))
         else:
@@ -345,7 +379,8 @@ def test_fuzzed_requests_touch_nothing_outside(
                 "clash": some("refuse"),
             }
             address = f"{BASE}/{what}?{urllib.parse.urlencode(query, errors='replace')}"
-            status, answer = ask(client, address, b"data" if what.startswith("upload") else None, BYTES)
+            sent = b"data" if what.startswith("upload") or what == "mask" else None
+            status, answer = ask(client, address, sent, BYTES)
         assert status in allowed, (number, what, status, answer)
         if status >= 400 and isinstance(answer, dict):
             assert (
@@ -355,6 +390,7 @@ def test_fuzzed_requests_touch_nothing_outside(
             )
     after = everything(host)
     changed = {p for p in {*before, *after} if before.get(p) != after.get(p)}
+    changed = {p for p in changed if not Path(p).is_relative_to(host.base / "temp" / "kiln_masks")}
     assert all(Path(p).is_relative_to(host.base / "input") for p in changed), changed
     elsewhere = {
         p for p in changed if not Path(p).is_relative_to(folder)
@@ -366,4 +402,5 @@ def test_fuzzed_requests_touch_nothing_outside(
         "Error handling request" not in log
         and "dataset_routes.py" not in log
         and "upload_routes.py" not in log
+        and "mask_routes.py" not in log
     )

@@ -44,6 +44,7 @@ class Listed:
     stamp: int  # milliseconds since 1970: when the picture was changed
     clip: bool
     mask: bool  # a mask file belongs to it
+    mask_stamp: int  # milliseconds since 1970: when the mask file was changed; 0 without one
     aside: bool  # set aside: it is not read
     error: str  # why its sidecars cannot be read; "" when they can
     by_model: tuple[str, ...] = ()  # what a model wrote and nobody has edited: "caption", names of fields
@@ -85,6 +86,7 @@ class Contents:
         except OSError:
             return None
         beside, row = self._beside(path), self.row(path)
+        mask = beside.masks.of(path)
         caption, fields, error = "", {}, ""
         try:
             said = beside.sidecars.read(path, row)
@@ -99,7 +101,8 @@ class Contents:
             bytes=status.st_size,
             stamp=status.st_mtime_ns // 1_000_000,
             clip=ending(path.name) in VIDEO_ENDINGS,
-            mask=beside.masks.of(path) is not None,
+            mask=mask is not None,
+            mask_stamp=0 if mask is None else _stamp(mask),
             aside=beside is self._aside,
             error=error,
             by_model=self._marks.among(path.name, caption, fields) if self._marks is not None else (),
@@ -113,12 +116,21 @@ class Contents:
         """The caption and field files of an item, the one that counts first."""
         return self._beside(path).sidecars.of(path)
 
+    def mask(self, path: Path) -> Path | None:
+        """The mask file of an item."""
+        return self._beside(path).masks.of(path)
+
+    def new_mask(self, path: Path) -> Path:
+        """Where a mask goes that an item has not had: one that no other picture of its stem takes for its own."""
+        alone = len(self._beside(path).alike[os.path.dirname(path), name_key(path.stem)]) == 1
+        return path.parent / MASK_FOLDERS[0] / f"{path.stem if alone else path.name}.png"
+
     def belongings(self, path: Path) -> list[Path]:
         """An item and what belongs to it alone: photo.txt stays where photo.png and photo.jpg share it."""
         beside = self._beside(path)
         mask = beside.masks.of(path)
         files = [*beside.sidecars.of(path), *([mask] if mask is not None else [])]
-        if len(beside.alike[path.parent, name_key(path.stem)]) > 1:
+        if len(beside.alike[os.path.dirname(path), name_key(path.stem)]) > 1:
             files = [f for f in files if name_key(f.name).startswith(name_key(path.name))]
         return list(dict.fromkeys([path, *files]))
 
@@ -141,12 +153,12 @@ class Contents:
 @dataclass
 class _Beside:
     found: Found
-    alike: dict[tuple[Path, str], list[Path]] = field(default_factory=dict)  # pictures of one stem
+    alike: dict[tuple[str, str], list[Path]] = field(default_factory=dict)  # pictures of one stem
 
     def __post_init__(self) -> None:
         self.tables, self.sidecars, self.masks = Tables(self.found), Sidecars(self.found), Masks(self.found)
         for path in self.found.media:
-            self.alike.setdefault((path.parent, name_key(path.stem)), []).append(path)
+            self.alike.setdefault((os.path.dirname(path), name_key(path.stem)), []).append(path)
 
 
 def dataset_folders(base: Path) -> list[tuple[str, int]]:
@@ -184,6 +196,13 @@ def _version(sidecars: list[Path], row: Row) -> str:
         digest.update(os.fsencode(path.name) + b"\0%d\0" % len(data) + data)
     digest.update(json.dumps(dict(row), sort_keys=True, default=str).encode())
     return digest.hexdigest()[:20]
+
+
+def _stamp(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns // 1_000_000
+    except OSError:
+        return 0
 
 
 def _scan(folder: Path) -> list[os.DirEntry[str]]:

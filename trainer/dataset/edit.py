@@ -1,7 +1,8 @@
 """Editing a dataset as its page does: captions and fields as sidecar files, taking items out, bringing them back.
 
-    photo.txt    the caption
-    photo.json   fields; keys that are there already stay
+    photo.txt         the caption
+    photo.json        fields; keys that are there already stay
+    masks/photo.png   a mask that was painted; where the item has one in another place, that one is replaced
 
 Every change names the version of each item that its author saw (browse.py). If one of them is another by now, nothing
 is written. Changes are whole or not at all and can be undone (journal.py), except deleting.
@@ -116,6 +117,27 @@ class DatasetEditor:
             if not writes:
                 return None
             return self._journal.apply(what, [c.seen.name for c in changes], writes, onto=onto)
+
+    def write_mask(self, seen: Seen, mask: bytes) -> Entry:
+        """Give an item another mask.
+
+        Args:
+            seen: the item.
+            mask: a PNG.
+
+        Raises: as write.
+        """
+        with _lock:
+            contents, (item,) = self._check([seen])
+            media = self.root / item.name
+            before = contents.mask(media)
+            target = contents.new_mask(media) if before is None else before.with_suffix(".png")
+            writes: dict[str, bytes | None] = {
+                self._name(inside(self.root, self._name(_no_link(target)))): mask
+            }
+            if before is not None and before != target:
+                writes[self._name(_no_link(before))] = None
+            return self._journal.apply("mask", [item.name], writes)
 
     def set_aside(self, seen: Sequence[Seen]) -> Entry:
         """Move items with all that belongs to them into the sub-folder set_aside.

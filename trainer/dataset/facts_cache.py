@@ -21,7 +21,7 @@ FORMAT = 2  # raise it when a measure changes
 # Before, clips had a mean frame rate only, and nothing was known of what transparency keeps
 BEFORE = 1
 
-MaskFacts = tuple[str, float]  # sha256, share that is kept
+MaskFacts = tuple[str, float, int, int]  # sha256, share that is kept, width and height
 
 
 class FactsCache:
@@ -52,8 +52,8 @@ class FactsCache:
 
     def mask(self, path: Path, measure: Callable[[Path], MaskFacts]) -> MaskFacts:
         """Of a mask file."""
-        digest, kept = self._look(path, lambda: list(measure(path)), "mask:")
-        return digest, kept
+        digest, kept, width, height = self._look(path, lambda: list(measure(path)), "sized mask:")
+        return digest, kept, width, height
 
     def save(self) -> None:
         """Best effort: a full disk costs time at the next scan, nothing else."""

@@ -176,7 +176,7 @@ def _enters(found: Found, path: Path, wanted: bool) -> bool:
 
 
 def _sort_in(found: Found, folder: Path, name: str) -> None:
-    path, kind, key = folder / name, ending(name), name_key(name)
+    path, kind, key = Path(folder, name), ending(name), name_key(name)
     if key in TABLES:
         known = found.tables.get(folder)
         if known is None or TABLES.index(key) < TABLES.index(name_key(known.name)):

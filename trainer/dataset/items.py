@@ -19,6 +19,9 @@ from .facts import Facts
 from .remarks import unread_sentences
 from .video import MIDDLE
 
+SAME_SHAPE = 0.02
+"""Relative difference of width / height up to which two shapes are one."""
+
 Role = Literal["subject", "regularisation", "validation"]
 """What an item is for: learned, kept as it was (prior preservation), or only looked at for the validation loss."""
 
@@ -46,6 +49,7 @@ class Item:
     mask: Path | None = None  # a still whose white parts count for the loss
     mask_sha256: str = ""
     mask_kept: float = 1.0  # share 0-1 of the mask file that counts
+    mask_size: tuple[int, int] = (0, 0)  # width and height of the mask file, upright; 0: not known
     use_alpha: bool = False  # the image's own opaque parts are the mask
     augmentation: Augmentation | None = None
     caption_variation: CaptionVariation | None = None
@@ -59,6 +63,13 @@ class Item:
     def kept(self) -> float:
         """Share 0-1 of it that counts for the loss."""
         return self.mask_kept if self.mask is not None else self.facts.kept if self.use_alpha else 1.0
+
+    @property
+    def mask_is_stretched(self) -> bool:
+        """The mask file has another shape than the picture, and more than rounding is between them."""
+        (width, height), facts = self.mask_size, self.facts
+        across, down = width * facts.height, height * facts.width
+        return self.mask is not None and abs(across - down) > SAME_SHAPE * max(across, down)
 
     @property
     def masked(self) -> bool:

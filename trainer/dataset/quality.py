@@ -124,6 +124,10 @@ def _picture_problems(items: Sequence[Item], side: int) -> Iterator[Problem]:
             yield Problem(index, "small", f"{size} pixels, below {side}x{side}")
         if item.masked and item.kept == 0:
             yield Problem(index, "empty mask", "its mask keeps nothing", severe=True)
+        if item.mask_is_stretched:
+            mask = f"{item.mask_size[0]}x{item.mask_size[1]}"
+            text = f"its mask has another shape, {mask} pixels instead of {size}, and is stretched"
+            yield Problem(index, "stretched mask", text)
         held = f"{round(facts.width * facts.detail)}x{round(facts.height * facts.detail)}"
         if facts.detail == 0:
             yield Problem(

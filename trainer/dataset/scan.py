@@ -145,12 +145,13 @@ def measure_file(path: Path) -> Facts:
 
 
 def measure_mask(path: Path) -> MaskFacts:
-    """Hash of a mask file and the share 0-1 of it that counts.
+    """Hash of a mask file, the share 0-1 of it that counts, and its width and height.
 
     Raises:
         KilnError: it cannot be decoded.
     """
-    return hash_file(path), float(np.asarray(read_mask(path)).mean()) / 255
+    mask = read_mask(path)
+    return hash_file(path), float(np.asarray(mask).mean()) / 255, *mask.size
 
 
 def hash_file(path: Path) -> str:
@@ -190,9 +191,9 @@ class _Beside:
         options = self._options
         said = self._sidecars.read(path, self._tables.row(path))
         mask = self.masks.of(path)
-        digest, kept = "", 1.0
+        digest, kept, *size = "", 1.0, 0, 0
         if mask is not None and options.masks:
-            digest, kept = self.cache.mask(mask, measure_mask)  # a broken one is found now
+            digest, kept, *size = self.cache.mask(mask, measure_mask)  # a broken one is found now
         return Item(
             path=path,
             facts=facts,
@@ -203,6 +204,7 @@ class _Beside:
             mask=mask if options.masks else None,
             mask_sha256=digest,
             mask_kept=kept,
+            mask_size=(size[0], size[1]),
             use_alpha=options.masks and facts.has_alpha and mask is None,
             controls=tuple(self._control(p) for p in self.controls.of(path, said.fields)),
             root=self._found.root,

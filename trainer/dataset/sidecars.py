@@ -44,11 +44,11 @@ class Sidecars:
         self.unused: list[Path] = []
         self.empty: list[Path] = []
         self._found = found
-        self._by_owner: dict[tuple[Path, str], list[tuple[str, Path]]] = defaultdict(list)
+        self._by_owner: dict[tuple[str, str], list[tuple[str, Path]]] = defaultdict(list)
         self._owned: set[Path] = set()
         for path in found.sidecars:
             owner = _owner(path.name)
-            self._by_owner[path.parent, name_key(owner)].append((owner, path))
+            self._by_owner[os.path.dirname(path), name_key(owner)].append((owner, path))
 
     def read(self, media: Path, row: Row) -> Said:
         """Caption and fields of one file.
@@ -85,7 +85,7 @@ class Sidecars:
 
     def of(self, media: Path) -> list[Path]:
         """Those of one file, the one that counts first: those of just its name, else those of a like one."""
-        names, folder = dict.fromkeys((media.stem, media.name)), media.parent
+        names, folder = dict.fromkeys((media.stem, media.name)), os.path.dirname(media)
         found = [each for name in names for each in self._by_owner.get((folder, name_key(name)), ())]
         exact = [path for owner, path in found if owner in names]
         files = exact or [path for _, path in found]

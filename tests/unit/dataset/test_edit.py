@@ -73,6 +73,27 @@ def test_the_file_that_holds_the_caption_is_the_one_that_is_written(
     assert (root / "0.caption").read_text("utf-8") == "new" and not (root / "0.txt").exists()
 
 
+def test_a_mask_is_written_where_the_item_has_its_own(root: Path, editor: DatasetEditor) -> None:
+    picture(root / "1-masklabel.webp")
+    picture(root / "2.jpg")  # shares its stem: a mask named 2 would be of both
+    old = (root / "1-masklabel.webp").read_bytes()
+    for name in ("0.png", "1.png", "2.png"):
+        editor.write_mask(seen(root, name)[0], name.encode())
+    assert (root / "masks" / "0.png").read_bytes() == b"0.png"
+    assert (root / "1-masklabel.png").read_bytes() == b"1.png" and not (root / "1-masklabel.webp").exists()
+    assert (root / "masks" / "2.png.png").read_bytes() == b"2.png"
+    found = items(root)
+    assert {name for name, item in found.items() if item.mask} == {"0.png", "1.png", "2.png"}
+    assert found["0.png"].mask_stamp > 0 == found["2.jpg"].mask_stamp
+    for _ in range(3):
+        newest = editor.newest()
+        assert newest is not None and newest.what == "mask"
+        editor.undo(newest.id)
+    assert (root / "1-masklabel.webp").read_bytes() == old and not any(
+        i.mask for n, i in items(root).items() if n != "1.png"
+    )
+
+
 def test_a_caption_can_be_emptied_wherever_it_stands(root: Path, editor: DatasetEditor) -> None:
     (root / "0.json").write_text('{"Text": "from json", "lighting": "neon"}', "utf-8")
     write(editor, "", "0.png")

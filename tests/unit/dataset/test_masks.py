@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from tests.media import clip, picture
+from tests.media import clip, picture, scene
 from trainer.dataset.buckets import BucketOptions
 from trainer.dataset.encode import encode_dataset
 from trainer.dataset.encoded import EncodedDataset
 from trainer.dataset.from_graph import encoded_from_latents
 from trainer.dataset.items import Dataset
+from trainer.dataset.mask_painting import mask_from_painting, paintable, save_painting
+from trainer.dataset.quality import find_problems
 from trainer.dataset.report import DatasetReport
 from trainer.dataset.scan import ScanOptions, scan_folder
 from trainer.errors import KilnError
@@ -159,3 +162,37 @@ def test_masks_are_not_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     first = scan_folder(folder.parent, facts_cache=tmp_path / "kept")
     monkeypatch.setattr("trainer.dataset.scan.measure_mask", None)
     assert scan_folder(folder.parent, facts_cache=tmp_path / "kept") == first
+
+
+def test_what_is_painted_is_what_counts(tmp_path: Path) -> None:
+    """The editor shows a mask as transparency; what it gives back is the same mask."""
+    picture(tmp_path / "a.png", (60, 40), "red")
+    mask = Image.new("L", (120, 80), 0)
+    mask.paste(255, (0, 0, 60, 80))
+    mask.save(tmp_path / "mask.png")
+    shown = paintable(tmp_path / "a.png", tmp_path / "mask.png")
+    assert shown.mode == "RGBA" and shown.size == (60, 40)
+    assert shown.getpixel((5, 5)) == (255, 0, 0, 0), "the colour stays under what is painted"
+    assert shown.getpixel((55, 5)) == (255, 0, 0, 255)
+    assert paintable(tmp_path / "a.png", None).getextrema()[3] == (255, 255)
+    clip(tmp_path / "c.mp4", size=(64, 48))
+    assert paintable(tmp_path / "c.mp4", None).size == (64, 48)
+    scene(1, (3000, 1000)).save(tmp_path / "wide.jpg")
+    assert paintable(tmp_path / "wide.jpg", None).size == (2048, 683)
+    save_painting(tmp_path / "a.png", tmp_path / "mask.png", tmp_path / "new" / "sheet.png")
+    back = Image.open(io.BytesIO(mask_from_painting((tmp_path / "new" / "sheet.png").read_bytes())))
+    assert (back.size, back.getpixel((5, 5)), back.getpixel((55, 5))) == ((60, 40), 255, 0)
+    with pytest.raises(KilnError, match="Nothing is painted"):
+        mask_from_painting((tmp_path / "a.png").read_bytes())
+
+
+def test_a_mask_of_another_shape_is_said(tmp_path: Path) -> None:
+    for name, size in (("a", (48, 96)), ("b", (32, 24)), ("c", (65, 48))):
+        picture(tmp_path / f"{name}.png", (64, 48))
+        picture(tmp_path / "masks" / f"{name}.png", size, "white")
+    dataset = scan_folder(tmp_path, facts_cache=tmp_path / "cache")
+    again = scan_folder(tmp_path, facts_cache=tmp_path / "cache")
+    for each in (dataset, again):
+        found = [(p.item, p.text) for p in find_problems(each) if p.kind == "stretched mask"]
+        assert found == [(0, "its mask has another shape, 48x96 pixels instead of 64x48, and is stretched")]
+    assert "another shape" in DatasetReport(dataset, BucketOptions(resolution=64)).markdown()
