@@ -25,7 +25,6 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
@@ -81,6 +80,7 @@ class Allocations(TorchDispatchMode):
         has_float64: whether the device has; Apple's has none.
         total_made: number of storages that were ever made.
         registered, registered_peak: bytes of CPU memory that were pinned after they had been made.
+        pinned_at_the_end: bytes that were pinned still, each time that pinned memory was given back to the system.
     """
 
     def __init__(self) -> None:
@@ -91,6 +91,7 @@ class Allocations(TorchDispatchMode):
         self.parts_at_peak: dict[str, dict[str, int]] = {}
         self.total_made = self.registered = self.registered_peak = 0
         self.has_float64 = True
+        self.pinned_at_the_end: list[int] = []
         self.fake: Any = None  # the mode of tensors without values
         self._part = ["other"]
         self._seen: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
@@ -274,9 +275,9 @@ def pretending(memory: Any) -> Iterator[Allocations]:
         memory: the package trainer.memory, as that process calls it.
     """
     streams, plain = (importlib.import_module(f"{memory.__name__}.{name}") for name in ("streams", "plain"))
-    copy_on_write, recompute, ring, quantised = (
+    copy_on_write, ring, quantised = (
         importlib.import_module(f"{memory.__name__}.{name}")
-        for name in ("copy_on_write", "recompute", "ring", "quantised_base")
+        for name in ("copy_on_write", "ring", "quantised_base")
     )
     device, counted, generator = pretend_device(), Allocations(), torch.Generator
     with ExitStack() as entered:
@@ -292,7 +293,6 @@ def pretending(memory: Any) -> Iterator[Allocations]:
         entered.enter_context(mock.patch.object(F, "scaled_dot_product_attention", attention))
         entered.enter_context(mock.patch.object(F, "rms_norm", rms_norm))
         entered.enter_context(mock.patch.object(torch.optim, "AdamW", _FusedAdamW))
-        entered.enter_context(mock.patch.object(recompute, "_ON_CPU", _on_cpu(counted)))
         entered.enter_context(mock.patch.object(ring, "_CopyThread", _NoThread))
         entered.enter_context(mock.patch.object(quantised, "_bitsandbytes", lambda: PretendBitsandbytes))
         entered.enter_context(torch.autograd.set_multithreading_enabled(False))
@@ -308,16 +308,6 @@ class _FusedAdamW(torch.optim.AdamW):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "fused": True})
-
-
-def _on_cpu(counted: Allocations) -> saved_tensors_hooks:
-    """torch's save_on_cpu for this device."""
-
-    def pack(tensor: Tensor) -> tuple[torch.device, Tensor]:
-        with counted.pinning():
-            return tensor.device, torch.empty_like(tensor, device="cpu").copy_(tensor)
-
-    return saved_tensors_hooks(pack, lambda packed: packed[1].to(packed[0], copy=True))
 
 
 def with_values(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -422,6 +412,9 @@ def _streams_class(streams: Any, counted: Allocations) -> Any:
         def pinned(self, like: Tensor) -> Tensor:
             with counted.pinning():
                 return torch.empty_like(like, device="cpu")
+
+        def free_pinned(self) -> None:
+            counted.pinned_at_the_end.append(counted.live[PINNED])
 
         def is_direct(self, tensor: Tensor) -> bool:
             return tensor.device.type != "cpu" or counted.is_pinned(tensor)

@@ -9,7 +9,7 @@ optimizer      bytes of memory per trained parameter, by name
 activations    what backward needs of each block (see activations.py); recomputed: those of the largest block, and the
                inputs of all (of two, when they wait in CPU memory)
 pinned         CPU memory that copies pass through: block inputs that wait there, and a streamed block's way through it.
-               torch takes it in powers of two
+               torch takes it in powers of two, block inputs in pieces of that size (offload.py)
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ..config import STREAMED, MemoryConfig, TrainConfig
 from .activations import Activations
 from .blocks import find_blocks
 from .ledger import size_of
+from .offload import pinned_bytes, power_of_two
 from .quantised_base import BYTES_PER_VALUE, quantised_bytes, scale_bytes
 
 # Bytes that an optimizer remembers per trained parameter
@@ -213,10 +214,10 @@ class _Sizes:
         pinned = 0
         quantised = memory.base_precision != "as it is"
         if streamed and (self._staged or quantised or memory.level == "stream from file"):
-            pinned += 2 * _power_of_two(max(blocks))
+            pinned += 2 * power_of_two(max(blocks))
         if memory.offload_block_inputs and memory.level != "resident":
             per_value = self._config.batch_size * self._bytes_per_value
-            pinned += sum(_power_of_two(count * per_value) for count in self._values.inputs)
+            pinned += sum(pinned_bytes(count * per_value) for count in self._values.inputs)
         return Estimate(
             memory=memory,
             weights=weights,
@@ -257,11 +258,6 @@ def _advice(plan: Estimate, config: TrainConfig, per_item: int, free: int) -> st
     if plan.memory.level in STREAMED:
         return f"{have}, which does not hold two blocks and the adapter; lower the rank or use an fp8 or nf4 base."
     return f"{have}, which does not hold the weights and the adapter; lower the rank or use an fp8 model."
-
-
-def _power_of_two(size: int) -> int:
-    """At least `size`: what torch's allocator of pinned memory takes."""
-    return 1 << max(0, size - 1).bit_length()
 
 
 def _gib(size: int) -> str:

@@ -36,6 +36,7 @@ from .plain import is_plain
 from .quantised_base import QuantisedBase
 from .recompute import RecomputedForward, checkpoint_blocks
 from .ring import BlockRing, StoredWeight, parts_of_weight
+from .streams import streams_of
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class Placement:
     def session(self) -> Iterator[None]:
         """The denoiser's session with the weights in their places."""
         with ExitStack() as ending:
+            ending.callback(self._free_pinned)
             whole = not (self._streams or self._quantised)
             begun = (
                 self._denoiser.session() if whole else self._denoiser.session(whole=False, file=self._file)
@@ -184,6 +186,11 @@ class Placement:
                 "checkpoint activations."
             )
         return BlockRing(blocks, self._denoiser.device, self.ledger)
+
+    def _free_pinned(self) -> None:
+        streams = streams_of(self._denoiser.device)
+        if streams is not None:
+            streams.free_pinned()
 
     def _close_ring(self) -> None:
         if self.ring is not None:

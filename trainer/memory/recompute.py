@@ -18,15 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
 from .arguments import with_tensors, without_tensors
 from .blocks import find_blocks
 from .copy_on_write import RECOMPUTES, CopyOnWrite, SavedTensor, watching
-
-_ON_CPU = save_on_cpu(pin_memory=True)
-"""A real copy on a CPU too, where nothing can be pinned: networks write into their inputs."""
+from .offload import on_cpu, pack, unpack
 
 
 def checkpoint_blocks(module: nn.Module, offload_inputs: bool = False) -> list[RecomputedForward]:
@@ -76,7 +73,7 @@ class RecomputedForward:
         def forward(*given: Tensor) -> Any:
             return self._compute(*(first.pop() if first else with_tensors(saved, given)))
 
-        with _ON_CPU if self._offload else nullcontext():
+        with on_cpu() if self._offload else nullcontext():
             return checkpoint(forward, *tensors, use_reentrant=False, preserve_rng_state=False)
 
     def _compute(self, args: Any, kwargs: Any) -> Any:
@@ -106,7 +103,7 @@ class _Recomputation:
 
     def _save(self, tensor: Tensor) -> SavedTensor | _OffloadedTensor:
         if self._offload and tensor.requires_grad:
-            return _OffloadedTensor(_ON_CPU.pack_hook(tensor))
+            return _OffloadedTensor(pack(tensor))
         return self._watched.save(tensor)
 
     def _save_nothing(self, tensor: Tensor) -> _RecomputedTensor:
@@ -189,12 +186,12 @@ def _needs_gradient(tensor: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class _OffloadedTensor:
-    """What _ON_CPU has made of a tensor."""
+    """What `pack` has made of a tensor."""
 
     packed: Any
 
     @property
     def tensor(self) -> Tensor:
         """On its device again."""
-        value: Tensor = _ON_CPU.unpack_hook(self.packed)
+        value: Tensor = unpack(self.packed)
         return value

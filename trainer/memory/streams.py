@@ -52,6 +52,15 @@ class Streams:
         """Memory of the shape and type of `like` that copies can be asynchronous with."""
         return torch.empty_like(like, device="cpu", pin_memory=True)
 
+    def free_pinned(self) -> None:
+        """Give pinned memory that nobody uses back to the system: torch keeps it for later, other programs lack it."""
+        # torch 2.5 to 2.9 have the private name
+        empty = getattr(torch.accelerator, "empty_host_cache", None) or getattr(
+            torch._C, "_host_emptyCache", None
+        )
+        if empty is not None:
+            empty()
+
     def is_direct(self, tensor: Tensor) -> bool:
         """Whether a copy from there to the device is asynchronous by itself."""
         return tensor.device.type != "cpu" or tensor.is_pinned()

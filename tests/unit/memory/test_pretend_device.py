@@ -14,7 +14,15 @@ import pytest
 from torch import Tensor
 
 import trainer.memory
-from tests.pretend_device import NAME, Allocations, pretend_device, pretending, rounded, without_pretending
+from tests.pretend_device import (
+    NAME,
+    PINNED,
+    Allocations,
+    pretend_device,
+    pretending,
+    rounded,
+    without_pretending,
+)
 from tests.unit.toy import CHANNELS, ToyDenoiser, ToyNetwork, hold_out, make_config, make_encoded
 from trainer.config import (
     AdapterConfig,
@@ -119,6 +127,17 @@ def test_two_blocks_are_in_flight_whatever_their_number(tmp_path: Path) -> None:
     assert growth("resident") - streamed == (many - few) * block
     scales = rounded(NAME, 16 * 4) + rounded(NAME, CHANNELS * 4)  # of q and o; they stay
     assert growth("streamed, fp8") - streamed == (many - few) * scales
+
+
+def test_pinned_memory_is_given_back_when_a_run_leaves_the_device(tmp_path: Path) -> None:
+    """torch would keep it, and with it most of the RAM of the machine."""
+    config = dataclasses.replace(
+        make_config(steps=2), memory=MemoryConfig(**LEVELS["streamed, inputs offloaded"])
+    )
+    encoded = make_encoded(tmp_path / "items")
+    with pretend() as counted:
+        train(PretendDenoiser(), encoded, config, run_folder=tmp_path / "run")
+    assert counted.peak[PINNED] > 0 and counted.pinned_at_the_end == [0]
 
 
 @pytest.mark.parametrize("level", LEVELS)
