@@ -21,8 +21,9 @@ PIECE = 32 << 20  # bytes
 @dataclass(frozen=True)
 class _Packed:
     shape: torch.Size
+    stride: tuple[int, ...]  # kept: another one would make a recomputed block save tensors of other shapes
     device: torch.device
-    pieces: list[Tensor]  # of the tensor as one row
+    pieces: list[Tensor]  # of the memory as one row
 
 
 def on_cpu() -> saved_tensors_hooks:
@@ -31,27 +32,36 @@ def on_cpu() -> saved_tensors_hooks:
     return saved_tensors_hooks(pack, unpack)
 
 
+@torch.no_grad()
 def pack(tensor: Tensor) -> _Packed:
     """The tensor's values in CPU memory."""
     streams = streams_of(tensor.device)
+    stride = torch.empty_like(tensor, device="meta").stride()
+    if tensor.stride() != stride:  # memory that is used twice, as an expanded tensor's
+        tensor = torch.empty_like(tensor).copy_(tensor)
     pieces = []
-    for part in tensor.detach().reshape(-1).split(max(1, PIECE // tensor.element_size())):
+    for part in _row(tensor).split(max(1, PIECE // tensor.element_size())):
         piece = torch.empty_like(part, device="cpu") if streams is None else streams.pinned(part)
         pieces.append(piece.copy_(part, non_blocking=streams is not None))
-    return _Packed(tensor.shape, tensor.device, pieces)
+    return _Packed(tensor.shape, stride, tensor.device, pieces)
 
 
+@torch.no_grad()
 def unpack(packed: _Packed) -> Tensor:
     """The tensor on its device again."""
     streams = streams_of(packed.device)
-    if len(packed.pieces) == 1:
-        return packed.pieces[0].to(packed.device, copy=True).view(packed.shape)
-    flat = torch.empty(packed.shape.numel(), dtype=packed.pieces[0].dtype, device=packed.device)
-    start = 0
+    kind = packed.pieces[0].dtype
+    tensor = torch.empty_strided(packed.shape, packed.stride, dtype=kind, device=packed.device)
+    row, start = _row(tensor), 0
     for piece in packed.pieces:
-        flat[start : start + len(piece)].copy_(piece, non_blocking=streams is not None)
+        row[start : start + len(piece)].copy_(piece, non_blocking=streams is not None)
         start += len(piece)
-    return flat.view(packed.shape)
+    return tensor
+
+
+def _row(tensor: Tensor) -> Tensor:
+    """All memory of a dense tensor, in its order there."""
+    return tensor.as_strided((tensor.numel(),), (1,))
 
 
 def pinned_bytes(size: int) -> int:
