@@ -247,11 +247,11 @@ def check_merge_folder(folder: Path) -> None:
 
 
 def captioned(folder: Path) -> Path:
-    """Forty captioned pictures, the person's own."""
+    """Captioned pictures, the person's own."""
     root = folder / "photos"
     if not (folder / "made").exists():
         root.mkdir(exist_ok=True)
-        for number in range(40):
+        for number in range(24):
             Image.new("RGB", (4, 4), (number, 0, 0)).save(root / f"{number}.png")
             (root / f"{number}.txt").write_text("before")
         (folder / "made").touch()
