@@ -23,11 +23,11 @@ from .foreign_settings import (
     UNAVAILABLE,
     VALUES,
 )
-from .settings_text import Path, read_text
+from .settings_text import Path, check_count, read_text
 
 # Samples need the graph's text encoder and VAE, which only their node has; "every" and the like are other themes' here
 IMPORTED = {theme: each for theme, each in THEMES.items() if each is not SampleConfig}
-ARGUMENTS = re.compile(r"(\w+)\s*=\s*(\([^)]*\)|\[[^\]]*\]|\S+)")
+ARGUMENTS = re.compile(r"(?<!\w)(\w+)\s*=\s*(\([^()]*\)|\[[^\[\]]*\]|\S+)")
 
 
 class NotUsed(Exception):
@@ -53,6 +53,7 @@ def import_settings(text: str) -> Imported:
         KilnError: it is none of these, or the value of a known setting is not possible.
     """
     entries = [each for entry in read_text(text) for each in _taken_apart(*entry)]
+    check_count(len(entries))
     places = _places()
     result = Imported(TrainConfig())
     found: dict[str, Any] = {}

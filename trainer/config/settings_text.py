@@ -14,7 +14,7 @@ from ..parsers import parse_json, parse_toml
 Path = tuple[str, ...]
 """Sections and key: ("config", "process", "train", "lr"). A list of sections adds nothing to it."""
 
-LONGEST = 200_000  # characters; the longest example files of other trainers have 10,000
+LONGEST = 100_000  # characters; the longest example files of other trainers have 10,000
 MOST_VALUES, DEEPEST = 2_000, 40  # what YAML's references stand for counted each time
 
 OPTION = re.compile(r"^--([A-Za-z][\w-]*)(?:=(.*))?$", re.DOTALL)
@@ -49,7 +49,7 @@ def _parsed(text: str) -> Any:
         return parse_toml(text)
     except ValueError as error:
         no_toml = str(error)
-    looks_like_toml = re.search(r"^\s*[\w.-]+\s*=", text, re.MULTILINE)
+    looks_like_toml = re.search(r"^[ \t]*[\w.-]+[ \t]*=", text, re.MULTILINE)
     try:
         values = yaml.safe_load(text) or {}
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -70,36 +70,40 @@ def _check_size(values: Any) -> None:
     while waiting:
         value, depth = waiting.pop()
         count += 1
-        if count > MOST_VALUES or depth > DEEPEST:
-            raise KilnError(
-                f"The settings hold more than {MOST_VALUES} values or are nested more than {DEEPEST} deep; paste the "
-                "settings file alone."
-            )
+        check_count(count, depth)
         inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, set)) else ()
         waiting += [(each, depth + 1) for each in inner]
 
 
+def check_count(count: int, depth: int = 0) -> None:
+    """Raise KilnError for more values than settings have."""
+    if count > MOST_VALUES or depth > DEEPEST:
+        raise KilnError(
+            f"The settings hold more than {MOST_VALUES} values or are nested more than {DEEPEST} deep; paste the "
+            "settings file alone."
+        )
+
+
 def _options(text: str) -> dict[str, Any]:
     """`--network_dim 16 --fp8_base` of a script; nothing where no line has an option at a word's beginning."""
-    if not re.search(r"(^|\s)--[A-Za-z]", text) or re.search(r"^\s*[\w.-]+\s*[:=]\s", text, re.MULTILINE):
+    if not re.search(r"(^|\s)--[A-Za-z]", text) or re.search(
+        r"^[ \t]*[\w.-]+[ \t]*[:=]\s", text, re.MULTILINE
+    ):
         return {}
     try:
         words = shlex.split(re.sub(r"[\\^`]\s*\n", " ", text), comments=True)
     except ValueError:  # quotes that are not closed
         return {}
-    found: dict[str, Any] = {}
+    found: dict[str, list[Any]] = {}
     name = ""
     for word in words:
         option = OPTION.match(word)
         if option:
             name = option[1].replace("-", "_")
-            found[name] = True if option[2] is None else option[2]
+            found[name] = [] if option[2] is None else [option[2]]
         elif name:
-            before = found[name]
-            found[name] = (
-                word if before is True else [*(before if isinstance(before, list) else [before]), word]
-            )
-    return found
+            found[name].append(word)
+    return {name: given if given[1:] else (given or [True])[0] for name, given in found.items()}
 
 
 def _flat(values: dict[Any, Any], place: Path) -> list[tuple[Path, Any]]:

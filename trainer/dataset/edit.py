@@ -28,9 +28,8 @@ from .journal import Entry, Journal
 from .names import inside, shown_name
 from .table_rows import without_rows
 from .tables import CAPTION_KEYS, NAME_KEYS, value_of
-from .text_files import read_text
+from .text_files import MOST_CAPTION, read_text
 
-MOST_CAPTION = 20_000  # characters
 MOST_FIELDS = 100
 MOST_NAME = 100  # characters of a field's name
 TRASH = ".kiln_deleted"  # for the moment in which files are deleted

@@ -21,7 +21,7 @@ from ..parsers import parse_json
 from .files import CAPTION_ENDINGS, Found, ending, name_key
 from .pixels import shown
 from .tables import CAPTION_KEYS, NAME_KEYS, Row, value_of
-from .text_files import read_text
+from .text_files import MOST_CAPTION, read_text
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Sidecars:
             row: its row of a table, may be empty.
 
         Raises:
-            KilnError: a sidecar is not text or not JSON.
+            KilnError: a sidecar is not text or not JSON, or the caption is a book.
         """
         said = _from_row(row)
         files = self.of(media)
@@ -76,6 +76,11 @@ class Sidecars:
                     silent.append(path)
                 caption = caption or text
         said.caption = caption or said.caption
+        if len(said.caption) > MOST_CAPTION:
+            raise KilnError(
+                f"The caption of {shown(media)} has {len(said.caption)} characters, and at most {MOST_CAPTION} are "
+                "taken; shorten it."
+            )
         self.empty += silent if said.caption else []
         return said
 

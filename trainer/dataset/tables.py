@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -137,10 +138,7 @@ def value_of(row: Row, keys: tuple[str, ...]) -> Any:
 
 def plain_path(name: str) -> str:
     """A file's name as a table gives it, with forward slashes."""
-    name = name.strip().replace("\\", "/")
-    while name.startswith("./"):
-        name = name[2:]
-    return name
+    return re.sub(r"^(\./)+", "", name.strip().replace("\\", "/"))
 
 
 def _exists(folder: Path, name: str) -> bool:

@@ -22,6 +22,10 @@ from ..errors import KilnError
 from ..rng import derive_seed
 from .caption_variants import COMMAS
 from .items import Dataset
+from .pixels import shown
+from .text_files import MOST_CAPTION
+
+MOST_TEXT = 100_000  # characters of the template, and of the values
 
 _PLACEHOLDER = re.compile(r"\{([^{}\[\]]*)\}|\[([^{}\[\]]*)\]")
 # Full-width signs, as Chinese keyboards type them, count like the plain ones.
@@ -75,6 +79,10 @@ def caption_dataset(
     """
     for name, text in (("template", template), ("values", values), ("trigger_word", trigger_word)):
         _check_text(name, text)
+        if len(text) > MOST_TEXT:
+            raise KilnError(
+                f"{name} has {len(text)} characters, and at most {MOST_TEXT} are taken; shorten it."
+            )
     alternatives = parse_values(values)
     template = template.strip() or "{caption}"
     known = {name for item in dataset.items for name, _ in item.fields}  # some images may lack some fields
@@ -91,7 +99,13 @@ def caption_dataset(
         fields |= {name: value for name, value in item.fields if value or name not in fields}
         fields["trigger"] = trigger_word.strip()
         caption = fill(template, {**dict.fromkeys(known, ""), **fields}, missing)
-        captions.append(lead_with(fields["trigger"], caption))
+        caption = lead_with(fields["trigger"], caption)
+        if len(caption) > MOST_CAPTION:
+            raise KilnError(
+                f"The template makes a caption of {len(caption)} characters for {shown(item.path)}, and at most "
+                f"{MOST_CAPTION} are taken; shorten it."
+            )
+        captions.append(caption)
     return captions
 
 

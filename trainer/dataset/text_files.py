@@ -14,15 +14,23 @@ _MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+MOST_CAPTION = 20_000  # characters; a text encoder's memory grows with the square of them
+MOST_BYTES = 64 << 20  # of a table of a hundred thousand rows
 
 
 def read_text(path: Path) -> str:
     """The text of a file.
 
     Raises:
-        KilnError: it cannot be read, is of another encoding, or holds NUL bytes (as after a power failure).
+        KilnError: it cannot be read, is too large, of another encoding, or holds NUL bytes (as after a power failure).
     """
     try:
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            raise KilnError(
+                f"The file {shown(path)} has {size >> 20} MB, and at most {MOST_BYTES >> 20} MB of text are read; "
+                "split or remove it."
+            )
         data = path.read_bytes()
     except OSError as error:
         raise KilnError(f"The file {shown(path)} cannot be read ({error}); replace or remove it.") from error

@@ -42,6 +42,7 @@ MOST_UNPACKED = 64 << 30  # bytes of a whole archive
 SPARE = 512 << 20  # bytes that stay free on the disk
 WAITING = 3600.0  # seconds that an archive waits for the answer what becomes of it
 PIECE = 1 << 20
+_END_BYTES = (1 << 16) + 200  # of an archive, in which its end record lies: a comment has up to 65,535
 
 JUNK = (
     "thumbs.db",
@@ -291,11 +292,33 @@ def clear_archives(store: Path) -> None:
 @contextmanager
 def _opened(archive: Path) -> Iterator[zipfile.ZipFile]:
     try:
+        _check_directory(archive)
         opened = zipfile.ZipFile(archive)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise KilnError(f"The archive cannot be read ({error}); pack it again as a zip file.") from error
     with opened:
         yield opened
+
+
+def _check_directory(archive: Path) -> None:
+    """Raise KilnError for a list of files that would fill the memory before it can be counted: each takes 46 bytes
+    there and a thousand here (APPNOTE 4.3.12 and 4.3.16)."""
+    with open(archive, "rb") as file:
+        file.seek(max(0, archive.stat().st_size - _END_BYTES))
+        tail = file.read()
+        at = tail.rfind(b"PK\5\6")
+        if at < 0:
+            return  # no archive; zipfile says so
+        size = int.from_bytes(tail[at + 12 : at + 16], "little")
+        if (
+            size == 0xFFFFFFFF and tail[at - 20 : at - 16] == b"PK\6\7"
+        ):  # it stands in the record for large ones
+            file.seek(int.from_bytes(tail[at - 12 : at - 4], "little"))
+            size = int.from_bytes(file.read(56)[40:48], "little")
+    if size > MOST_ENTRIES * 500:
+        raise KilnError(
+            f"The archive's list of files has {size >> 20} MB, as bombs do; pack the files again."
+        )
 
 
 def _entries(opened: zipfile.ZipFile) -> tuple[list[_Entry], list[tuple[str, str]]]:
@@ -316,10 +339,21 @@ def _entries(opened: zipfile.ZipFile) -> tuple[list[_Entry], list[tuple[str, str
             refused.append((info.filename, f"{shown_name(info.filename)} in the archive {reason}"))
         else:
             good.append(_Entry(info, info.filename))
+    total = sum(entry.info.file_size for entry in good)
+    if total > PIECE and total > MOST_RATIO * _size_of(opened):  # entries may share their bytes
+        raise KilnError(
+            f"The archive grows more than {MOST_RATIO} times when it is unpacked, as bombs do; pack the files again."
+        )
     names = [entry.name for entry in good]
     if len({name.casefold() for name in names}) < len(names):
         raise KilnError("The archive holds two files of one name; pack it again.")
     return _without_common_folder(good), refused
+
+
+def _size_of(opened: zipfile.ZipFile) -> int:
+    """Of the whole archive, in bytes."""
+    assert opened.filename is not None
+    return os.path.getsize(opened.filename)
 
 
 def _refused_entry(info: zipfile.ZipInfo) -> str:

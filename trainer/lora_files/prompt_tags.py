@@ -62,9 +62,16 @@ def parse_prompt(prompt: str) -> ParsedPrompt:
             "lora_weight=0.8."
         )
     text = re.sub(r"\(\s*\)(?::[0-9.]+)?", "", re.sub(r"\(\s*:\s*[0-9.]+\s*\)", "", text)) if loras else text
-    text = re.sub(r"[ \t]+", " ", text)
-    text = re.sub(r"(?:\s*,){2,}", ",", re.sub(r"\s+,", ",", text)).strip(" ,\t")
+    text = _without_empty_clauses(re.sub(r"[ \t]+", " ", text))
     return ParsedPrompt(text, tuple(loras), weights[-1] if weights else None)
+
+
+def _without_empty_clauses(text: str) -> str:
+    """ "a , , b," -> "a, b". Not by expressions: those for it take the square of the length."""
+    *before, last = text.split(",")
+    clauses = [clause.rstrip() for clause in before]
+    kept = [clause for clause in clauses[1:] if clause]
+    return ",".join([*clauses[:1], *kept, last]).strip(" ,\t")
 
 
 def find_lora_file(wanted: str, names: Sequence[str]) -> str:

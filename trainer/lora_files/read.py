@@ -37,6 +37,7 @@ from .text_encoder_names import input_width, network_of, own_text_layers
 log = logging.getLogger(__name__)
 DIFFUSERS_METADATA = "lora_adapter_metadata"  # JSON: LoraConfig's fields under "transformer." or "unet."
 MOST_DIMENSIONS = 64  # that torch takes
+MOST_NAME = 1000  # characters; layers have up to a hundred
 DTYPE_BYTES = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
     **dict.fromkeys(("F32", "I32", "U32"), 4),
@@ -232,6 +233,8 @@ def check_header(header: Any) -> None:
     for name, entry in header.items():
         if name == "__metadata__":
             continue
+        if len(name) > MOST_NAME:
+            raise ValueError(f"it holds a name of {len(name)} characters")
         shape, (start, end) = entry["shape"], entry["data_offsets"]
         if not isinstance(entry["dtype"], str):
             raise ValueError(f"{shortened(repr(name))} has no dtype")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import random
 import stat
 import time
 import zipfile
@@ -191,6 +193,40 @@ def test_bombs_are_refused(folder: Path, pack: Callable[..., Path], monkeypatch:
     with pytest.raises(KilnError, match="The archive unpacks to"):
         unpack(archive, folder, "refuse")
     assert not folder.exists()
+
+
+def test_entries_that_share_their_bytes_are_a_bomb(folder: Path, tmp_path: Path) -> None:
+    """Each grows within its limit; all of them are the same bytes of the archive."""
+    path = tmp_path / "shared.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("0.png", random.Random(1).randbytes(10_000) * 100)
+        (first,) = archive.filelist
+        for number in range(1, 400):
+            info = copy.copy(first)
+            info.filename = f"{number}.png"
+            archive.filelist.append(info)
+            archive.NameToInfo[info.filename] = info
+    with pytest.raises(KilnError, match="The archive grows more than 200 times when it is unpacked"):
+        look_into(path, folder)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_list_of_millions_of_files_is_not_read(folder: Path, tmp_path: Path, large: bool) -> None:
+    """It would take a gigabyte before its entries could be counted."""
+    entry = b"PK\x01\x02" + bytes(42)
+    size = 46 * 300_000
+    end = b"PK\x05\x06" + bytes(4) + b"\xff" * 4
+    end += (b"\xff" * 8 if large else size.to_bytes(4, "little") + bytes(4)) + bytes(2)
+    if large:
+        record = (
+            b"PK\x06\x06" + (44).to_bytes(8, "little") + bytes(28) + size.to_bytes(8, "little") + bytes(8)
+        )
+        locator = b"PK\x06\x07" + bytes(4) + size.to_bytes(8, "little") + (1).to_bytes(4, "little")
+        end = record + locator + end
+    path = tmp_path / "list.zip"
+    path.write_bytes(entry * 300_000 + end)
+    with pytest.raises(KilnError, match=r"The archive's list of files has 13 MB, as bombs do"):
+        look_into(path, folder)
 
 
 def test_an_entry_cannot_hold_more_than_it_says(folder: Path, pack: Callable[..., Path]) -> None:

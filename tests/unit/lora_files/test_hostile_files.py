@@ -65,6 +65,7 @@ GOOD = entry([2, 4], [0, 32])
         ({"a": entry([2, 5], [0, 32])}, "bytes, which are not those"),
         ({"a": entry([2, 4], [0])}, "unpack"),
         ({"a": [1, 2]}, "damaged"),
+        ({"down_blocks." * 100: GOOD}, "it holds a name of 1200 characters"),
         ({"a": GOOD, "__metadata__": 5}, "its metadata are not texts"),
         ({"a": GOOD, "__metadata__": {"x": 1}}, "its metadata are not texts"),
         ({"a": GOOD, "__metadata__": {"x": ["y"]}}, "its metadata are not texts"),
