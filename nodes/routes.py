@@ -89,6 +89,13 @@ DATASET = {"folder": str, "recursive": bool, "validation_folder": str}
 MOST_DATASETS = 64
 
 
+def _is_text_encoder(value: Any) -> bool:
+    if not isinstance(value, dict) or set(value) != {"loader", "files"} or type(value["loader"]) is not str:
+        return False
+    files = value["files"]
+    return isinstance(files, list) and len(files) <= 4 and all(type(file) is str for file in files)
+
+
 def _question(body: dict[str, Any]) -> dict[str, Any]:
     """The arguments of estimate_before_loading. Raises Refused."""
     wanted = {
@@ -99,7 +106,7 @@ def _question(body: dict[str, Any]) -> dict[str, Any]:
         "resolution": int,
         "max_frames": int,
     }
-    if not set(wanted) <= set(body) <= {*wanted, "datasets", "fps", "max_upscale"}:
+    if not set(wanted) <= set(body) <= {*wanted, "datasets", "fps", "max_upscale", "text_encoder"}:
         raise Refused(400, f"The body is a JSON object with {', '.join(wanted)}.")
     for name, kind in wanted.items():
         if type(body[name]) is not kind:
@@ -107,6 +114,8 @@ def _question(body: dict[str, Any]) -> dict[str, Any]:
     for name in ("resolution", "max_frames"):
         if not 1 <= body[name] <= 100_000:
             raise Refused(400, f"{name} is {body[name]}; it lies between 1 and 100000.")
+    if "text_encoder" in body and not _is_text_encoder(body["text_encoder"]):
+        raise Refused(400, "text_encoder is not an object with a loader and up to 4 files.")
     for name, least in (("fps", 0), ("max_upscale", 1)):
         if type(body.get(name, 1)) not in (int, float) or not least <= body.get(name, 1) <= 1000:
             raise Refused(400, f"{name} is {body[name]!r}; it lies between {least} and 1000.")

@@ -18,6 +18,7 @@ from . import types
 from .host import paths
 from .host.canvas.blocked import blocked
 from .host.models.lora import apply_lora
+from .host.models.source import text_source
 from .host.models.text_encoder import HostTextEncoder
 from .host.running.requests import TrainRequest, background_changes, train_in_background, train_on_host
 from .inputs import seed_input
@@ -204,7 +205,7 @@ class KilnTrainLora(io.ComfyNode):
             start_from="" if start_from == NO_LORA else start_from,
             tensorboard=tensorboard,
             tools=extra.get("sample_tools"),
-            text_encoder=_text_encoder(clip, model, encoded),
+            text_encoder=_text_encoder(clip, model, encoded, cls.hidden),
         )
         if when_queued == IN_BACKGROUND:
             run, sentence = train_in_background(request)
@@ -218,10 +219,11 @@ class KilnTrainLora(io.ComfyNode):
         return io.NodeOutput(run.lora, trained, {"loss": losses}, run, trained_clip, ui=shown)
 
 
-def _text_encoder(clip: Any, model: Any, encoded: EncodedDataset) -> HostTextEncoder | None:
+def _text_encoder(clip: Any, model: Any, encoded: EncodedDataset, hidden: Any) -> HostTextEncoder | None:
     if clip is None:
         return None
-    return HostTextEncoder(clip, torch.device(model.load_device), encoded.prompt_syntax)
+    source = text_source(hidden.prompt or {}, hidden.unique_id)
+    return HostTextEncoder(clip, torch.device(model.load_device), encoded.prompt_syntax, source)
 
 
 class KilnLossPlot(io.ComfyNode):

@@ -72,6 +72,9 @@ class Story:
     guidance: float | None = None
     """For models that have learned guided predictions: there is no negative prompt then."""
 
+    text: bool = False
+    """The text encoder is trained too."""
+
     starter: bool = False
     """Without samples, and without step 4's pictures."""
 
@@ -241,6 +244,22 @@ STORIES = (
         size=1024,
     ),
     Story(
+        title="SDXL - a new word, with the text encoder",
+        heading="An SDXL LoRA with its text encoders",
+        more="CLIP is connected to the training node, so the LoRA has layers of both text encoders: 5e-5 for them, "
+        "1e-4 for the model. That pays where the trigger word or the tags mean nothing to CLIP; a style does without. "
+        "The text encoders take 1.6 GB more of the card (fp16), and captions are encoded in every step. When you use "
+        f"the LoRA, put it on CLIP as well: here **Apply LoRA** does so for the prompt. {_EXPECT}",
+        preset="SDXL",
+        loaders=sdxl,
+        prefix="kiln/sdxl_word",
+        resolution=1024,
+        latent="EmptyLatentImage",
+        sampling={"steps": 25, "cfg": 8.0, "sampler_name": "euler", "scheduler": "normal"},
+        size=1024,
+        text=True,
+    ),
+    Story(
         title="Flux dev - pictures",
         heading="A Flux dev LoRA",
         more=f"The model has 12 billion parameters: 24 GB in bf16, half with *base_precision* fp8. {_FAMILY} "
@@ -315,6 +334,8 @@ def training_template(info: Info, story: Story) -> Graph:
     if settings is not None:
         graph.column(400)
     chosen: dict[str, Any] = {"preset": story.preset, **PRESETS[story.preset]}
+    if story.text:
+        chosen["clip"] = clip
     graph.add("train", "KilnTrainLora", tall=830, model=model, encoded=encoded, settings=settings, **chosen)
     graph.step("4 Use", PURPLE)
     graph.column(360)
@@ -396,7 +417,8 @@ def _settings(graph: Graph, story: Story, clip: Link, vae: Link) -> Link | None:
 
 def _use(graph: Graph, story: Story, model: Link, clip: Link, vae: Link) -> None:
     """The same prompt without and with the LoRA."""
-    graph.add("apply", "KilnApplyLora", model=model, lora=("train", 0), strength=0.8)
+    on_clip: dict[str, Any] = {"clip": clip, "strength_clip": 0.8} if story.text else {}
+    graph.add("apply", "KilnApplyLora", model=model, lora=("train", 0), strength=0.8, **on_clip)
     graph.column(340)
     graph.add("positive", "CLIPTextEncode", tall=130, color=YOURS, title="prompt", clip=clip, text=PROMPT)
     positive: Link = ("positive", 0)
@@ -424,10 +446,26 @@ def _use(graph: Graph, story: Story, model: Link, clip: Link, vae: Link) -> None
         "latent_image": ("empty", 0),
         "seed": 1,
     }
+    if story.text:
+        graph.add(
+            "positive with",
+            "CLIPTextEncode",
+            tall=130,
+            color=YOURS,
+            title="prompt, with LoRA",
+            clip=("apply", 1),
+            text=PROMPT,
+        )
     graph.column(340)
     for name, link in models.items():
+        own = {"positive": ("positive with", 0)} if story.text and name.startswith("with LoRA") else {}
         graph.add(
-            f"{name} sampler", "KSampler", title=f"sample: {name}", model=link, **given, **story.sampling
+            f"{name} sampler",
+            "KSampler",
+            title=f"sample: {name}",
+            model=link,
+            **{**given, **own},
+            **story.sampling,
         )
         graph.add(f"{name} decode", "VAEDecode", samples=(f"{name} sampler", 0), vae=vae)
     graph.column(420)

@@ -13,6 +13,7 @@ import { inUsersLanguage, t } from "./texts.mjs";
 const SUBGRAPH_INPUT = -10; // the host's id for a subgraph's inputs, seen from inside
 const PERIOD = 400; // milliseconds between two looks
 const LOADERS = { UNETLoader: "unet_name", CheckpointLoaderSimple: "ckpt_name" };
+const TEXT_FILES = /^(ckpt_name|clip_name\d?)$/; // widgets of text encoders' loaders that name a file
 const app = /** @type {any} */ (host); // the host's types lack rootGraph
 /** @type {Set<Line>} */
 const lines = new Set();
@@ -78,6 +79,23 @@ function folders(node, depth = 0) {
 }
 
 /**
+ * How the CLIP is loaded that is trained too; null where none is connected.
+ * @param {any} node a KilnTrainLora
+ */
+function textEncoder(node) {
+  let loader = before(node, "clip");
+  if (!loader) return null;
+  const named = (/** @type {any} */ w) => TEXT_FILES.test(String(w.name));
+  for (let i = 0; i < 20 && !loader.widgets?.some(named); i++) {
+    const further = before(loader, "clip");
+    if (!further) break; // the server says that it does not know this one
+    loader = further;
+  }
+  const files = (loader.widgets ?? []).filter(named).map((/** @type {any} */ w) => String(w.value));
+  return { loader: String(loader.comfyClass), files };
+}
+
+/**
  * @param {any} node a KilnTrainLora
  * @returns {Record<string, any> | string} the question for the server, or the key of a sentence that says what is missing
  */
@@ -104,6 +122,7 @@ export function question(node) {
     else (config[path[0]] ??= {})[name] = value;
   }
   const read = folders(data);
+  const text = textEncoder(node);
   return {
     loader: loader.comfyClass,
     file: String(valueOf(loader, /** @type {any} */ (LOADERS)[loader.comfyClass]) ?? ""),
@@ -114,6 +133,7 @@ export function question(node) {
     fps: Number(valueOf(data, "fps") ?? 16),
     max_upscale: Number(valueOf(data, "max_upscale") ?? 1),
     ...(read ? { datasets: read } : {}),
+    ...(text ? { text_encoder: text } : {}),
   };
 }
 

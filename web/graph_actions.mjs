@@ -10,6 +10,7 @@ export const ON_TRAINER = {
   checkpoint_every: ["checkpoint_every"],
   keep_checkpoints: ["keep_checkpoints"],
   learning_rate: ["optimizer", "learning_rate"],
+  text_encoder_learning_rate: ["optimizer", "text_encoder_learning_rate"],
   rank: ["adapter", "rank"],
   alpha: ["adapter", "alpha"],
 };

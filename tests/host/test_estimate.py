@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from scripts.host import RunningHost
 from scripts.host_client import EventStream, HostClient, HostError
@@ -135,3 +137,23 @@ def test_the_runs_plan_is_that_of_its_items(
     config = {"batch_size": 256, "adapter": {"rank": 4, "alpha": 4.0}}
     found = ask(client, config=config, max_frames=33, datasets=sets)
     assert found["parts"] == event.data["plan"]["parts"]
+
+
+def test_a_text_encoder_that_is_trained_counts(host: RunningHost, client: HostClient) -> None:
+    folder = host.base / "models" / "text_encoders"
+    folder.mkdir(parents=True, exist_ok=True)
+    layers = {f"text_model.encoder.layers.{i}.mlp.fc1.weight": torch.zeros(64, 32) for i in range(3)}
+    save_file(layers, folder / "tiny_clip.safetensors")
+    plain = ask(client)
+    found = ask(client, text_encoder={"loader": "CLIPLoader", "files": ["tiny_clip.safetensors"]})
+    more = {name: size - plain["parts"][name] for name, size in found["parts"].items()}
+    assert more["weights"] == 3 * 64 * 32 * 2, "ComfyUI holds text encoders in fp16"
+    assert more["adapter"] == more["gradients"] == 3 * 4 * (64 + 32) * 4
+    assert more["activations"] == 4 * 77 * 3 * (64 + 32) * 4
+    for wrong, said in (
+        ({"loader": "Another", "files": ["x"]}, "cannot be planned for"),
+        ({"loader": "CLIPLoader", "files": ["../x.safetensors"]}, "The host lists no model file"),
+        ({"loader": "CLIPLoader"}, "text_encoder is not an object"),
+    ):
+        with pytest.raises(HostError, match=said):
+            ask(client, text_encoder=wrong)

@@ -68,3 +68,14 @@ def test_what_cannot_be_trained_is_refused(figures: dict[str, Any]) -> None:
     assert without.startswith("A CLIP is connected to Train LoRA, and 2 of 2 items have no caption")
     assert another.startswith("The CLIP on Train LoRA is not the one that the captions were encoded with")
     assert "has no layers in blocks that a LoRA could train; disconnect it." in no_layers
+
+
+def test_the_host_loads_both_networks_in_one_call(figures: dict[str, Any]) -> None:
+    assert figures["SD 1.5"]["loaded"] == [2]
+
+
+def test_the_shell_loads_it_by_the_loader_of_the_graph(figures: dict[str, Any]) -> None:
+    loaded, another, none = figures["SD 1.5"]["headless"]
+    assert loaded == "loaded"
+    assert another.startswith("The text encoder of the run file is not the one")
+    assert none.startswith("The run file names no text encoder")

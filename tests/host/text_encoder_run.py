@@ -22,6 +22,7 @@ import inprocess
 
 inprocess.start()
 
+import comfy.model_management
 import comfy.sd
 import comfy.sd1_clip
 import comfy.sdxl_clip
@@ -33,6 +34,7 @@ from lora_kiln.nodes.host.memory.frozen_weights import host_weights  # type: ign
 from lora_kiln.nodes.host.models.denoiser import HostDenoiser  # type: ignore[import-not-found]
 from lora_kiln.nodes.host.models.lora import apply_lora, read_lora  # type: ignore[import-not-found]
 from lora_kiln.nodes.host.models.text_encoder import HostTextEncoder  # type: ignore[import-not-found]
+from lora_kiln.nodes.host.running.headless import load_text_encoder  # type: ignore[import-not-found]
 from lora_kiln.trainer.adapter.inject import make_adapter  # type: ignore[import-not-found]
 from lora_kiln.trainer.config import (  # type: ignore[import-not-found]
     AdapterConfig,
@@ -50,10 +52,13 @@ from lora_kiln.trainer.errors import KilnError  # type: ignore[import-not-found]
 from lora_kiln.trainer.loop.train import train  # type: ignore[import-not-found]
 from lora_kiln.trainer.lora_files.export import export_adapter  # type: ignore[import-not-found]
 from lora_kiln.trainer.lora_files.save import save_lora  # type: ignore[import-not-found]
+from lora_kiln.trainer.runs.runfile import RunFile  # type: ignore[import-not-found]
 from safetensors.torch import save_file
 from tiny_models import make_model
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+import nodes as host_nodes
 
 CPU = torch.device("cpu")
 L, G = {"hidden_size": 32, "num_attention_heads": 2}, {"hidden_size": 48, "num_attention_heads": 2}
@@ -336,6 +341,47 @@ def refusals(name: str) -> list[str]:
     return said
 
 
+def headless() -> list[str]:
+    """What the shell makes of a run file's text encoder: loaded, another one, none that is named."""
+    clip = make_clip("SD 1.5")
+
+    class Loader:
+        FUNCTION = "load"
+
+        def load(self, clip_name: str) -> tuple[Any]:
+            assert clip_name == "a.safetensors"
+            return (clip,)
+
+    host_nodes.NODE_CLASS_MAPPINGS["CLIPLoader"] = Loader
+    good = HostTextEncoder(clip, CPU, False, {"loader": "CLIPLoader", "clip_name": "a.safetensors"}).source
+    said = []
+    for source in (good, {**good, "fingerprint": "x"}, {"loader": "", "fingerprint": "x"}):
+        try:
+            loaded = load_text_encoder(RunFile(model={}, text_encoder=source))
+            said.append("loaded" if loaded is clip else "another")
+        except KilnError as error:
+            said.append(str(error))
+    return said
+
+
+def loaded_together() -> list[int]:
+    """How many networks each of the host's loads has brought in for a run."""
+    counts: list[int] = []
+    original = comfy.model_management.load_models_gpu
+
+    def load(models: list[Any], *args: Any, **options: Any) -> Any:
+        counts.append(len(models))
+        return original(models, *args, **options)
+
+    with world("SD 1.5") as (model, clip, dataset, folder):
+        comfy.model_management.load_models_gpu = load
+        try:
+            run(model, clip, dataset, folder / "run", config_of(1))
+        finally:
+            comfy.model_management.load_models_gpu = original
+    return counts
+
+
 def _without_layers() -> Any:
     text = inprocess.load_file("tiny_text", inprocess.REPO / "tests" / "tiny_wan" / "text.py")
     return text.TinyTarget()
@@ -350,5 +396,7 @@ figures["SD 1.5"] |= {
     "levels": levels("SD 1.5"),
     **repeats_and_resumes("SD 1.5"),
     "refused": refusals("SD 1.5"),
+    "headless": headless(),
+    "loaded": loaded_together(),
 }
 print(json.dumps(figures))

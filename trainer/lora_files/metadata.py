@@ -45,7 +45,7 @@ IMPLEMENTATIONS = {
 _FIGURES = re.compile(
     r"lora_kiln\.(config|dataset|base_model|steps|merge)"
     r"|modelspec\.(sai_model_spec|architecture|implementation|date|resolution|prediction_type|hash_sha256)"
-    r"|ss_(base_model_version|network_(module|dim|alpha)|learning_rate|optimizer|lr_scheduler|steps|max_train_steps"
+    r"|ss_(base_model_version|network_(module|dim|alpha)|learning_rate|text_encoder_lr|optimizer|lr_scheduler|steps|max_train_steps"
     r"|num_train_images|batch_size_per_device|gradient_accumulation_steps|seed|resolution)"
     r"|sshs_model_hash"
 )
@@ -63,6 +63,7 @@ class Origin:
     prediction: Prediction = "flow"
     family: Sequence[str] = ()  # see Denoiser.family
     model_name: str = ""  # of the model's file, without its ending
+    with_text: bool = False  # whether the text encoder was trained too
     graph: Mapping[str, Any] = field(
         default_factory=dict
     )  # "workflow" and "prompt", as the host hands them to a node
@@ -98,6 +99,7 @@ def origin_metadata(origin: Origin) -> dict[str, str]:
         "ss_network_dim": str(config.adapter.rank),
         "ss_network_alpha": f"{config.adapter.alpha:g}",
         "ss_learning_rate": f"{optimizer.learning_rate:g}",
+        "ss_text_encoder_lr": f"{optimizer.text_encoder_learning_rate:g}" if origin.with_text else "",
         "ss_optimizer": optimizer.optimizer,
         "ss_lr_scheduler": optimizer.schedule,
         "ss_steps": str(origin.steps),

@@ -6,6 +6,7 @@ a module whose children are all numbered becomes an nn.ModuleList, as the lists 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from .model_keys import PREFIXES
 from .safetensors_file import DTYPES, SafetensorsFile
 
 _PREFIXES = (*PREFIXES, "model.")
+_TEXT_PREFIXES = ("cond_stage_model.", "conditioner.embedders.", "text_encoders.")
 _PATCH_EMBEDDINGS = ("patch_embedding.weight", "patch_embedding.proj.weight", "x_embedder.proj.weight")
 Shapes = dict[str, tuple[int, ...]]
 
@@ -38,6 +40,34 @@ def read_shapes(path: Path) -> tuple[Shapes, torch.dtype]:
     if dtype is None:
         raise KilnError(f"The file {path.name} holds no network that can be planned for.")
     return {e.name[len(prefix) :]: e.shape for e in inside}, dtype
+
+
+def read_text_shapes(path: Path) -> tuple[Shapes, torch.dtype]:
+    """The same of the text encoders in a checkpoint, or in a file of its own. The q, k and v that OpenCLIP keeps in one
+    tensor are three layers, as ComfyUI loads them.
+
+    Raises:
+        KilnError: the file is missing or damaged, or holds no text encoder.
+    """
+    with SafetensorsFile(path) as file:
+        entries = list(file.entries.values())
+    own = [e for e in entries if e.name.startswith(_TEXT_PREFIXES)]
+    if not own and not any(e.name.startswith(PREFIXES) for e in entries):
+        own = entries
+    shapes: Shapes = {}
+    sizes: dict[str, int] = {}
+    for e in own:
+        name = re.sub(r"^conditioner\.embedders\.(\d+)", r"encoder\1", e.name)
+        sizes[e.dtype] = sizes.get(e.dtype, 0) + torch.Size(e.shape).numel()
+        if name.endswith("attn.in_proj_weight"):
+            part = (e.shape[0] // 3, e.shape[1])
+            shapes |= {f"{name.removesuffix('in_proj_weight')}{p}.weight": part for p in "qkv"}
+        else:
+            shapes[name] = e.shape
+    dtype = DTYPES.get(max(sizes, key=sizes.__getitem__, default=""))
+    if dtype is None:
+        raise KilnError(f"The file {path.name} holds no text encoder that can be planned for.")
+    return shapes, dtype
 
 
 def meta_model(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> nn.Module:

@@ -61,13 +61,26 @@ def differences(
         before = None
     if before is None:
         return [Difference("its settings are of another version of LoRA Kiln", False)]
-    found = [] if state.base_model == base_model else [Difference("its model is another one", False)]
+    found = [Difference(text, False) for text in _other_networks(state.base_model, base_model)]
     for name in SHAPE:
         was, now = getattr(before, name), getattr(adapter, name)
         if was != now:
             found.append(Difference(f"its {name} is {_shown(was)} and is {_shown(now)} now", False))
     if state.dataset != dataset:
         found.append(Difference(_dataset_difference(path.parent, items), True))
+    return found
+
+
+def _other_networks(before: str, now: str) -> list[str]:
+    """Of fingerprints of the model and, behind a plus, of the text encoder that is trained too."""
+    (model, _, text), (own_model, _, own_text) = before.partition("+"), now.partition("+")
+    found = [] if model == own_model else ["its model is another one"]
+    if text and not own_text:
+        found.append("it trained the text encoder too, and no CLIP is connected")
+    elif own_text and not text:
+        found.append("it trained the model alone, and a CLIP is connected")
+    elif text != own_text:
+        found.append("its text encoder is another one")
     return found
 
 

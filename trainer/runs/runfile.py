@@ -29,6 +29,8 @@ class RunFile:
     model: dict[str, str]
     """How the model is loaded: "loader" (a node of the host), "file" (as that node names it) and the loader's other
     settings; "fingerprint" to tell that it is the same. "loader" is empty where the graph's model came another way."""
+    text_encoder: dict[str, str] = field(default_factory=dict)
+    """The same of the text encoder, where it is trained too: "loader", its settings, "fingerprint"."""
     dataset: str = "dataset.json"  # relative to the file's folder
     output: str = "lora.safetensors"  # relative to the file's folder
     resume: str = "new run"
@@ -55,7 +57,8 @@ def write_run_file(folder: Path, run: RunFile, dataset: EncodedDataset) -> Path:
     tables = {f"train.{name}": values.pop(name) for name in THEMES}
     top = {"dataset": run.dataset, "output": run.output, "resume": run.resume}
     lines = ["# python headless.py train run.toml", *_pairs(top)]
-    for name, table in {"model": run.model, "train": values, **tables}.items():
+    text = {"text_encoder": run.text_encoder} if run.text_encoder else {}
+    for name, table in {"model": run.model, **text, "train": values, **tables}.items():
         lines += ["", f"[{name}]", *_pairs(table)]
     write_text(folder / NAME, "\n".join(lines) + "\n")
     return folder / NAME
@@ -73,7 +76,7 @@ def read_run_file(path: Path) -> RunFile:
         raise KilnError(
             f"The run file {path} cannot be read ({error}); export it again or mend it."
         ) from error
-    known = {"model", "train", "dataset", "output", "resume"}
+    known = {"model", "text_encoder", "train", "dataset", "output", "resume"}
     unknown = sorted(set(values) - known)
     if unknown or "model" not in values:
         raise KilnError(
@@ -81,11 +84,13 @@ def read_run_file(path: Path) -> RunFile:
             f"{', '.join(sorted(known))}."
         )
     train = values.pop("train", {})
-    tables, texts = (values["model"], train), [*_values(values["model"]), *_values(values, but="model")]
+    loaded = [values["model"], values.get("text_encoder", {})]
+    others = {name: value for name, value in values.items() if name not in ("model", "text_encoder")}
+    tables, texts = (*loaded, train), [t for each in (*loaded, others) for t in _values(each)]
     if not all(isinstance(t, dict) for t in tables) or not all(isinstance(t, str) for t in texts):
         raise KilnError(
-            f"The run file {path.name} is not as a run writes it: [model] holds texts, [train] settings, and dataset, "
-            "output and resume are texts; export it again or mend it."
+            f"The run file {path.name} is not as a run writes it: [model] and [text_encoder] hold texts, [train] "
+            "settings, and dataset, output and resume are texts; export it again or mend it."
         )
     objective = train.get("objective", {})
     if (
@@ -141,8 +146,8 @@ def _unreadable(path: Path, error: Exception) -> KilnError:
     return KilnError(f"The dataset file {path} cannot be read ({error}); export the run again.")
 
 
-def _values(table: Any, but: str = "") -> list[Any]:
-    return [v for k, v in table.items() if k != but] if isinstance(table, dict) else []
+def _values(table: Any) -> list[Any]:
+    return list(table.values()) if isinstance(table, dict) else []
 
 
 def _pairs(table: dict[str, Any]) -> list[str]:

@@ -18,14 +18,19 @@ from ....trainer.dataset.buckets import Bucket, BucketOptions
 from ....trainer.dataset.largest import FRAMES_PER_LATENT, largest_item, latent_cells
 from ....trainer.errors import KilnError
 from ....trainer.loop.advice import advise_on_size
-from ....trainer.memory.estimate import PARTS
-from ....trainer.model_files.meta_model import Shapes, meta_model, read_shapes
+from ....trainer.memory.estimate import PARTS, TextSizes
+from ....trainer.model_files.meta_model import Shapes, meta_model, read_shapes, read_text_shapes
 from ....trainer.safefile import is_safetensors
 from .. import paths
-from ..memory.plan import plan_memory, trained_layers
+from ..memory.plan import plan_memory, text_sizes, trained_layers
 
 # The loaders whose file tells the network, and the host's folder that their file is listed in
 FOLDERS = {"UNETLoader": "diffusion_models", "CheckpointLoaderSimple": "checkpoints"}
+# The loaders of text encoders, and the folder that their files are listed in
+TEXT_FILES = {
+    "CheckpointLoaderSimple": "checkpoints",
+    **dict.fromkeys(("CLIPLoader", "DualCLIPLoader", "TripleCLIPLoader"), "text_encoders"),
+}
 # What the host's UNETLoader offers as weight_dtype
 WEIGHT_DTYPES = {
     "fp8_e4m3fn": torch.float8_e4m3fn,
@@ -44,6 +49,7 @@ def estimate_before_loading(
     datasets: list[dict[str, Any]] | None = None,
     fps: float = BucketOptions.fps,
     max_upscale: float = BucketOptions.max_upscale,
+    text_encoder: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Plan the memory of a run.
 
@@ -55,6 +61,7 @@ def estimate_before_loading(
         resolution, max_frames, fps, max_upscale: as Encode Dataset has them.
         datasets: what is read, "folder", "recursive" and "validation_folder" of each; None: not known, so the largest
             item is a square of the resolution and of all frames.
+        text_encoder: how the CLIP is loaded that is trained too, "loader" (a key of TEXT_FILES) and "files".
 
     Returns:
         "sentence" and "advice", in bytes "total" and "parts" by name, and the largest item's "width", "height" and
@@ -78,7 +85,9 @@ def estimate_before_loading(
     is_video = len(getattr(network, "patch_size", ())) == 3
     latent = (channels, frames, height, width) if is_video else (channels, height, width)
     model = SimpleNamespace(model=SimpleNamespace(diffusion_model=network), patches={})
-    plan = plan_memory(model, SimpleNamespace(device=device, dtype=compute), settings, latent, path)
+    text = None if text_encoder is None else _text_sizes(text_encoder, settings, device)
+    denoiser = SimpleNamespace(device=device, dtype=compute)
+    plan = plan_memory(model, denoiser, settings, latent, path, text)
     parts = {name: getattr(plan, name) for name in PARTS}
     whole = sum(p.numel() for p in network.parameters())
     _, trained = trained_layers(network, settings)
@@ -92,6 +101,24 @@ def estimate_before_loading(
         "height": largest.height,
         "frames": largest.frames,
     }
+
+
+def _text_sizes(asked: dict[str, Any], settings: TrainConfig, device: torch.device) -> TextSizes:
+    """Of the text encoders in these files, in the type that the host's loader gives them."""
+    loader, files = str(asked.get("loader")), asked.get("files")
+    if loader not in TEXT_FILES or not isinstance(files, list) or not files:
+        raise KilnError(
+            f"A CLIP loaded by {loader!r} cannot be planned for; use one of {', '.join(TEXT_FILES)}."
+        )
+    usual = comfy.model_management.text_encoder_dtype(device)
+    weights = trained = activations = 0
+    for file in files:
+        shapes, in_file = read_text_shapes(_listed_in(TEXT_FILES[loader], str(file)))
+        dtype = in_file if in_file.itemsize == 1 else usual
+        sizes = text_sizes(meta_model(shapes, dtype), settings)
+        weights, trained = weights + sizes.weights, trained + sizes.trained
+        activations += sizes.activations
+    return TextSizes(weights, trained, activations)
 
 
 def _largest(datasets: list[dict[str, Any]] | None, options: BucketOptions) -> Bucket:
@@ -125,13 +152,17 @@ def _listed(loader: str, file: str) -> Path:
         raise KilnError(
             f"A model loaded by {loader!r} cannot be planned for; use one of {', '.join(FOLDERS)}."
         )
-    if file not in folder_paths.get_filename_list(FOLDERS[loader]):
+    return _listed_in(FOLDERS[loader], file)
+
+
+def _listed_in(folder: str, file: str) -> Path:
+    if file not in folder_paths.get_filename_list(folder):
         raise KilnError(f"The host lists no model file {file!r}; choose one on the loader.")
     if not is_safetensors(file):
         raise KilnError(
             f"The model file {file!r} is not safetensors, so its shapes cannot be read beforehand."
         )
-    return Path(folder_paths.get_full_path_or_raise(FOLDERS[loader], file))
+    return Path(folder_paths.get_full_path_or_raise(folder, file))
 
 
 def _precision(

@@ -13,6 +13,10 @@ from ....trainer.safefile import is_safetensors
 LOADERS = {"UNETLoader": "unet_name", "CheckpointLoaderSimple": "ckpt_name"}
 
 
+# Those of text encoders, with the place of the CLIP among their outputs
+TEXT_LOADERS = {"CheckpointLoaderSimple": 1, "CLIPLoader": 0, "DualCLIPLoader": 0, "TripleCLIPLoader": 0}
+
+
 def model_file(model: Any, source: dict[str, str]) -> Path | None:
     """The safetensors file that the model's weights are read from, or None where nodes in between have changed them.
 
@@ -48,3 +52,14 @@ def model_source(prompt: dict[str, Any], node_id: str) -> dict[str, str]:
         return {"loader": ""}
     rest = {k: v for k, v in values.items() if isinstance(v, str) and k != LOADERS[kind]}
     return {"loader": kind, "file": values[LOADERS[kind]], **rest}
+
+
+def text_source(prompt: dict[str, Any], node_id: str) -> dict[str, str]:
+    """How the graph loads the CLIP of a training node: "loader" and its settings, or an empty loader when a node in
+    between changes it."""
+    link = prompt.get(node_id, {}).get("inputs", {}).get("clip")
+    loader = prompt.get(str(link[0]), {}) if isinstance(link, list) else {}
+    kind, values = loader.get("class_type", ""), loader.get("inputs", {})
+    if kind not in TEXT_LOADERS or not all(isinstance(value, str) for value in values.values()):
+        return {"loader": ""}
+    return {"loader": kind, **values}

@@ -36,20 +36,25 @@ class HostTextEncoder(TextEncoder):
     Attributes:
         clip: the graph's.
         patcher: a clone of its, for the device of the model; the denoiser loads both together.
+        source: how it was loaded; see models.source.
     """
 
-    def __init__(self, clip: Any, device: torch.device, prompt_syntax: bool) -> None:
+    def __init__(
+        self, clip: Any, device: torch.device, prompt_syntax: bool, source: dict[str, str] | None = None
+    ) -> None:
         """
         Args:
             clip: a CLIP.
             device: where the model is trained.
             prompt_syntax: captions may hold weights and embeddings, as prompts do; else they are taken word for word.
+            source: how it was loaded.
 
         Raises:
             KilnError: it has no layers that could be trained, or its LoRAs are scheduled.
         """
         _check_trainable(clip)
         self.clip, self.fingerprint = clip, text_fingerprint(clip)
+        self.source = {**(source or {"loader": ""}), "fingerprint": self.fingerprint}
         self.patcher = clip.patcher.clone()
         self.patcher.load_device = device
         self._caller = clip if prompt_syntax else word_for_word(clip)

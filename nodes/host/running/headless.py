@@ -21,6 +21,8 @@ from ....trainer.runs.job import Job
 from ....trainer.runs.run import LORA
 from ....trainer.runs.runfile import RunFile, read_dataset, read_run_file
 from ..models.fingerprint import model_fingerprint
+from ..models.source import TEXT_LOADERS
+from ..models.text_encoder import HostTextEncoder, text_fingerprint
 from .train_run import train_run
 
 
@@ -37,6 +39,11 @@ def train_file(path: Path, group: ProcessGroup) -> Path | None:
     encoded = read_dataset(path.parent / run_file.dataset)
     with torch.inference_mode():  # as the host's nodes run
         model = load_model(run_file, path.parent)
+        clip = load_text_encoder(run_file) if run_file.text_encoder else None
+    text_encoder = None
+    if clip is not None:
+        device, source = torch.device(model.load_device), run_file.text_encoder
+        text_encoder = HostTextEncoder(clip, device, encoded.prompt_syntax, source)
 
     def work(controls: Controls) -> Any:
         return train_run(
@@ -48,6 +55,7 @@ def train_file(path: Path, group: ProcessGroup) -> Path | None:
             controls=controls,
             listeners=[ConsoleListener()] if group.is_main else [],
             group=group,
+            text_encoder=text_encoder,
         )
 
     job = Job(work)
@@ -121,3 +129,30 @@ def _stop_when_asked(controls: Controls) -> None:
 
     for number in numbers:
         signal.signal(number, stop)
+
+
+def load_text_encoder(run_file: RunFile) -> Any:
+    """The CLIP that the file names, by one of the host's loaders.
+
+    Raises:
+        KilnError: the graph's CLIP cannot be made again from a file, the file is not there, or it is another one.
+    """
+    values = dict(run_file.text_encoder)
+    loader, expected = values.pop("loader", ""), values.pop("fingerprint", "")
+    if loader not in TEXT_LOADERS:
+        raise KilnError(
+            "The run file names no text encoder: its graph changed the CLIP between the loader and the trainer. "
+            "Connect the loader's own CLIP and export the run again."
+        )
+    try:
+        node = nodes.NODE_CLASS_MAPPINGS[loader]
+        clip = getattr(node(), node.FUNCTION)(**values)[TEXT_LOADERS[loader]]
+    except Exception as error:  # the host raises plain errors of many kinds
+        raise KilnError(
+            f"The text encoder of the run file cannot be loaded ({error}); put it into the host's model folders."
+        ) from error
+    if expected and text_fingerprint(clip) != expected:
+        raise KilnError(
+            "The text encoder of the run file is not the one that the run was exported with; load that one."
+        )
+    return clip

@@ -66,6 +66,7 @@ def run_record(
     parent: str = "",
     step: int = 0,
     losses: Sequence[float] = (),
+    text_source: dict[str, str] | None = None,
     warn: Callable[[str], None],
 ) -> Iterator[RunRecord]:
     """Begin the record of a run; an exception inside is recorded as its failure.
@@ -79,15 +80,18 @@ def run_record(
         place: ids of the training node and of its graph on the canvas.
         parent, step: the run and the step that a new run goes on from.
         losses: of the steps that are done.
+        text_source: how the text encoder was loaded, where it is trained too.
         warn: told what cannot be written while the run goes on.
 
     Raises:
         KilnError: run.toml or the history cannot be written; nothing is left of a run that is new.
     """
-    model = {**(source or {"loader": ""}), "fingerprint": base_model}
+    model = {**(source or {"loader": ""}), "fingerprint": base_model.partition("+")[0]}
     with ExitStack() as at_end:
         try:
-            runfile.write_run_file(folder, runfile.RunFile(model=model, config=config), encoded)
+            runfile.write_run_file(
+                folder, runfile.RunFile(model=model, text_encoder=text_source or {}, config=config), encoded
+            )
             history = History(paths.history_file())
             at_end.callback(history.close)
             history.start(

@@ -128,6 +128,7 @@ def train_run(
         parent=begin.parent,
         step=begin.step,
         losses=begin.losses,
+        text_source=None if text_encoder is None else text_encoder.source,
         warn=warn,
     )
     with recording if group.is_main else nullcontext() as record:
@@ -156,6 +157,7 @@ def train_run(
             prediction=denoiser.prediction,
             family=denoiser.family,
             model_name=model_name(source),
+            with_text=text_encoder is not None,
             graph=graph,
             thumbnail=latest_thumbnail(folder),
         )

@@ -14,7 +14,7 @@ from trainer.config import TrainConfig
 from trainer.errors import KilnError
 from trainer.memory.blocks import find_blocks
 from trainer.memory.estimate import estimate
-from trainer.model_files.meta_model import meta_model, read_shapes
+from trainer.model_files.meta_model import meta_model, read_shapes, read_text_shapes
 
 
 class Block(nn.Module):
@@ -68,3 +68,29 @@ def test_a_file_without_a_network_is_named(tmp_path: Path) -> None:
     save_file({}, tmp_path / "empty.safetensors")
     with pytest.raises(KilnError, match=r"empty\.safetensors holds no network"):
         read_shapes(tmp_path / "empty.safetensors")
+
+
+def test_text_encoders_of_a_checkpoint(tmp_path: Path) -> None:
+    """As SDXL's files have them: CLIP-L in transformers' words, CLIP-G in OpenCLIP's with q, k and v in one."""
+    clip_l, clip_g = "conditioner.embedders.0.transformer.text_model.", "conditioner.embedders.1.model."
+    tensors = {
+        "model.diffusion_model.input_blocks.0.0.weight": torch.zeros(4, 4),
+        f"{clip_l}embeddings.token_embedding.weight": torch.zeros(50, 8),
+        f"{clip_l}encoder.layers.0.self_attn.q_proj.weight": torch.zeros(8, 8),
+        f"{clip_g}token_embedding.weight": torch.zeros(50, 12),
+        f"{clip_g}transformer.resblocks.0.attn.in_proj_weight": torch.zeros(36, 12),
+        f"{clip_g}transformer.resblocks.0.mlp.c_fc.weight": torch.zeros(24, 12),
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    shapes, dtype = read_text_shapes(tmp_path / "model.safetensors")
+    assert dtype == torch.float32
+    chosen = choose_targets(meta_model(shapes, dtype), "")
+    assert [n.rpartition(".resblocks.0.")[2].rpartition("layers.0.")[2] for n in chosen] == [
+        *("self_attn.q_proj", "attn.q", "attn.k", "attn.v", "mlp.c_fc")
+    ]
+    alone = {n.removeprefix(clip_l): t for n, t in tensors.items() if n.startswith(clip_l)}
+    save_file(alone, tmp_path / "clip.safetensors")
+    assert len(read_text_shapes(tmp_path / "clip.safetensors")[0]) == 2
+    save_file({"model.diffusion_model.x.weight": torch.zeros(4, 4)}, tmp_path / "unet.safetensors")
+    with pytest.raises(KilnError, match="holds no text encoder that can be planned for"):
+        read_text_shapes(tmp_path / "unet.safetensors")

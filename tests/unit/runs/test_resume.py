@@ -115,6 +115,8 @@ def test_what_differs_is_named(tmp_path: Path) -> None:
     assert choose_checkpoint(tmp_path, refused.value.offer, "other", "m", AdapterConfig()) == path
     with pytest.raises(CannotResume, match="its model is another one"):
         choose_checkpoint(tmp_path, refused.value.offer, "other", "another", AdapterConfig())
+    with pytest.raises(CannotResume, match="it trained the model alone, and a CLIP is connected"):
+        choose_checkpoint(tmp_path, "run", "d", "m+text", AdapterConfig())
 
 
 def test_latest_that_starts_anew_says_why(tmp_path: Path) -> None:

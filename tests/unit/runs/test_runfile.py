@@ -23,7 +23,9 @@ CONFIG = TrainConfig(
 def test_round_trip(tmp_path: Path) -> None:
     encoded = hold_out(make_encoded(tmp_path, shapes=((4, 1, 2, 2), (4, 1, 2, 3))), 1)
     run = RunFile(
-        model={"loader": "UNETLoader", "file": "a\\b.safetensors", "fingerprint": "f"}, config=CONFIG
+        model={"loader": "UNETLoader", "file": "a\\b.safetensors", "fingerprint": "f"},
+        text_encoder={"loader": "CLIPLoader", "clip_name": "c.safetensors", "fingerprint": "g"},
+        config=CONFIG,
     )
     path = write_run_file(tmp_path / "run", run, encoded)
     assert read_run_file(path) == run
