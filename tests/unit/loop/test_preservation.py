@@ -106,16 +106,17 @@ def test_weight_0_and_items_without_are_the_plain_run_to_the_bit(tmp_path: Path)
         assert all(torch.equal(other.adapter[name], value) for name, value in before.adapter.items())
 
 
-def test_resumed_in_parts_and_recomputed_it_is_the_same_run(tmp_path: Path) -> None:
+def test_resumed_recomputed_and_streamed_it_is_the_same_run(tmp_path: Path) -> None:
     encoded = with_classes(make_encoded(tmp_path, count=6), 3, 5, 0, 3, 5, 4)
     config = make_config(steps=6, batch_size=3, dropout=0.2, gradient_accumulation=2)
     config = dataclasses.replace(config, checkpoint_every=3)
     whole = run(encoded, config, tmp_path / "whole")
     resumed = run(encoded, config, tmp_path / "again", resume_from=tmp_path / "whole" / "step-00000003")
-    recomputed = run(
-        encoded, config, tmp_path / "recomputed", memory=MemoryConfig(level="checkpoint activations")
-    )
-    for other in (resumed, recomputed):
+    levels = [
+        run(encoded, config, tmp_path / level, memory=MemoryConfig(level=level))
+        for level in ("checkpoint activations", "stream blocks")
+    ]
+    for other in (resumed, *levels):
         assert other.losses == whole.losses
         assert all(torch.equal(other.adapter[name], value) for name, value in whole.adapter.items())
 

@@ -160,16 +160,17 @@ def test_strength_moves_it_there_and_back(tmp_path: Path) -> None:
     assert moved == sorted(moved) and moved[-1] > 0.5 and moved[0] < -0.5, moved
 
 
-def test_resumed_and_recomputed_it_is_the_same_run(tmp_path: Path) -> None:
+def test_resumed_recomputed_and_streamed_it_is_the_same_run(tmp_path: Path) -> None:
     encoded = dataset_of(tmp_path, preserve=("man", "woman"))
     config = make_config(steps=6, batch_size=2, dropout=0.2)
     config = dataclasses.replace(config, checkpoint_every=3)
     whole = run(encoded, config, tmp_path / "whole")
     resumed = run(encoded, config, tmp_path / "again", resume_from=tmp_path / "whole" / "step-00000003")
-    recomputed = run(
-        encoded, config, tmp_path / "recomputed", memory=MemoryConfig(level="checkpoint activations")
-    )
-    for other in (resumed, recomputed):
+    levels = [
+        run(encoded, config, tmp_path / level, memory=MemoryConfig(level=level))
+        for level in ("checkpoint activations", "stream blocks")
+    ]
+    for other in (resumed, *levels):
         assert other.losses == whole.losses
         assert all(torch.equal(other.adapter[name], value) for name, value in whole.adapter.items())
 
