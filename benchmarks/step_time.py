@@ -30,11 +30,13 @@ from benchmarks.wan_shape import SHAPES, WanShape
 from benchmarks.wan_task import task_parser, written_task
 from scripts.host_files import ensure_venv, get_host, host_version
 
-CONTESTANTS = ("floor", "ours", "preserving", "routed", "peft", "host_default", "host_weight", "host_bypass")
+CONTESTANTS: tuple[str, ...] = ("floor", "ours", "preserving", "slider", "routed", "peft")
+CONTESTANTS += ("host_default", "host_weight", "host_bypass")
 TITLES = {
     "floor": "frozen forward, twice",
     "ours": "LoRA Kiln",
     "preserving": "LoRA Kiln, with differential output preservation",
+    "slider": "LoRA Kiln, a slider",
     "routed": "LoRA Kiln, half of the tokens past the middle blocks",
     "peft": "peft, plain loop",
     "host_default": "TrainLoraNode, defaults (weight mode, checkpointing)",

@@ -43,14 +43,17 @@ FOREVER = 1_000_000  # steps: the parent says when it is over
 LAYERS = r"blocks\.\d+\.((self|cross)_attn\.[qkvo]|ffn\.[02])"
 
 
-def ours(model: Any, folder: Path, preserving: bool = False) -> None:
-    """The whole engine: loop, optimizer, clipping, events. preserving: the caption's class has a text, too."""
+def ours(model: Any, folder: Path, what: str = "") -> None:
+    """The whole engine: loop, optimizer, clipping, events. what: "class" has a text, too, or it is a "slider"."""
     dataset = encoded_from_latents(
         [{"samples": make_latent(task)}], [[[make_text(task), {}]]], folder / "items"
     )
-    if preserving:
-        items = (replace(item, class_texts=(item.text_path,)) for item in dataset.items)
-        dataset = replace(dataset, items=tuple(items))
+    (item,) = dataset.items
+    if what == "class":
+        dataset = replace(dataset, items=(replace(item, class_texts=(item.text_path,)),))
+    elif what == "slider":
+        item = replace(item, slider_ends=(item.text_path, item.text_path), slider_guidance=1.0)
+        dataset = replace(dataset, items=(item,), slider="a slider")
     config = TrainConfig(
         steps=FOREVER,
         checkpoint_every=0,
@@ -153,7 +156,8 @@ def host(model: Any, folder: Path, **options: Any) -> None:
 CONTESTANTS: dict[str, Callable[[Any, Path], None]] = {
     "floor": floor,
     "ours": ours,
-    "preserving": lambda m, f: ours(m, f, preserving=True),
+    "preserving": lambda m, f: ours(m, f, "class"),
+    "slider": lambda m, f: ours(m, f, "slider"),
     "routed": lambda m, f: ours(route_middle(m, 0.5), f),
     "peft": peft,
     "host_default": lambda m, f: host(m, f, gradient_checkpointing=True),

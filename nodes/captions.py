@@ -59,7 +59,7 @@ class KilnCaptionTemplate(io.ComfyNode):
                     default="",
                     optional=True,
                     tooltip="What the trigger word is one of, such as woman, dog or style: the model then stays what "
-                    "it was for that class (differential output preservation), for about 2.5 times the time. "
+                    "it was for that class (differential output preservation), for 2 to 2.5 times the time. "
                     "Several are split by a vertical bar. Empty: off.",
                 ),
             ],

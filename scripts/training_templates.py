@@ -222,7 +222,7 @@ STORIES = (
         heading="A character, and everybody else as before",
         more="The preset *character* is set: about 50 pictures in one style, from several sides. *class_word* on "
         "Caption Template says what the character is one of; write your own (woman, man, dog). Every step then also "
-        "keeps what the model drew for that class, which makes it about two and a half times as long. Draw the class, "
+        "keeps what the model drew for that class, which makes it 2 to 2.5 times as long. Draw the class, "
         f"too, to see it. {_EXPECT}",
         loaders=wan(files.WAN_1_3B),
         prefix="kiln/wan21_character",
