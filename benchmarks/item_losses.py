@@ -1,6 +1,6 @@
 """How often does a run name an item that is wrong, and how often one that is not? The tiny Wan's concept.
 
-    python -m benchmarks.item_losses [--runs 30] [--steps 200] [--json FILE]
+    python -m benchmarks.item_losses [--runs 12] [--steps 200] [--json FILE]
 
 Every run trains on another 20 pictures of the concept, as they are or with the first one made wrong: its caption names
 another colour or another shape, or its picture is noise. Counted is what `trainer/runs/item_losses.py` says of it after
@@ -61,9 +61,15 @@ def table(runs: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _short(items: dict[str, Any]) -> dict[str, Any]:
+    """What the table is made of, in few digits."""
+    rounded = {name: [round(value, 4) for value in items[name]] for name in ("excess", "loss")}
+    return {"draws": items["draws"], **rounded, "scatter": round(items["scatter"], 5)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--runs", type=int, default=30)
+    parser.add_argument("--runs", type=int, default=12, help="of each kind")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--json", type=Path, help="write what each run knew of its items here")
     arguments = parser.parse_args()
@@ -74,11 +80,13 @@ def main() -> None:
         "runs": arguments.runs,
         "kinds": list(KINDS),
     }
-    runs = list(results(options))
+    head = {"machine": describe_machine("cpu"), "host": host_version(get_host()), **options}
+    runs = []
+    for found in results(options):
+        runs.append({**found, "items": _short(found["items"])})
+        if arguments.json:  # after every run
+            arguments.json.write_text(json.dumps({**head, "found": runs}) + "\n")
     print(table(runs))
-    if arguments.json:
-        head = {"machine": describe_machine("cpu"), "host": host_version(get_host()), **options}
-        arguments.json.write_text(json.dumps({**head, "runs_found": runs}) + "\n")
 
 
 if __name__ == "__main__":

@@ -44,19 +44,20 @@ def test_one_item_stands_out(times: float, side: int) -> None:
 
 
 def test_items_of_another_kind_are_not_compared() -> None:
-    hard = dict.fromkeys(range(10), 3.0)
-    kinds = ["regularisation"] * 10 + ["subject"] * 10
-    assert drawn(hard).standing_out(kinds) == []
-    assert drawn({**hard, 15: 2.0}).standing_out(kinds) == [15]
+    hard = dict.fromkeys(range(15), 3.0)
+    kinds = ["regularisation"] * 15 + ["subject"] * 15
+    assert drawn(hard, 30).standing_out(kinds) == []
+    assert drawn({**hard, 20: 2.0}, 30).standing_out(kinds) == [20]
 
 
 def test_many_alike_are_no_mistakes() -> None:
     assert drawn({1: 3.0, 2: 3.0, 3: 3.0}).standing_out([0] * 20) == []
+    assert drawn({1: 3.0}).standing_out([0] * 20) == [1]
 
 
 def test_little_is_known_of_few_draws_or_items() -> None:
     assert drawn({7: 3.0}, draws=LEAST_DRAWS - 1).standing_out([0] * 20) == []
-    assert drawn({3: 3.0}, items=7).standing_out([0] * 7) == []
+    assert drawn({3: 3.0}, items=14).standing_out([0] * 14) == []
 
 
 def test_what_is_not_finite_says_nothing() -> None:
