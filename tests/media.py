@@ -87,7 +87,8 @@ def uneven_clip(
 
 def moving_gif(path: Path, frames: int = 9, size: tuple[int, int] = (64, 48)) -> None:
     pictures = [Image.new("RGB", size, (n * 20, 0, 0)) for n in range(frames)]
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=62, loop=0)
+    kind = "PNG" if path.suffix in (".png", ".apng") else None
+    pictures[0].save(path, kind, save_all=True, append_images=pictures[1:], duration=62, loop=0)
 
 
 def huge_png(path: Path, side: int = 30_000) -> None:

@@ -155,7 +155,7 @@ export const CHINESE = {
   "Image {} has {}x{} pixels; at least {}x{} are needed.": "图像 {} 为 {}x{} 像素；至少需要 {}x{}。",
   "Cannot write {} ({}); check free space and write permission.": "无法写入 {}（{}）；请检查剩余空间和写入权限。",
   "The image {} has {}x{} pixels; at least {}x{} are needed. Remove it or replace it by a larger one.": "图像 {} 为 {}x{} 像素；至少需要 {}x{}。请移除，或换成更大的图像。",
-  "The image {} holds {} pictures; save an animation as mp4 or gif, and pages as single images.": "图像 {} 含有 {} 幅画面；动画请存为 mp4 或 gif，多页请存为单张图像。",
+  "The image {} holds {} pictures; save an animation as mp4, gif or apng, and pages as single images.": "图像 {} 含有 {} 幅画面；动画请存为 mp4、gif 或 apng，多页请存为单张图像。",
   "The image {} cannot be read (it is {}); replace or remove it.": "图像 {} 无法读取（它是 {}）；请替换或移除。",
   "The image {} cannot be read ({}); replace or remove it.": "图像 {} 无法读取（{}）；请替换或移除。",
   "Nothing was written: {}{} changed meanwhile, in another tab or program; look at the new state and do it again.": "未写入任何内容：{}{} 已在别的标签页或程序中改动；请查看新的状态后重做。",

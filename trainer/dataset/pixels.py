@@ -39,6 +39,9 @@ MAX_PNG_BYTES = 1 << 30
 
 # What is needed of a png to show it: no text, no colour profile
 _PNG_CHUNKS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf", b"acTL", b"fcTL", b"fdAT"))
+ANIMATED_WITHIN = 1 << 16
+"""Bytes of a png in which its chunk acTL is looked for, which stands before the pixels."""
+
 _SEVERAL = (
     "MPO",
     "HEIF",
@@ -95,6 +98,22 @@ def open_still(path: Path, at_least: int = 0) -> tuple[Image.Image, tuple[int, i
         raise KilnError(
             f"The image {shown(path)} cannot be read ({error or type(error).__name__}); replace or remove it."
         ) from error
+
+
+def is_animation(path: Path) -> bool:
+    """Whether a gif or png moves, so that it is a clip: PyAV reads both. Moving files of other kinds it does not read."""
+    kind = ending(path.name)
+    try:
+        if kind in (".png", ".apng"):
+            with open(path, "rb") as file:
+                head = file.read(ANIMATED_WITHIN)
+            return b"acTL" in head.partition(b"IDAT")[0]
+        if kind == ".gif":
+            with Image.open(path) as opened:
+                return bool(getattr(opened, "is_animated", False))
+    except Exception:  # open_still will say what is wrong with it
+        return False
+    return False
 
 
 def read_pixels(path: Path, at_least: int = 0) -> Image.Image:
@@ -198,8 +217,8 @@ def _check_header(opened: Image.Image, path: Path) -> None:
     frames = getattr(opened, "n_frames", 1)
     if frames > 1 and opened.format not in _SEVERAL:
         raise KilnError(
-            f"The image {shown(path)} holds {frames} pictures; save an animation as mp4 or gif, and pages as single "
-            "images."
+            f"The image {shown(path)} holds {frames} pictures; save an animation as mp4, gif or apng, and pages as "
+            "single images."
         )
 
 

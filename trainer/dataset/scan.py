@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 
 from ..errors import KilnError
 from .combine import hold_out
@@ -25,7 +24,7 @@ from .facts_cache import FactsCache, MaskFacts
 from .files import VIDEO_ENDINGS, Found, ending, find_files, folder_name, repeats_of
 from .items import Control, Dataset, Item
 from .masks import Masks
-from .pixels import flatten, open_still, read_mask, shown
+from .pixels import flatten, is_animation, open_still, read_mask, shown
 from .remarks import (
     all_reasons,
     caption_remarks,
@@ -128,7 +127,7 @@ def measure_file(path: Path) -> Facts:
     """
     if not path.exists():
         raise KilnError(f"The file {shown(path)} is a link that leads nowhere; replace or remove it.")
-    if ending(path.name) in VIDEO_ENDINGS or _moves(path):
+    if ending(path.name) in VIDEO_ENDINGS or is_animation(path):
         clip = probe_clip(path)
         picture, size = clip.first, clip.first.size
         facts = Facts(width=size[0], height=size[1], frames=clip.frames, fps=clip.fps, even=clip.even)
@@ -244,16 +243,6 @@ class _Beside:
         conditions = [p for p in masks.conditions if p not in self.controls.used]
         yield from mask_remarks(masks.orphans(), conditions, nothing)
         yield from self.controls.remarks()
-
-
-def _moves(path: Path) -> bool:
-    if ending(path.name) != ".gif":
-        return False
-    try:
-        with Image.open(path) as opened:
-            return bool(getattr(opened, "is_animated", False))
-    except Exception:  # open_still will say what is wrong with it
-        return False
 
 
 def _nothing_found(found: Found, options: ScanOptions) -> str:

@@ -15,9 +15,10 @@ from tests.media import HOSTILE, clip, hostile_folder, moving_gif, picture, scen
 from trainer.dataset import scan
 from trainer.dataset.files import folder_state
 from trainer.dataset.items import Dataset
-from trainer.dataset.loading import crop_to
+from trainer.dataset.loading import crop_to, read_thumbnail
 from trainer.dataset.pixels import open_still, read_mask, read_pixels
 from trainer.dataset.scan import ScanOptions, scan_folder
+from trainer.dataset.video import read_frames
 from trainer.errors import KilnError
 
 
@@ -62,11 +63,21 @@ def test_every_kind_of_clip(tmp_path: Path, name: str, codec: str) -> None:
     assert item.facts.fps == pytest.approx(16) and item.facts.seconds == pytest.approx(1.25)
 
 
-def test_a_moving_gif_is_a_clip(tmp_path: Path) -> None:
-    moving_gif(tmp_path / "a.gif")
+@pytest.mark.parametrize("name", ["a.gif", "a.png", "a.apng"])
+def test_a_moving_picture_is_a_clip(tmp_path: Path, name: str) -> None:
+    moving_gif(tmp_path / name)
     (item,) = scan_folder(tmp_path).items
     assert item.facts.frames == 9 and item.facts.fps > 10
     assert "0 images and 1 clips" in scan_folder(tmp_path).describe()
+    assert read_thumbnail(item.path, 1, 32).size == (32, 24), "the page does not know yet that it moves"
+    assert read_frames(item.path, [8], lambda frame: frame.getpixel((5, 5))) == [(160, 0, 0)]
+
+
+def test_a_moving_webp_is_named(tmp_path: Path) -> None:
+    moving_gif(tmp_path / "a.webp")
+    picture(tmp_path / "b.webp")
+    dataset = scan_folder(tmp_path, ScanOptions(on_bad_file="skip"))
+    assert len(dataset.items) == 1 and "holds 9 pictures; save an animation as mp4, gif" in dataset.skipped[0]
 
 
 def test_captions_fields_and_who_wins(tmp_path: Path) -> None:
