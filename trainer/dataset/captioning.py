@@ -19,7 +19,7 @@ from typing import Literal
 
 from PIL import Image
 
-from ..errors import KilnError
+from ..errors import KilnError, shortened
 from ..rng import derive_seed
 from .browse import Contents, Listed, Part
 from .edit import Change, DatasetEditor, Outdated, Seen
@@ -39,6 +39,7 @@ MOST_SIDE = 1024  # pixels of a picture that the model is given
 FRAME_SIDE = 512  # of each frame of a clip
 UNDONE_TOGETHER = 200  # items of one entry of the journal
 MOST_TAGS = 60
+MOST_SHOWN = 300  # characters of a caption on the node
 
 Which = Literal["without", "without or by a model", "all"]
 WHICH: tuple[Which, ...] = ("without", "without or by a model", "all")
@@ -142,7 +143,7 @@ class Progress:
         if self.seconds_left is not None:
             left = duration(self.seconds_left)
             so_far = f"captioning {self.name}: {self.done} of {self.total} done, about {left} left"
-        return f"{so_far}\n{self.last}" if self.last else so_far
+        return f"{so_far}\n{shortened(self.last, MOST_SHOWN)}" if self.last else so_far
 
 
 @dataclass

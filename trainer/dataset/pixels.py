@@ -101,7 +101,7 @@ def open_still(path: Path, at_least: int = 0) -> tuple[Image.Image, tuple[int, i
 
 
 def is_animation(path: Path) -> bool:
-    """Whether a gif or png moves, so that it is a clip: PyAV reads both. Moving files of other kinds it does not read."""
+    """Whether a gif or png moves, so that it is a clip: PyAV reads both. Of other kinds it reads none that moves."""
     kind = ending(path.name)
     try:
         if kind in (".png", ".apng"):
