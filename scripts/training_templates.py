@@ -244,7 +244,7 @@ STORIES = (
         size=1024,
     ),
     Story(
-        title="SDXL - a new word, with the text encoder",
+        title="SDXL - a new word, with CLIP",
         heading="An SDXL LoRA with its text encoders",
         more="CLIP is connected to the training node, so the LoRA has layers of both text encoders: 5e-5 for them, "
         "1e-4 for the model. That pays where the trigger word or the tags mean nothing to CLIP; a style does without. "
