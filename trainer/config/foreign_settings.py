@@ -82,6 +82,7 @@ SECTIONS = {
     **dict.fromkeys(("datasets", "dataset", "concepts", "subsets", "directory", "data"), _DATASET),
     **dict.fromkeys(("sample", "samples", "sampling"), _SAMPLES),
     **dict.fromkeys(("save",), _SAVE),
+    "slider": "write it into Slider Targets",
     **dict.fromkeys(("monitoring", "logging", "meta", "metadata", "secrets"), _OUTSIDE),
     **dict.fromkeys(("text_encoder", "text_encoder_2", "text_encoder_3", "embedding"), _NO_TEXT_ENCODER),
 }

@@ -298,3 +298,10 @@ def test_differential_output_preservation_of_ai_toolkit(on: str, weight: float) 
     told = any("write the class into class_word on Caption Template" in line for line in found.report)
     assert told == (on == "true")
     assert all("it is off" in line for line in found.report) == (on == "false")
+
+
+def test_a_slider_of_ai_toolkit_is_sent_to_its_node() -> None:
+    text = "slider: {positive_prompt: old, negative_prompt: young, guidance_strength: 3.0}"
+    assert all(
+        line.endswith("not used, write it into Slider Targets") for line in import_settings(text).report
+    )
