@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -76,7 +77,7 @@ class Found:
         """What lies in a folder's folders of masks, by name; one that cannot be read goes to `locked`."""
         for inside in self.mask_folders[folder]:
             try:
-                yield from sorted(inside.iterdir())
+                yield from (path for path in sorted(inside.iterdir()) if not _is_no_file(path))
             except OSError as error:
                 self.locked.append(error)
 
@@ -177,7 +178,9 @@ def _enters(found: Found, path: Path, wanted: bool) -> bool:
 
 def _sort_in(found: Found, folder: Path, name: str) -> None:
     path, kind, key = Path(folder, name), ending(name), name_key(name)
-    if key in TABLES:
+    if _is_no_file(path):  # reading it might never end
+        found.unread.append(path)
+    elif key in TABLES:
         known = found.tables.get(folder)
         if known is None or TABLES.index(key) < TABLES.index(name_key(known.name)):
             path, found.tables[folder] = known or path, path
@@ -190,6 +193,15 @@ def _sort_in(found: Found, folder: Path, name: str) -> None:
         found.sidecars.append(path)
     elif not is_system_file(name):
         found.unread.append(path)
+
+
+def _is_no_file(path: Path) -> bool:
+    """Whether it is a pipe, a device or a socket, or a link to one. A link to nothing is told when it is read."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _files_that_matter(found: Found) -> Iterator[Path]:

@@ -37,6 +37,7 @@ from .text_encoder_names import input_width, network_of, own_text_layers
 log = logging.getLogger(__name__)
 DIFFUSERS_METADATA = "lora_adapter_metadata"  # JSON: LoraConfig's fields under "transformer." or "unet."
 MOST_DIMENSIONS = 64  # that torch takes
+MOST_TENSORS = 100_000  # the largest models have some thousands
 MOST_NAME = 1000  # characters; layers have up to a hundred
 DTYPE_BYTES = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
@@ -230,6 +231,8 @@ def check_header(header: Any) -> None:
     metadata = header.get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
         raise ValueError("its metadata are not texts by name")
+    if len(header) > MOST_TENSORS:
+        raise ValueError(f"it holds {len(header)} tensors")
     for name, entry in header.items():
         if name == "__metadata__":
             continue

@@ -350,3 +350,21 @@ def test_a_bomb_behind_large_notes_is_still_refused(tmp_path: Path) -> None:
     Image.new("1", (12_000, 12_000)).save(tmp_path / "a.png", pnginfo=notes)
     with pytest.raises(KilnError, match="12000x12000 pixels; at most 89 million"):
         scan_folder(tmp_path)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without pipes")
+def test_pipes_and_devices_are_named_and_never_opened(tmp_path: Path) -> None:
+    """Reading one would not end: of a picture, a caption, a table, a mask and a clip."""
+    folder = tmp_path / "set"
+    picture(folder / "good.png", caption="a cat")
+    picture(folder / "other.png")
+    (folder / "masks").mkdir()
+    pipes = ("pipe.png", "other.txt", "metadata.csv", "clip.mp4", "masks/good.png")
+    for name in pipes:
+        os.mkfifo(folder / name)
+    os.symlink("/dev/zero", folder / "good.json")
+    dataset = scan_folder(folder)
+    assert captions(folder) == {"good.png": "a cat", "other.png": ""}
+    assert {p.name for p in dataset.unread} == {*pipes[:4], "good.json"}
+    assert folder_state(folder, recursive=True)
