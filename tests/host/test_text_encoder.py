@@ -79,3 +79,7 @@ def test_the_shell_loads_it_by_the_loader_of_the_graph(figures: dict[str, Any]) 
     assert loaded == "loaded"
     assert another.startswith("The text encoder of the run file is not the one")
     assert none.startswith("The run file names no text encoder")
+
+
+def test_an_interrupt_inside_it_stops_the_run(figures: dict[str, Any]) -> None:
+    assert figures["SD 1.5"]["interrupted"] == "stopped"

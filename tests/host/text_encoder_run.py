@@ -49,6 +49,7 @@ from lora_kiln.trainer.dataset.encoded import (  # type: ignore[import-not-found
     write_conditioning,
 )
 from lora_kiln.trainer.errors import KilnError  # type: ignore[import-not-found]
+from lora_kiln.trainer.events import Stopped  # type: ignore[import-not-found]
 from lora_kiln.trainer.loop.train import train  # type: ignore[import-not-found]
 from lora_kiln.trainer.lora_files.export import export_adapter  # type: ignore[import-not-found]
 from lora_kiln.trainer.lora_files.save import save_lora  # type: ignore[import-not-found]
@@ -382,6 +383,25 @@ def loaded_together() -> list[int]:
     return counts
 
 
+def interrupted() -> str:
+    """What an interrupt of the host becomes that arrives inside the text encoder."""
+
+    def interrupt() -> None:
+        raise comfy.model_management.InterruptProcessingException
+
+    encoder = HostTextEncoder(make_clip("SD 1.5"), CPU, False)
+    original = comfy.model_management.throw_exception_if_processing_interrupted
+    comfy.model_management.throw_exception_if_processing_interrupted = interrupt
+    try:
+        with encoder.session():
+            encoder.encode(WORDS[0])
+    except Stopped:
+        return "stopped"
+    finally:
+        comfy.model_management.throw_exception_if_processing_interrupted = original
+    return "not noticed"
+
+
 def _without_layers() -> Any:
     text = inprocess.load_file("tiny_text", inprocess.REPO / "tests" / "tiny_wan" / "text.py")
     return text.TinyTarget()
@@ -398,5 +418,6 @@ figures["SD 1.5"] |= {
     "refused": refusals("SD 1.5"),
     "headless": headless(),
     "loaded": loaded_together(),
+    "interrupted": interrupted(),
 }
 print(json.dumps(figures))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..adapter.frozen_weights import FrozenWeights
@@ -113,6 +114,8 @@ def check_text_gradient(
     try:
         conditioning = text.conditioning(denoiser, batch.items, latents, config)
         why = "" if any(t.requires_grad for t in tensors_in(conditioning)) else "no gradient reaches it"
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:  # of an operation without a backward
         why = str(error).splitlines()[0]
     if why:
