@@ -21,7 +21,6 @@ import { inUsersLanguage, t } from "./texts.mjs";
 const TILE = { width: 184, height: 236 }; // pixels, as in dataset.css
 const SIDE = 256; // of a thumbnail
 const FIRST = 60; // items that fill the largest screen
-const LATEST = 1500; // milliseconds that the rest of a large folder waits for the first picture
 const PATIENCE = 200; // milliseconds after the last key
 const MOST_TAGS = 200;
 const SHOWN = ["all", "missing", "model", "warnings", "stills", "clips", "masked", "aside"];
@@ -52,7 +51,6 @@ export class DatasetPage {
     this.asked = 0; // number of the newest listing; answers to older ones are dropped
     /** @type {ReturnType<typeof setTimeout> | undefined} */ this.timer = undefined;
     /** @type {ReturnType<typeof setTimeout> | undefined} */ this.measuring = undefined;
-    this.pictureSeen = () => {}; // called when a tile has its picture
     this.detail = new DetailPanel(this);
     this.bulk = new BulkPanel(this);
     this.words = make("input", {
@@ -163,7 +161,6 @@ export class DatasetPage {
     const caption = make("span", { class: "kiln-tile-caption" });
     const element = make("div", { class: "kiln-tile" }, picture, tick, badges, name, caption);
     let wanted = "";
-    picture.onload = () => this.pictureSeen();
     picture.onerror = () => picture.classList.add("kiln-broken");
     return {
       element,
@@ -254,8 +251,6 @@ export class DatasetPage {
     this.items = new Map(found.items.map((item) => [item.name, item]));
     this.refresh();
     this.counts.textContent = t("datasetLoading");
-    /** @type {Promise<void>} */ const seen = new Promise((resolve) => (this.pictureSeen = resolve));
-    await Promise.race([seen, new Promise((resolve) => setTimeout(resolve, LATEST))]); // then the server has time for the rest
   }
 
   /** Ask for sizes and warnings until they are there. */
