@@ -35,6 +35,13 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "stream blocks": {"level": "stream blocks"},
     "stream blocks, fp8 base": {"level": "stream blocks", "base_precision": "fp8"},
+    "stream blocks, nf4 base": {"level": "stream blocks", "base_precision": "nf4"},
+    "stream blocks, inputs offloaded": {"level": "stream blocks", "offload_block_inputs": True},
+    "stream blocks, inputs offloaded, parts apart": {
+        "level": "stream blocks",
+        "offload_block_inputs": True,
+        "recompute_parts": True,
+    },
     "stream from file": {"level": "stream from file"},
 }
 

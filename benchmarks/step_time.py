@@ -1,6 +1,6 @@
 """How long a training step takes and how much memory it needs: us, the host's own trainer, plain peft and the floor.
 
-    python -m benchmarks.step_time [--size 65m] [--side 32] [--rank 16] [--json FILE]
+    python -m benchmarks.step_time [--size 65m] [--side 32] [--rank 16] [--processor-time] [--json FILE]
 
 Every contestant trains the same Wan-shaped model with random weights in a process of its own, all of them loaded at the
 same time, and they take turns of a few steps each, so that whatever else the machine does hits all alike. The floor is
@@ -9,6 +9,8 @@ model: the resident set on a CPU, the allocator's peak on CUDA.
 
 `adapter_bound` is the floor plus what the adapters themselves compute: three times their share of the forward's
 multiplications (forward, gradient of the input, gradient of the matrices).
+
+On a machine that does other work beside, `--processor-time` counts what the processor does for each, on one thread.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from benchmarks.host_process import Task
+from benchmarks.host_process import PROCESSOR_TIME, Task
 from benchmarks.wan_shape import SHAPES, WanShape
 from benchmarks.wan_task import task_parser, written_task
 from scripts.host_files import ensure_venv, get_host, host_version
@@ -206,13 +208,17 @@ def main() -> None:
     parser = task_parser(__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--steps", type=int, default=5, help="steps of a turn")
+    parser.add_argument("--processor-time", action="store_true", help="instead of the clock's, on one thread")
     parser.add_argument("--only", default="", help="contestants, with commas; the floor is always there")
     arguments = parser.parse_args()
     shape = SHAPES[arguments.size]
     names = [n for n in CONTESTANTS if n == "floor" or not arguments.only or n in arguments.only.split(",")]
+    if arguments.processor_time:
+        os.environ.update({PROCESSOR_TIME: "1", "OMP_NUM_THREADS": "1"})
     with written_task(arguments) as task:
         figures = measure(task, names, arguments.rounds, arguments.steps, warm_up=3)
     found = summary(task, shape, figures, host_version(get_host()))
+    found["clock"] = "processor time, one thread" if arguments.processor_time else "wall"
     print(table(found))
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
