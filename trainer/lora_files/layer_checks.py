@@ -37,6 +37,8 @@ def check_layer(tensors: LayerTensors) -> None:
     kinds = [kind for kind, names in _KINDS.items() if any(name in tensors for name in names)]
     if len(kinds) > 1 or {"diff_b", "b_norm"} <= tensors.keys():  # loaders use one of them and drop the other
         raise ValueError(f"it holds {' and '.join(kinds[:2]) or 'diff_b and b_norm'} at once")
+    if len({tensors[name].numel() for name in _OF_OUTPUTS if name in tensors}) > 1:
+        raise ValueError("its biases and magnitudes differ in size")
     shape = shape_of(tensors)
     if shape is not None:
         out, inputs = shape

@@ -76,5 +76,7 @@ def usual_tensors(layer: LayerTensors) -> LayerTensors:
     bias = found.pop("lora_B.bias", None)
     if bias is not None:
         change = bias * scale_of(layer)
-        found["diff_b"] = found["diff_b"] + change if "diff_b" in found else change
+        found["diff_b"] = (
+            change.reshape(found["diff_b"].shape) + found["diff_b"] if "diff_b" in found else change
+        )
     return found
