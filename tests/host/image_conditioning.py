@@ -80,7 +80,7 @@ class StandInClip:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.cond_stage_model = nn.Linear(2, 2)
-        self.patcher = type("Patcher", (), {"patches": {}})()
+        self.patcher = type("Patcher", (), {"patches": {}, "backup": {}})()
 
     def tokenize(self, text: str, **options: Any) -> Any:
         return self.tokenizer.tokenize_with_weights(text, **options)
