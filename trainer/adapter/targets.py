@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ..config import AdapterConfig
@@ -28,6 +27,8 @@ def is_linear(module: nn.Module) -> bool:
     """nn.Linear, or a quantised layer that has the same attributes and another base class."""
     if isinstance(module, nn.Linear):
         return True
+    from peft.tuners.tuners_utils import BaseTunerLayer  # slow: nodes import this file when the host starts
+
     if isinstance(module, BaseTunerLayer) or not all(
         hasattr(module, n) for n in ("in_features", "out_features")
     ):
