@@ -104,7 +104,7 @@ export function question(node) {
   for (let i = 0; loader && !(loader.comfyClass in LOADERS) && i < 20; i++) loader = before(loader, "model");
   if (!loader) return "memoryNoModel";
   const data = before(node, "encoded");
-  if (data?.comfyClass !== "KilnEncodeDataset") return "memoryNoData";
+  if (data?.comfyClass !== "KilnEncodeDataset") return data ? "memoryOtherData" : "memoryNoData";
   /** @type {Record<string, any>} */
   const config = {};
   const themes = Object.fromEntries(Object.entries(SETTINGS_NODES).map(([theme, kind]) => [kind, theme]));

@@ -65,6 +65,10 @@ const TEXTS = {
     "Memory: connect a Load Diffusion Model or Load Checkpoint node to see it beforehand.",
     "显存：连接“UNet 加载器”或“Checkpoint 加载器”节点后可预先估算。",
   ],
+  memoryOtherData: [
+    "Memory: said when the run begins; beforehand, for what Encode Dataset makes.",
+    "显存：训练开始时显示；只有来自“编码数据集”的数据可预先估算。",
+  ],
   memoryNoData: ["Memory: connect Encode Dataset to see it beforehand.", "显存：连接“编码数据集”节点后可预先估算。"],
   memoryRun: ["Memory of this run: {0} at level {1}", "本次训练显存：{0}，级别 {1}"],
   memoryPlanned: ["about {0} GiB", "约 {0} GiB"],

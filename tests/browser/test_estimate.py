@@ -34,6 +34,15 @@ def test_it_follows_the_graph(canvas: Canvas, client: HostClient) -> None:
     canvas.page.evaluate(
         """() => {
             const node = (window.app.graph.nodes ?? window.app.graph._nodes).find(n => n.type === 'KilnTrainLora');
+            const slider = LiteGraph.createNode('KilnSliderTargets');
+            window.app.graph.add(slider);
+            slider.connect(0, node, node.inputs.findIndex(i => i.name === 'encoded'));
+        }"""
+    )
+    expect(line).to_contain_text("said when the run begins")
+    canvas.page.evaluate(
+        """() => {
+            const node = (window.app.graph.nodes ?? window.app.graph._nodes).find(n => n.type === 'KilnTrainLora');
             node.disconnectInput(node.inputs.findIndex(i => i.name === 'model'));
         }"""
     )
