@@ -7,6 +7,8 @@ import re
 
 import torch
 
+from .streams import streams_of
+
 # What allocators say that have no exception class of their own: CUDA's and HIP's drivers in a plain RuntimeError, the
 # CPU's (where the system refuses, as Windows and limited processes do), Apple's, and ComfyUI's ("aimdo")
 _WORDS = re.compile(
@@ -24,7 +26,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_memory() -> None:
-    """Give back what nobody refers to any more."""
+    """Give back what nobody refers to any more: of the accelerator, whichever it is, and pinned CPU memory."""
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    device = torch.accelerator.current_accelerator()
+    if device is None or not torch.accelerator.is_available():
+        return
+    getattr(torch, device.type).empty_cache()
+    streams = streams_of(device)
+    if streams is not None:
+        streams.free_pinned()

@@ -22,7 +22,8 @@ from trainer.loop.guards import GuardState, optimizer_step, spike_limit, with_le
 from trainer.loop.prefetch import Prefetcher
 from trainer.loop.progress import TrainResult
 from trainer.loop.train import train
-from trainer.memory.out_of_memory import is_out_of_memory
+from trainer.memory import streams
+from trainer.memory.out_of_memory import free_memory, is_out_of_memory
 from trainer.memory.recompute import checkpoint_blocks
 from trainer.runs.checkpoint import read_state
 from trainer.runs.checkpoint_list import find_checkpoints
@@ -273,3 +274,17 @@ def test_a_batch_that_cannot_be_prefetched_is_made_by_its_step(
     monkeypatch.setattr(Prefetcher, "prefetch", full)
     again = train(ToyDenoiser(), encoded, make_config(), run_folder=tmp_path / "again")
     assert again.losses == whole.losses
+
+
+def test_memory_is_given_back_on_every_kind_of_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not NVIDIA's alone; and pinned memory, which torch keeps too."""
+    called = []
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(streams.Streams, "free_pinned", lambda self: called.append(f"pinned {self.device}"))
+    for kind in ("cuda", "xpu", "mps"):
+        monkeypatch.setattr(
+            torch.accelerator, "current_accelerator", lambda check=False, kind=kind: torch.device(kind)
+        )
+        monkeypatch.setattr(getattr(torch, kind), "empty_cache", lambda kind=kind: called.append(kind))
+        free_memory()
+    assert called == ["cuda", "pinned cuda", "xpu", "pinned xpu", "mps"]
