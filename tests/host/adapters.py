@@ -101,7 +101,7 @@ def main() -> None:
         # Back into training: what the file says is where the next run begins, also at another rank and scale
         larger = AdapterConfig(rank=8, alpha=8.0, rank_stabilised=True)
         again = HostDenoiser(patcher, tuple(latents.shape))
-        start, _ = start_state(patcher, "lora.safetensors", larger)
+        start, _ = start_state(patcher, None, "lora.safetensors", larger)
         with again.session():
             adapter = make_adapter(again.module, larger, 0, host_weights)
             adapter.load_state_dict({**adapter.state_dict(), **start})

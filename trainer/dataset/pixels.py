@@ -24,7 +24,7 @@ MAX_PIXELS = 89_478_485
 MIN_SIDE = 16
 """Pixels; the smallest side that can be trained on."""
 
-_UNREADABLE = (
+UNREADABLE = (
     OSError,
     ValueError,
     SyntaxError,
@@ -79,7 +79,7 @@ def open_still(path: Path, at_least: int = 0) -> tuple[Image.Image, tuple[int, i
         if (opened.width > opened.height) != wide:
             full = (full[1], full[0])
         opened.load()
-        return _to_rgb(opened), full
+        return to_rgb(opened), full
 
     _learn(ending(path.name), path)
     try:
@@ -92,7 +92,7 @@ def open_still(path: Path, at_least: int = 0) -> tuple[Image.Image, tuple[int, i
         raise KilnError(
             f"The image {shown(path)} cannot be read (it is {what}); replace or remove it."
         ) from error
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         if isinstance(error, KilnError):
             raise
         raise KilnError(
@@ -101,7 +101,7 @@ def open_still(path: Path, at_least: int = 0) -> tuple[Image.Image, tuple[int, i
 
 
 def is_animation(path: Path) -> bool:
-    """Whether a gif or png moves, so that it is a clip: PyAV reads both. Of other kinds it reads none that moves."""
+    """Whether a gif, png, webp or avif moves, so that it is a clip."""
     kind = ending(path.name)
     try:
         if kind in (".png", ".apng"):
@@ -111,9 +111,26 @@ def is_animation(path: Path) -> bool:
         if kind == ".gif":
             with Image.open(path) as opened:
                 return bool(getattr(opened, "is_animated", False))
+        return is_moving_image(path)
     except Exception:  # open_still will say what is wrong with it
         return False
-    return False
+
+
+def is_moving_image(path: Path) -> bool:
+    """Whether this is a webp or avif that moves, which moving_images.py reads.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+    kind = ending(path.name)
+    if kind not in (".webp", ".avif"):
+        return False
+    with open(path, "rb") as file:
+        head = file.read(32)
+    if kind == ".avif":
+        return head[4:12] == b"ftypavis"
+    # A bit among the flags of the chunk VP8X: developers.google.com/speed/webp/docs/riff_container
+    return head[8:16] == b"WEBPVP8X" and len(head) > 20 and bool(head[20] & 0x02)
 
 
 def read_pixels(path: Path, at_least: int = 0) -> Image.Image:
@@ -227,7 +244,8 @@ def _too_large(path: Path, size: str) -> str:
     return f"The image {shown(path)} has {size}; at most {most} million are read. Scale it down."
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Of any mode, as RGB, or as RGBA where some of it is transparent."""
     if image.mode.startswith("I") or image.mode == "F":
         return _eight_bits(image).convert("RGB")
     if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:

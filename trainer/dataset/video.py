@@ -1,4 +1,5 @@
-"""Reading clips through PyAV, one frame in memory at a time until it has its training size.
+"""Reading clips through PyAV, and what it does not know through Pillow: one frame in memory at a time until it has its
+training size.
 
 A clip plays at its own speed: frames are chosen by their time stamps. One that is slower than training shows each
 frame for as long as it stands. PyAV comes with the host; without it stills still work.
@@ -6,8 +7,8 @@ frame for as long as it stands. PyAV comes with the host; without it stills stil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
@@ -17,7 +18,8 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from ..errors import KilnError
-from .pixels import MIN_SIDE, shown
+from .moving_images import timed_pictures
+from .pixels import MIN_SIDE, is_moving_image, shown
 
 T = TypeVar("T")
 
@@ -45,22 +47,38 @@ def probe_clip(path: Path) -> ClipInfo:
     Raises:
         KilnError: no video stream, no frame, or not decodable.
     """
-    with _opened(path) as (container, stream):
-        first = next(_pictures(container, stream), None)
-        if first is None:
-            raise KilnError(f"The video {shown(path)} has no frames; replace or remove it.")
-        rate = float(stream.average_rate or stream.guessed_rate or 0)
-    with _opened(path) as (container, stream):
-        packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
-        times = [None if p.pts is None else p.pts * (p.time_base or Fraction(1)) for p in packets]
+    first, times, rate = _probe_moving_image(path) if is_moving_image(path) else _probe_video(path)
+    if first is None:
+        raise KilnError(f"The video {shown(path)} has no frames; replace or remove it.")
     if min(first.size) < MIN_SIDE:
         raise KilnError(
             f"The video {shown(path)} has {first.width}x{first.height} pixels; at least {MIN_SIDE}x{MIN_SIDE} are "
             "needed. Remove it."
         )
-    return ClipInfo(
-        first, max(len(times), 1), *_pace([float(t) for t in times if t is not None], len(times), rate)
-    )
+    return ClipInfo(first, max(len(times), 1), *_pace([t for t in times if t is not None], len(times), rate))
+
+
+def _probe_video(path: Path) -> tuple[Image.Image | None, list[float | None], float]:
+    """The first frame, each frame's time in seconds, and the rate that the container states."""
+    with _opened(path) as (container, stream):
+        first = next((_upright(frame) for frame in container.decode(stream)), None)
+        rate = float(stream.average_rate or stream.guessed_rate or 0)
+    with _opened(path) as (container, stream):
+        packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
+        return (
+            first,
+            [None if p.pts is None else float(p.pts * (p.time_base or Fraction(1))) for p in packets],
+            rate,
+        )
+
+
+def _probe_moving_image(path: Path) -> tuple[Image.Image | None, list[float | None], float]:
+    first: Image.Image | None = None
+    times: list[float | None] = []
+    for time, picture in timed_pictures(path):
+        first = first or picture
+        times.append(time)
+    return first, times, 0.0
 
 
 def _pace(times: list[float], frames: int, rate: float) -> tuple[float, bool]:
@@ -127,10 +145,10 @@ def read_frames(path: Path, numbers: Sequence[int], change: Callable[[Image.Imag
         KilnError: the clip cannot be decoded.
     """
     wanted, found = set(numbers), {}
-    with _opened(path) as (container, stream):
-        for number, frame in enumerate(_pictures(container, stream)):
+    with closing(_frames(path)) as frames:
+        for number, (_, frame) in enumerate(frames):
             if number in wanted:
-                found[number] = change(frame)
+                found[number] = change(_upright(frame))
             if number >= numbers[-1]:
                 break
     if not found:
@@ -147,8 +165,8 @@ def read_times(path: Path, times: Sequence[float], change: Callable[[Image.Image
     """
     found: list[T] = []
     standing: _Once | None = None
-    with _opened(path) as (container, stream):
-        for time, frame in _frames_from(container, stream, times[0]):
+    with closing(_frames(path, times[0])) as frames:
+        for time, frame in frames:
             while standing is not None and len(found) < len(times) and times[len(found)] < time - ROUNDING:
                 found.append(standing.result())
             if len(found) == len(times):
@@ -159,6 +177,15 @@ def read_times(path: Path, times: Sequence[float], change: Callable[[Image.Image
     if not found:
         raise KilnError(f"The video {shown(path)} ends before the frames that are needed; replace it.")
     return found
+
+
+def _frames(path: Path, wanted: float = 0.0) -> Generator[tuple[float, Any], None, None]:
+    """Frames with their time in seconds since the first one, from the start or a place before a wanted time on."""
+    if is_moving_image(path):
+        yield from timed_pictures(path)
+    else:
+        with _opened(path) as (container, stream):
+            yield from _frames_from(container, stream, wanted)
 
 
 def _frames_from(container: Any, stream: Any, wanted: float) -> Iterator[tuple[float, Any]]:
@@ -217,12 +244,9 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
         raise KilnError(f"The video {shown(path)} cannot be read ({error}); replace or remove it.") from error
 
 
-def _pictures(container: Any, stream: Any) -> Iterator[Image.Image]:
-    for frame in container.decode(stream):
-        yield _upright(frame)
-
-
 def _upright(frame: Any) -> Image.Image:
+    if isinstance(frame, Image.Image):
+        return frame
     picture = frame.to_image()
     turn = round(getattr(frame, "rotation", 0)) % 360  # phones store how they were held
     return picture.rotate(turn, expand=True) if turn else picture
