@@ -30,16 +30,14 @@ def test_what_writes_nothing_about_pictures_is_refused(found: dict[str, Any]) ->
     assert found["hook stays"]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_writes_about_what_it_sees(found: dict[str, Any], name: str) -> None:
+def test_every_family_writes_about_what_it_sees(found: dict[str, Any]) -> None:
     """Tiny, with random weights: another picture gives another text, the same one the same."""
-    if not found["models"]:
-        pytest.skip("this host has no text generation")
-    model = found["models"][name]
-    still, other, again, moving = model["texts"]
-    assert still == again != other and still.strip() and moving.strip()
-    assert model["drawn"][0] == model["drawn"][2] != model["drawn"][1], "by the seed"
-    assert model["cut"] and model["seen"] == FAMILIES[name]
+    assert set(found["models"]) in (set(), set(FAMILIES)), "all, or none on a host that writes no text"
+    for name, model in found["models"].items():
+        still, other, again, moving = model["texts"]
+        assert still == again != other and still.strip() and moving.strip(), name
+        assert model["drawn"][0] == model["drawn"][2] != model["drawn"][1], f"{name}: by the seed"
+        assert model["cut"] and model["seen"] == FAMILIES[name], name
 
 
 def test_the_node_writes_captions(client: HostClient, run_graph: RunGraph, make_folder: MakeFolder) -> None:
