@@ -21,6 +21,7 @@ from ..lora_files.keys import PREFIX, model_of
 from ..lora_files.lora_weights import LoraWeights
 from ..lora_files.metadata import figures_only
 from ..lora_files.read import to_our_keys
+from ..lora_files.text_encoder_names import is_text_encoder
 from .merged_tensor import MergedTensor, TensorChanges, is_plain_lora, requantised
 from .model_keys import find_prefix, find_scale, is_quantisation_detail, layer_names
 from .pipeline_folder import write_pipeline
@@ -140,11 +141,11 @@ def _metadata(source: SafetensorsFile, loras: Sequence[WeightedLora], keep: bool
 def _summary(source: SafetensorsFile, changes: _Changes) -> str:
     """How many tensors were changed, and which layers of the LoRAs were not used."""
     count = len(changes.by_tensor)
-    unmatched = (
-        f"; {len(changes.unmatched)} layers fit nothing: {', '.join(changes.unmatched[:3])}"
-        if changes.unmatched
-        else ""
-    )
+    of_text = sum(map(is_text_encoder, changes.unmatched))
+    others = [layer for layer in changes.unmatched if not is_text_encoder(layer)]
+    unmatched = f"; {len(others)} layers fit nothing: {', '.join(others[:3])}" if others else ""
+    if of_text:
+        unmatched += f"; {of_text} layers are the text encoder's, which is not merged into this file"
     lost, differ, values = "", sum(d for d, _ in changes.compared), sum(n for _, n in changes.compared)
     if values and not differ:
         lost = "; nothing is changed: the update is zero, or too small for the file's precision"

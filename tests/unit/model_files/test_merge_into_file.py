@@ -216,6 +216,16 @@ def test_a_lora_for_something_else(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_layers_of_the_text_encoder_are_named(tmp_path: Path) -> None:
+    layer = "text_encoders.clip_l.transformer.text_model.encoder.layers.0.self_attn.q_proj"
+    text = {f"{layer}.lora_A.weight": torch.ones(2, 768), f"{layer}.lora_B.weight": torch.ones(768, 2)}
+    save_file(base_tensors(), tmp_path / "base.safetensors")
+    both = WeightedLora(LoraWeights({**lora(), **text}), 1.0)
+    sentence = merge_into_file(tmp_path / "base.safetensors", tmp_path / "out.safetensors", [both])
+    assert sentence.endswith("; 1 layers are the text encoder's, which is not merged into this file")
+    assert "fit nothing" not in sentence
+
+
 @pytest.mark.parametrize("name", ["n" * 300, "base.safetensors/x"])
 def test_a_name_that_cannot_be_written(tmp_path: Path, name: str) -> None:
     save_file(base_tensors(), tmp_path / "base.safetensors")
