@@ -111,7 +111,7 @@ HOSTILE = {
     "zero bytes.png": r"cannot be read \(it is empty\)",
     "huge.png": r"900000000 pixels.*at most 89 million are read",
     "text renamed.png": r"cannot be read \(it is no image",
-    "pages.tif": "holds 3 pictures",
+    "album of pages.tif": "holds 3 pictures",
     "latin1 caption.txt": r"not UTF-8 text \(byte 3\)",
     "no frames.mp4": "cannot be read|no frames|no picture stream",
     "one pixel.png": "1x1 pixels",
@@ -136,7 +136,7 @@ def hostile_folder(folder: Path) -> list[str]:
     huge_png(folder / "huge.png")
     (folder / "text renamed.png").write_text("this is not an image")
     frames = [Image.new("RGB", (64, 64), c) for c in ("red", "green", "blue")]
-    frames[0].save(folder / "pages.tif", save_all=True, append_images=frames[1:])
+    frames[0].save(folder / "album of pages.tif", save_all=True, append_images=frames[1:])
     scene(10).save(folder / "latin1 caption.png")
     (folder / "latin1 caption.txt").write_bytes("caf\u00e9".encode("latin-1"))
     clip(folder / "no frames.mp4", frames=0)

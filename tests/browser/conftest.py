@@ -136,7 +136,7 @@ class Canvas:
                 const view = window.app.canvas.ds;
                 view.scale = 1;
                 view.offset[0] = 300 - node.pos[0];
-                view.offset[1] = 160 - node.pos[1];
+                view.offset[1] = 90 - node.pos[1];
                 window.app.canvas.setDirty(true, true);
             }"""
         )

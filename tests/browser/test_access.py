@@ -58,7 +58,7 @@ def test_a_group_is_walked_with_the_arrow_keys(canvas: Canvas, client: HostClien
     for _ in range(actions.count() - 1):
         canvas.page.keyboard.press("ArrowRight")
         seen.append(canvas.page.evaluate("document.activeElement.dataset.kiln"))
-    assert seen == ["openGraph", "useSettings", "resumeRun", "showLora", "delete"]
+    assert seen == ["openGraph", "useSettings", "resumeRun", "showItems", "showLora", "delete"]
     canvas.page.keyboard.press("Home")
     assert canvas.page.evaluate("document.activeElement.dataset.kiln") == "openGraph"
     card.get_by_label("1 of 5 stars").focus()

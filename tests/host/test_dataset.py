@@ -89,7 +89,9 @@ def test_a_hostile_folder_stops_with_a_name_or_is_skipped(
 ) -> None:
     folder = make_folder("hostile")
     good = hostile_folder(folder)
-    with pytest.raises(GraphFailed, match=r"node dataset \(KilnLoadDataset\): .*pages\.tif holds 3 pictures"):
+    with pytest.raises(
+        GraphFailed, match=r"node dataset \(KilnLoadDataset\): .*album of pages\.tif holds 3 pictures"
+    ):
         run_graph(workshop("hostile", recursive=True))
     outputs = run_graph(workshop("hostile", recursive=True, on_bad_file="skip"))
     assert f"{len(good)} images, 4 with captions" in text_of(outputs, "dataset")
