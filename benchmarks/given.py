@@ -14,22 +14,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 from benchmarks.step_time import describe_machine
-from scripts.host_files import ensure_venv, get_host, host_version
+from benchmarks.worker import worker_results
+from scripts.host_files import get_host, host_version
 
 
 def results(options: dict[str, Any]) -> list[dict[str, Any]]:
     """One of each."""
-    host = get_host()
-    command = [str(ensure_venv(host)), str(Path(__file__).with_name("given_worker.py")), json.dumps(options)]
-    done = subprocess.run(command, cwd=host, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    if done.returncode:
-        raise SystemExit("The worker failed; run it by hand to see why.")
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return list(worker_results("given_worker.py", options))
 
 
 def main() -> None:

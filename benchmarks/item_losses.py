@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import scripts.cpu_torchvision  # noqa: F401 - before the engine
 from benchmarks.step_time import describe_machine
-from scripts.host_files import ensure_venv, get_host, host_version
+from benchmarks.worker import worker_results
+from scripts.host_files import get_host, host_version
 from trainer.runs.item_losses import ItemLosses
 
 KINDS = {
@@ -31,16 +31,7 @@ KINDS = {
 
 def results(options: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Of each run as it ends, all in one process."""
-    host = get_host()
-    worker = Path(__file__).with_name("item_losses_worker.py")
-    command = [str(ensure_venv(host)), str(worker), json.dumps(options)]
-    with subprocess.Popen(
-        command, cwd=host, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as work:
-        assert work.stdout is not None
-        yield from map(json.loads, work.stdout)
-    if work.returncode:
-        raise SystemExit("The worker failed; run it by hand to see why.")
+    return worker_results("item_losses_worker.py", options)
 
 
 def table(runs: list[dict[str, Any]]) -> str:

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from benchmarks.step_time import describe_machine
-from scripts.host_files import ensure_venv, get_host, host_version
+from benchmarks.worker import run_worker
+from scripts.host_files import get_host, host_version
 
 COMMON = {"rank": 16, "batch_size": 8, "seed": 0, "bypass": False}
 OURS, HOST = (0.002,), (0.0005, 0.002, 0.008)  # learning rates; 0.0005 is the host's default
@@ -26,20 +25,7 @@ OURS, HOST = (0.002,), (0.0005, 0.002, 0.008)  # learning rates; 0.0005 is the h
 
 def run(options: dict[str, Any]) -> dict[str, Any]:
     """Seconds and score of one run."""
-    host = get_host()
-    worker = Path(__file__).with_name("learning_worker.py")
-    with tempfile.TemporaryFile("w+") as log:
-        done = subprocess.run(
-            [str(ensure_venv(host)), str(worker), json.dumps(options)],
-            cwd=host,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-        if done.returncode:
-            log.seek(0)
-            raise SystemExit(f"{options} failed:\n{log.read()[-3000:]}")
-    return {**options, **json.loads(done.stdout.splitlines()[-1])}
+    return run_worker("learning_worker.py", options)
 
 
 def main() -> None:

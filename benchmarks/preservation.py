@@ -12,14 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from benchmarks.step_time import describe_machine
-from scripts.host_files import ensure_venv, get_host, host_version
+from benchmarks.worker import run_worker
+from scripts.host_files import get_host, host_version
 
 DEMO = {"steps": 500, "learning_rate": 0.002, "data_seed": 7}
 KNOWN = "circle | square | triangle"
@@ -33,20 +32,7 @@ ARMS: dict[str, dict[str, Any]] = {
 
 def run(options: dict[str, Any]) -> dict[str, Any]:
     """Seconds of training and scores by strength and shape of one run."""
-    host = get_host()
-    worker = Path(__file__).with_name("preservation_worker.py")
-    with tempfile.TemporaryFile("w+") as log:
-        done = subprocess.run(
-            [str(ensure_venv(host)), str(worker), json.dumps(options)],
-            cwd=host,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-        if done.returncode:
-            log.seek(0)
-            raise SystemExit(f"{options} failed:\n{log.read()[-3000:]}")
-    return {**options, **json.loads(done.stdout.splitlines()[-1])}
+    return run_worker("preservation_worker.py", options)
 
 
 def main() -> None:

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from benchmarks.step_time import describe_machine
-from scripts.host_files import ensure_venv, get_host, host_version
+from benchmarks.worker import run_worker
+from scripts.host_files import get_host, host_version
 
 COMMON: dict[str, Any] = {
     "guidance": 1.0,
@@ -48,22 +47,9 @@ SLIDERS: dict[str, dict[str, Any]] = {
 
 def run(options: dict[str, Any]) -> dict[str, Any]:
     """What slider_worker.py finds."""
-    host = get_host()
-    worker = Path(__file__).with_name("slider_worker.py")
-    with tempfile.TemporaryFile("w+") as log:
-        done = subprocess.run(
-            [str(ensure_venv(host)), str(worker), json.dumps(options)],
-            cwd=host,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-        if done.returncode:
-            log.seek(0)
-            raise SystemExit(f"{options} failed:\n{log.read()[-3000:]}")
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = run_worker("slider_worker.py", options)
     found["losses"] = [found["losses"][0], found["losses"][-1]]
-    return {**options, **found}
+    return found
 
 
 def main() -> None:

@@ -12,29 +12,21 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from benchmarks.learning import COMMON, OURS
 from benchmarks.step_time import describe_machine
-from scripts.host_files import ensure_venv, get_host, host_version
+from benchmarks.worker import worker_results
+from scripts.host_files import get_host, host_version
 
 
 def results(asked: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Of each run as it ends, all in one process."""
-    host = get_host()
-    worker = Path(__file__).with_name("learning_worker.py")
-    command = [str(ensure_venv(host)), str(worker), json.dumps(asked)]
-    with subprocess.Popen(
-        command, cwd=host, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as work:
-        assert work.stdout is not None
-        for options, line in zip(asked, work.stdout, strict=False):
-            yield {**options, **json.loads(line)}
-    if work.returncode:
-        raise SystemExit("The worker failed; run it by hand to see why.")
+    # The worker's answers first: it is then read to its end, where a failure is noticed
+    for found, options in zip(worker_results("learning_worker.py", asked), asked, strict=False):
+        yield {**options, **found}
 
 
 def main() -> None:
