@@ -101,9 +101,14 @@ def changes_nothing(layers: Mapping[str, LayerTensors]) -> bool:
 
 def _cancels(tensors: LayerTensors) -> bool:
     """Whether the difference to PiSSA's start values is zero: [B, -B] [A; A]."""
-    a, b = tensors["lora_A.weight"], tensors["lora_B.weight"]
+    a, b = widened(tensors["lora_A.weight"]), widened(tensors["lora_B.weight"])
     rank = len(a) // 2
     return len(a) % 2 == 0 and torch.equal(a[:rank], a[rank:]) and torch.equal(b[:, :rank], -b[:, rank:])
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """The same values, in fp32 where they are fp8: torch neither multiplies, adds nor compares those."""
+    return tensor.float() if tensor.dtype in (torch.float8_e4m3fn, torch.float8_e5m2) else tensor
 
 
 def scale_of(tensors: LayerTensors) -> float:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import KilnError
-from .formulas import LayerTensors, scale_of
+from .formulas import LayerTensors, scale_of, widened
 from .keys import PREFIX
 
 _WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.|^module\.")
@@ -72,11 +72,12 @@ def usual_tensors(layer: LayerTensors) -> LayerTensors:
         name = next((n for n in _FIRST_FACTORS if n in found), None)
         if name is None:
             return layer
-        found[name] = found[name] * scalar.to(found[name])
+        value = widened(found[name])
+        found[name] = value * scalar.to(value)
     bias = found.pop("lora_B.bias", None)
     if bias is not None:
-        change = bias * scale_of(layer)
+        change = widened(bias) * scale_of(layer)
         found["diff_b"] = (
-            change.reshape(found["diff_b"].shape) + found["diff_b"] if "diff_b" in found else change
+            change.reshape(found["diff_b"].shape) + widened(found["diff_b"]) if "diff_b" in found else change
         )
     return found

@@ -24,7 +24,7 @@ from ..errors import KilnError, shortened
 from ..parsers import parse_json
 from ..patterns import MOST_PATTERNS, Patterns, compile_pattern
 from ..safefile import read_tensors
-from .formulas import LayerTensors, group_by_layer, listed, rank_of, unknown_keys
+from .formulas import LayerTensors, group_by_layer, listed, rank_of, unknown_keys, widened
 from .keys import PREFIX, own_layers, part_widths, split_key, to_diffusers
 from .layer_checks import check_layer
 from .layer_names import part_name, split_part
@@ -85,7 +85,7 @@ def _set_alphas(lora: dict[str, Tensor], scaling: PeftScaling, spelled: Mapping[
             lora[f"{layer}.alpha"] = torch.tensor(float(alpha))
         scale = scaling.unfactorised_scale(layer, other)
         if "lokr_w1" in tensors and "lokr_w2" in tensors and scale != 1.0:
-            lora[f"{layer}.lokr_w1"] = tensors["lokr_w1"] * scale
+            lora[f"{layer}.lokr_w1"] = widened(tensors["lokr_w1"]) * scale
 
 
 def to_our_keys(

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ..errors import KilnError
-from .formulas import LayerTensors, kind_of, scale_of
+from .formulas import LayerTensors, kind_of, scale_of, widened
 
 _MAGNITUDES = ("dora_scale", "lora_magnitude_vector")
 
@@ -26,6 +26,7 @@ def join(parts: Mapping[int, LayerTensors], widths: Sequence[int]) -> LayerTenso
         widths: outputs by inputs of each part.
     """
     count = len(widths)
+    parts = {i: {name: widened(t) for name, t in tensors.items()} for i, tensors in parts.items()}
     if any(set(t) - {"lora_A.weight", "lora_B.weight", "alpha", *_MAGNITUDES} for t in parts.values()):
         return None
     kinds = {kind_of(t) for t in parts.values()}

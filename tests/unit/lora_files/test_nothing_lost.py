@@ -20,7 +20,7 @@ from trainer.lora_files.formulas import changes_nothing, delta_weight, group_by_
 from trainer.lora_files.keys import PREFIX
 from trainer.lora_files.lora_weights import LoraWeights
 from trainer.lora_files.merge import merge_loras
-from trainer.lora_files.read import read_lora, to_our_keys
+from trainer.lora_files.read import PeftScaling, read_lora, to_our_keys
 from trainer.lora_files.resize import resize
 from trainer.lora_files.save import save_lora
 from trainer.model_files.merge_into_file import WeightedLora, merge_into_file
@@ -235,6 +235,36 @@ def test_peft_s_bias_has_the_scale_of_its_layer() -> None:
     state = {**PARTS["bias"](layer), f"{layer}.alpha": torch.tensor(6.0)}
     found = to_our_keys(state)
     torch.testing.assert_close(found[f"{layer}.diff_b"], 3 * state[f"{layer}.lora_B.bias"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+@pytest.mark.parametrize("kind", [*PARTS, "factor", "bias and difference"])
+def test_files_in_fp8_are_read_as_in_any_other_type(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """torch neither multiplies, adds nor compares fp8."""
+    torch.manual_seed(3)
+    layer = f"{PREFIX}blocks.0.self_attn.q"
+    extra = {
+        "factor": {**PARTS["lora"](layer), f"{layer}.scalar": torch.tensor(0.5)},
+        "bias and difference": {**PARTS["bias"](layer), f"{layer}.diff_b": r(8)},
+    }
+    state = {k: t.to(dtype) for k, t in (extra.get(kind) or PARTS[kind](layer)).items()}
+    save_file(state, tmp_path / "fp8.safetensors")
+    save_file({k: t.float() for k, t in state.items()}, tmp_path / "fp32.safetensors")
+    found, wide = (read_lora(tmp_path / f"{name}.safetensors") for name in ("fp8", "fp32"))
+    assert found.keys() == wide.keys()
+    for key in found:
+        torch.testing.assert_close(found[key].float(), wide[key].float(), msg=key)
+    assert is_zero(group_by_layer(found)[layer]) == is_zero(group_by_layer(wide)[layer])
+    if kind not in ("dora", "oft"):  # these have no difference of their own
+        method = "svd" if kind in ("loha", "scalar", "lokr") else "exact"
+        assert_same_changes(merge_loras([found, found], [0.5, 0.5], method)[0], [(wide, 1.0)])
+
+
+def test_the_scale_of_peft_s_lokr_in_fp8() -> None:
+    layer = f"{PREFIX}blocks.0.self_attn.q"
+    state = {k: t.to(torch.float8_e4m3fn) for k, t in PARTS["lokr"](layer).items()}
+    found = to_our_keys(state, scaling=PeftScaling({"peft_type": "LOKR", "r": 4, "alpha": 8}, "x"))
+    torch.testing.assert_close(found[f"{layer}.lokr_w1"], 2 * state[f"{layer}.lokr_w1"].float())
 
 
 def test_two_adapters_in_one_file_are_refused() -> None:

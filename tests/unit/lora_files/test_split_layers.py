@@ -89,6 +89,16 @@ def test_a_flux_lora_of_diffusers_there_and_back(tmp_path: Path) -> None:
         torch.testing.assert_close(again[key], tensor, rtol=0, atol=0, msg=key)
 
 
+def test_parts_in_fp8_are_joined_too(tmp_path: Path) -> None:
+    start = {k: t.to(torch.float8_e4m3fn) for k, t in flux_lora().items()}
+    save_file(start, tmp_path / "x.safetensors")
+    save_file({k: t.float() for k, t in start.items()}, tmp_path / "wide.safetensors")
+    found, wide = read_lora(tmp_path / "x.safetensors"), read_lora(tmp_path / "wide.safetensors")
+    assert found.keys() == wide.keys()
+    for key, tensor in wide.items():
+        torch.testing.assert_close(found[key].float(), tensor, rtol=0, atol=0, msg=key)
+
+
 def test_parts_that_cannot_be_joined_keep_their_names(tmp_path: Path) -> None:
     """A LoKr on q alone: ComfyUI applies it to those rows itself."""
     layer = "transformer.single_transformer_blocks.0.attn.to_q"
