@@ -82,6 +82,11 @@ async def json_body(request: web.Request) -> dict[str, Any]:
         raise Refused(415, "The body is JSON; send Content-Type: application/json.")
     try:
         body = await request.json()
+    except (
+        LookupError,
+        web.HTTPUnsupportedMediaType,
+    ) as error:  # what text() raises differs by aiohttp's version
+        raise Refused(415, "The body's charset is not known here; send UTF-8 and name no charset.") from error
     except (ValueError, RecursionError):
         body = None
     except web.HTTPRequestEntityTooLarge as error:

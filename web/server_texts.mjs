@@ -231,6 +231,7 @@ export const CHINESE = {
   "fields is a JSON object of texts.": "fields 是由文本组成的 JSON 对象。",
   "The body is a JSON object.": "请求体是 JSON 对象。",
   "The body is JSON; send Content-Type: application/json.": "请求体是 JSON；请发送 Content-Type: application/json。",
+  "The body's charset is not known here; send UTF-8 and name no charset.": "无法识别请求体的 charset；请以 UTF-8 发送，不写 charset。",
   "The body is the file's bytes; send Content-Type: application/octet-stream.": "请求体是文件的字节；请发送 Content-Type: application/octet-stream。",
   "sure is not the number of items; ask the user first.": "sure 不是样本的数量；请先询问用户。",
   "The file is larger than the {} MB that ComfyUI takes; start it with a larger --max-upload-size, or copy the file into ComfyUI/input yourself.": "文件超过 ComfyUI 接受的 {} MB；请以更大的 --max-upload-size 启动，或自行把文件复制到 ComfyUI/input。",

@@ -109,6 +109,14 @@ def test_bodies_are_json_only(client: HostClient, kind: str) -> None:
         assert status == 415 and "send Content-Type: application/json" in text, path
 
 
+@pytest.mark.parametrize("charset", ["foo", "hex", "x" * 5000])
+def test_a_charset_that_none_knows(client: HostClient, charset: str) -> None:
+    headers = {"Content-Type": f"application/json; charset={charset}"}
+    for path in POSTS:
+        status, text = ask(client, path.replace("{id}", "x"), b"{}", headers)
+        assert status == 415 and "send UTF-8" in json.loads(text)["error"], f"{path}: {status} {text[:300]}"
+
+
 @pytest.mark.parametrize(
     "headers",
     [
