@@ -7,6 +7,7 @@ import { canPaint } from "./mask_editor.mjs";
 import { inUsersLanguage, t } from "./texts.mjs";
 
 /** @typedef {import("./dataset_api.mjs").Item} Item */
+/** A caption as typed, and the one that it is to take the place of. @typedef {{ caption: string, based: string }} Draft */
 
 const SHOWN_WHOLE = /\.(png|jpe?g|webp|gif|avif|bmp|apng|jfif)$/i; // what browsers draw
 const LARGE = 12e6; // bytes, from which on a smaller copy is shown
@@ -17,7 +18,9 @@ export class DetailPanel {
     this.page = page;
     /** @type {Item | null} */ this.item = null;
     this.based = ""; // the caption that the user began to edit
+    /** What is typed and not written yet, by item: others may be chosen meanwhile. @type {Map<string, Draft>} */ this.drafts = new Map();
     /** @type {Promise<boolean> | null} */ this.saving = null;
+    /** What is on its way to the server. @type {{ name: string, caption: string } | null} */ this.writing = null;
     this.view = make("div", { class: "kiln-view" });
     this.name = make("h3", {});
     this.facts = make("div", { class: "kiln-faint" });
@@ -65,7 +68,6 @@ export class DetailPanel {
   show(item) {
     const other = item?.name !== this.item?.name;
     if (other) void this.save();
-    const typed = !other && this.dirty && item?.caption.trim() !== this.caption.value.trim();
     const before = this.item;
     this.item = item;
     this.root.hidden = !item;
@@ -73,11 +75,7 @@ export class DetailPanel {
     if (other || before?.stamp !== item.stamp || before?.mask_stamp !== item.mask_stamp) this.showPicture(item);
     this.name.textContent = item.name;
     this.showFacts(item);
-    if (typed && item.caption !== this.based) this.askWhich(item);
-    else if (!typed) {
-      this.caption.value = this.based = item.caption;
-      this.conflict.hidden = true;
-    }
+    this.showCaption(item, other);
     this.caption.setAttribute("aria-label", t("captionOf", item.name));
     this.caption.placeholder = t("noCaption");
     this.byModel.hidden = !item.by_model.includes("caption");
@@ -85,6 +83,21 @@ export class DetailPanel {
     if (other || !this.fields.contains(document.activeElement)) this.showFields(item);
     if (other) this.question.replaceChildren();
     this.showActions(item);
+  }
+
+  /** @param {Item} item @param {boolean} other than the one shown before */
+  showCaption(item, other) {
+    const draft = this.drafts.get(item.name);
+    if (other) {
+      this.caption.value = draft?.caption ?? item.caption;
+      this.based = draft?.based ?? item.caption;
+    }
+    const same = this.caption.value.trim() === item.caption.trim();
+    const written = this.writing?.name === item.name && this.writing.caption.trim() === item.caption.trim();
+    if (same || !this.dirty) this.caption.value = this.based = item.caption;
+    else if (written) this.based = item.caption; // typing has gone on meanwhile
+    if (item.caption === this.based) this.conflict.hidden = true;
+    else this.askWhich(item);
   }
 
   /** @param {Item} item */
@@ -136,11 +149,15 @@ export class DetailPanel {
 
   /** Another tab has changed what is being edited here. @param {Item} item */
   askWhich(item) {
+    const question = JSON.stringify([item.name, item.caption]);
+    if (!this.conflict.hidden && this.conflict.dataset.about === question) return; // a button may be held down
+    this.conflict.dataset.about = question;
     const mine = () => {
       this.based = item.caption;
       return void this.save();
     };
     const theirs = () => {
+      this.drafts.delete(item.name);
       this.caption.value = this.based = item.caption;
       this.conflict.hidden = true;
       this.caption.focus();
@@ -167,29 +184,47 @@ export class DetailPanel {
   }
 
   /**
-   * Write what is typed.
-   * @returns {Promise<boolean>} false where it could not be written and is still only here
+   * Write what is typed, here and for items left since.
+   * @returns {Promise<boolean>} false where something could not be written and is still only here
    */
   save() {
-    const item = this.item;
-    if (!item || !this.dirty || !this.page.writable) return Promise.resolve(true);
-    if (item.caption !== this.based) return Promise.resolve(false); // the user is being asked which one counts
-    this.saving ??= this.write(item, this.caption.value).finally(() => {
-      this.saving = null;
-    });
+    const { item, based } = this;
+    if (item && this.dirty && this.page.writable) this.drafts.set(item.name, { caption: this.caption.value, based });
+    if (!this.drafts.size) return Promise.resolve(true);
+    this.saving ??= Promise.resolve().then(() => this.writeDrafts());
     return this.saving;
   }
 
-  /** @param {Item} item @param {string} caption @returns {Promise<boolean>} */
-  async write(item, caption) {
-    if (await this.page.write("caption", [{ name: item.name, version: item.version, caption }])) return true;
-    if (this.item?.name !== item.name) this.page.goBackTo(item.name);
-    const now = this.page.items.get(item.name);
-    if (now && this.item?.name === item.name) {
-      this.caption.value = caption; // what was typed is not lost by going to another item
-      this.askWhich((this.item = now));
+  /** One after the other: each is told the version that the one before has made. */
+  async writeDrafts() {
+    try {
+      for (let [draft] = this.drafts; draft; [draft] = this.drafts) {
+        if (await this.write(...draft)) continue;
+        const inView = this.item?.name === draft[0] && this.root.isConnected;
+        if (!inView) this.page.goBackTo(draft[0]); // what was typed is not lost by going to another item
+        return false;
+      }
+      return true;
+    } finally {
+      this.saving = this.writing = null; // at once: who saves now begins anew
     }
-    return false;
+  }
+
+  /** @param {string} name @param {Draft} draft @returns {Promise<boolean>} false where it stays a draft */
+  async write(name, { caption, based }) {
+    const item = this.page.items.get(name);
+    if (!item) {
+      this.drafts.delete(name);
+      this.page.say(t("typedForGone", name, caption), true);
+      return true;
+    }
+    if (item.caption !== based) return false; // the user is being asked which one counts
+    this.writing = { name, caption };
+    if (!(await this.page.write("caption", [{ name, version: item.version, caption }]))) return false;
+    const now = this.drafts.get(name);
+    if (now?.caption === caption) this.drafts.delete(name);
+    else if (now) now.based = this.page.items.get(name)?.caption ?? caption; // typing has gone on
+    return true;
   }
 
   /** @param {Item} item */

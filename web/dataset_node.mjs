@@ -198,9 +198,9 @@ class Strip {
     const own = commonFolder(files);
     const known = this.folders.some(([name]) => name === this.folder);
     void uploadTo(own && known ? own : this.folder || own || "my_dataset", withoutCommonFolder(files), async (folder) => {
-      await this.refreshFolders();
-      this.seen = "";
+      this.seen = ""; // the node has the folder before the dialog is gone: Run may be the next click
       this.setFolder(folder);
+      await this.refreshFolders();
     });
   }
 }

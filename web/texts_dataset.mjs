@@ -47,6 +47,7 @@ export const DATASET = {
   caption: ["Caption", "描述"],
   captionOf: ["Caption of {0}", "{0} 的描述"],
   captionHelp: ["Saved when you leave the box, or with Ctrl + Enter. Escape goes back to the grid.", "离开输入框或按 Ctrl + 回车时保存。Esc 返回网格。"],
+  typedForGone: ["{0} is gone. What was typed for it: {1}", "{0} 已不在。为它输入的内容：{1}"],
   captionTheirs: ["It was changed elsewhere meanwhile, to: {0}", "它已在别处改为：{0}"],
   keepMine: ["Save mine", "保存我的"],
   takeTheirs: ["Take the other", "采用别处的"],
