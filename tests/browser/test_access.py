@@ -8,6 +8,7 @@ from scripts.host import RunningHost
 from scripts.host_client import HostClient
 
 from .conftest import RUNS_TAB, Canvas, done_now, finished
+from .test_dataset_page import complaints
 
 
 def train(canvas: Canvas, client: HostClient) -> None:
@@ -96,6 +97,23 @@ def test_values_are_read_with_the_arrow_keys(canvas: Canvas, client: HostClient)
     assert range_["from"] == 1 and range_["to"] < 20, "the view follows what is read"
     chart.press("0")
     canvas.shot("read")
+
+
+def test_assistive_technology_reads_the_panel_and_the_runs(
+    canvas: Canvas, client: HostClient, axe: str
+) -> None:
+    canvas.load(steps=20)
+    expect(canvas.page.locator(".kiln-estimate")).to_contain_text("Memory: about")
+    assert complaints(canvas, axe, ".kiln-panel") == [] and complaints(canvas, axe, ".kiln-estimate") == []
+    train(canvas, client)
+    assert complaints(canvas, axe, ".kiln-panel") == []
+    canvas.page.click(RUNS_TAB)
+    card = canvas.page.locator(".kiln-runs .kiln-card").first
+    expect(card).to_be_visible()
+    assert complaints(canvas, axe, ".kiln-runs") == []
+    card.locator("[data-kiln=delete]").click()
+    expect(card.get_by_role("alertdialog")).to_be_visible()
+    assert complaints(canvas, axe, ".kiln-runs") == []
 
 
 def test_a_run_is_deleted_with_the_keyboard_alone(canvas: Canvas, client: HostClient) -> None:

@@ -62,7 +62,7 @@ def test_curve_grows_buttons_work_and_reload_restores(canvas: Canvas, client: Ho
 
     canvas.finish()
     canvas.wait_panel("panel.state.status === 'stopped'")
-    assert canvas.panel()["text"].startswith("stopped after")
+    canvas.wait_panel("panel.advice.textContent.startsWith('stopped after')")
     canvas.shot("finished")
     client.interrupt()
 
@@ -180,9 +180,11 @@ def test_finish_asks_and_stop_keeps_a_checkpoint(canvas: Canvas, client: HostCli
     run = client.get_json("/lora_kiln/runs")["runs"][-1]["run"]
     canvas.press("stop")
     canvas.wait_panel("panel.state.status === 'stopped'")
-    assert "checkpoint and LoRA" in canvas.panel()["text"]
+    canvas.wait_panel("panel.advice.textContent.includes('checkpoint and LoRA')")
     listed = client.get_json(f"/lora_kiln/history?words={run}")["runs"]
     assert listed[0]["resumable"]
+    while (queue_now := client.get_json("/queue"))["queue_running"] or queue_now["queue_pending"]:
+        canvas.page.wait_for_timeout(100)
     history = client.get_json("/history?max_items=1")
     assert "interrupted" in (failure_of(next(iter(history.values()))) or ""), "the nodes behind did not run"
 

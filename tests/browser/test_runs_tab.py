@@ -50,15 +50,17 @@ def open_tab(canvas: Canvas) -> None:
     canvas.page.wait_for_selector(".kiln-runs .kiln-card")
 
 
-def widgets(canvas: Canvas) -> dict[str, Any]:
-    values: dict[str, Any] = canvas.page.evaluate(
-        """() => {
+def wait_widgets(canvas: Canvas, values: dict[str, Any]) -> None:
+    """Wait until the training node's widgets have these values."""
+    canvas.page.wait_for_function(
+        """values => {
             const nodes = window.app.graph.nodes ?? window.app.graph._nodes;
             const node = nodes.find(n => n.type === 'KilnTrainLora');
-            return Object.fromEntries(node.widgets.map(w => [w.name, w.value]));
-        }"""
+            const shown = Object.fromEntries((node?.widgets ?? []).map(w => [w.name, w.value]));
+            return Object.entries(values).every(([name, value]) => shown[name] === value);
+        }""",
+        arg=values,
     )
-    return values
 
 
 def test_list_compare_and_rate(canvas: Canvas, client: HostClient, tab: Any) -> None:
@@ -104,10 +106,9 @@ def test_use_settings_resume_and_open_graph(canvas: Canvas, client: HostClient, 
         """() => (window.app.graph.nodes ?? window.app.graph._nodes).find(n => n.type === 'KilnTrainLora')
             .widgets.find(w => w.name === 'steps').value === 12"""
     )
-    now = widgets(canvas)
-    assert (now["steps"], now["rank"], now["seed"]) == (12, 16, run["config"]["seed"])
+    wait_widgets(canvas, {"steps": 12, "rank": 16, "seed": run["config"]["seed"]})
     card.locator("[data-kiln=resumeRun]").click()
-    assert widgets(canvas)["resume"] == run["id"]
+    wait_widgets(canvas, {"resume": run["id"]})
     card.locator("[data-kiln=showLora]").click()
     expect(card.get_by_label("Path of the LoRA, below ComfyUI's folder")).to_have_value(run["lora"])
     canvas.shot("used")
@@ -118,7 +119,7 @@ def test_use_settings_resume_and_open_graph(canvas: Canvas, client: HostClient, 
     canvas.page.wait_for_function(
         "() => (window.app.graph.nodes ?? window.app.graph._nodes).some(n => n.type === 'KilnTrainLora')"
     )
-    assert widgets(canvas)["seed"] == run["config"]["seed"]
+    wait_widgets(canvas, {"seed": run["config"]["seed"]})
 
 
 def test_items_with_the_highest_and_the_lowest_loss(canvas: Canvas, client: HostClient, tab: Any) -> None:
@@ -187,7 +188,7 @@ def test_a_thousand_runs(canvas: Canvas, host: RunningHost, client: HostClient, 
     expect(tab.locator("[role=status]")).to_contain_text("runs.")
     tab.locator("input[type=search]").fill("many")
     expect(tab.locator("[role=status]")).to_contain_text("1000 runs.")
-    assert tab.locator(".kiln-card").count() == 30, "a page at a time"
+    expect(tab.locator(".kiln-card")).to_have_count(30)  # a page at a time
     tab.get_by_role("button", name="Show more").click()
     expect(tab.locator(".kiln-card")).to_have_count(60)
     canvas.shot("thousand")
