@@ -255,7 +255,10 @@ def test_two_tabs_lose_no_edit(canvas: Canvas, folder: Path, host: RunningHost, 
     expect(page.locator("textarea")).to_have_value("mine, being typed")
     assert (folder / "photo 0.txt").read_text() == "theirs, saved first"
     canvas.shot("asked")
-    page.locator("[data-kiln=keepMine]").click()
+    with canvas.page.expect_response(
+        "**/lora_kiln/dataset/items*"
+    ):  # the page looks at the folder after a change
+        page.locator("[data-kiln=keepMine]").click()
     expect(tile(other, "photo 0.jpg")).to_contain_text("mine, being typed")
     assert (folder / "photo 0.txt").read_text() == "mine, being typed"
     (folder / "photo 1.txt").write_text("by another program", "utf-8")
