@@ -89,13 +89,13 @@ class Pattern:
 def _check_size(text: str) -> None:
     """Raise ValueError for an expression that no person writes."""
     if len(text) > _LONGEST:
-        raise ValueError(f"{len(text)} characters")
+        raise ValueError(f"it has {len(text)} characters")
     bare = _ESCAPED.sub("", text)
     if _RECURSION.search(bare):
-        raise ValueError("an expression inside itself")
+        raise ValueError("it holds an expression inside itself")
     parts = sum(bare.count(sign) for sign in "([?*+{")
     if parts > _MOST_PARTS:
-        raise ValueError(f"{parts} groups, sets and repetitions, and at most {_MOST_PARTS} are taken")
+        raise ValueError(f"it has {parts} groups, sets and repetitions, and at most {_MOST_PARTS} are taken")
     copies = 1
     for counts in _COUNTS.findall(bare):
         times = max((int(digits[:9]) for digits in _DIGITS.findall(counts)), default=1)

@@ -145,16 +145,15 @@ def _duplicates(items: Sequence[Item]) -> Iterator[Problem]:
     for group in near_duplicates(items):
         for index in group[1:]:
             same = items[index].facts.sha256 == items[group[0]].facts.sha256
-            what = "the same file as" if same else "nearly the same as"
+            first = items[group[0]].path.name
+            text = f"the same file as {first}" if same else f"nearly the same as {first}"
             split = {items[index].role, items[group[0]].role}
             leak = (
                 "; one is trained on and the other validates"
                 if "validation" in split and len(split) > 1
                 else ""
             )
-            yield Problem(
-                index, f"like {group[0] + 1}", f"{what} {items[group[0]].path.name}{leak}", severe=same
-            )
+            yield Problem(index, f"like {group[0] + 1}", f"{text}{leak}", severe=same)
 
 
 def _caption_problems(items: Sequence[Item]) -> Iterator[Problem]:

@@ -12,14 +12,14 @@ _ONE_NUMBER = ("alpha", "scalar")
 _ANY_NUMBERS = (*_ONE_NUMBER, "reshape_weight")
 _OF_OUTPUTS = ("lora_magnitude_vector", "lora_B.bias", "diff_b", "b_norm")
 _KINDS = {
-    "a LoRA": ("lora_A.weight", "lora_B.weight"),
-    "a LoHa": ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
-    "a LoKr": ("lokr_w1", "lokr_w1_a", "lokr_w2", "lokr_w2_a"),
-    "an OFT": ("oft_blocks", "oft_R.weight"),
-    "a GLoRA": ("a1.weight", "b1.weight"),
-    "a difference (diff)": ("diff",),
-    "a difference (w_norm)": ("w_norm",),
-    "a whole weight": ("set_weight",),
+    "LoRA": ("lora_A.weight", "lora_B.weight"),
+    "LoHa": ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
+    "LoKr": ("lokr_w1", "lokr_w1_a", "lokr_w2", "lokr_w2_a"),
+    "OFT": ("oft_blocks", "oft_R.weight"),
+    "GLoRA": ("a1.weight", "b1.weight"),
+    "diff": ("diff",),
+    "w_norm": ("w_norm",),
+    "set_weight": ("set_weight",),
 }
 
 
@@ -35,8 +35,9 @@ def check_layer(tensors: LayerTensors) -> None:
         if name not in _ANY_NUMBERS and not tensor.is_floating_point():
             raise ValueError(f"its {name} holds {str(tensor.dtype).removeprefix('torch.')}")
     kinds = [kind for kind, names in _KINDS.items() if any(name in tensors for name in names)]
-    if len(kinds) > 1 or {"diff_b", "b_norm"} <= tensors.keys():  # loaders use one of them and drop the other
-        raise ValueError(f"it holds {' and '.join(kinds[:2]) or 'diff_b and b_norm'} at once")
+    kinds = kinds if len(kinds) > 1 else [name for name in ("diff_b", "b_norm") if name in tensors]
+    if len(kinds) > 1:  # loaders use one of them and drop the other
+        raise ValueError(f"it holds {kinds[0]} and {kinds[1]} at once")
     if len({tensors[name].numel() for name in _OF_OUTPUTS if name in tensors}) > 1:
         raise ValueError("its biases and magnitudes differ in size")
     shape = shape_of(tensors)

@@ -73,7 +73,7 @@ class Estimate:
     optimizer: int
     activations: int
     pinned: int = 0  # of CPU memory; no part of the total
-    reason: str = ""  # why auto chose the level
+    reason: str = ""  # why auto chose the level: how the sentence goes on
     advice: str = ""
 
     @property
@@ -90,7 +90,7 @@ class Estimate:
             text += ", attention and MLP recomputed apart"
         if self.pinned >= 2**28:
             text += f", and {self.pinned / 2**30:.2f} GiB of pinned CPU memory"
-        text += f", {self.reason}" if self.reason else ""
+        text += self.reason
         return f"{text}. {self.advice}" if self.advice else text
 
 
@@ -149,7 +149,7 @@ def estimate(
         kept = sizes.whole - chosen.weights
         if free_ram < kept and config.memory.base_precision == "as it is":
             chosen = sizes.plan(dataclasses.replace(chosen.memory, level="stream from file"))
-    reason = f"chosen for the {_gib(free)} that are free"
+    reason = f", chosen for the {_gib(free)} that are free"
     if chosen.memory.level != "resident":
         reason += f" (resident needs {_gib(plans[0].total)})"
     return _with_advice(dataclasses.replace(chosen, reason=reason), sizes, config, free)

@@ -199,8 +199,9 @@ def continue_run(resumed: Path, fresh: Path, config: TrainConfig, dataset: str) 
             f"The checkpoint {resumed.name} of the run {name} cannot be copied for a new run "
             f"({shortened(str(error))}); free some disk space."
         ) from error
-    why = f" ({'; '.join(changed)})" if changed else ""
-    notice = f"A new run that goes on from step {state.step} of the run {name}{why}."
+    notice = f"A new run that goes on from step {state.step} of the run {name}."
+    if changed:
+        notice = f"A new run that goes on from step {state.step} of the run {name} ({'; '.join(changed)})."
     return Continuation(folder=folder, checkpoint=folder / resumed.name, parent=name, notice=notice)
 
 

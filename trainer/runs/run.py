@@ -57,22 +57,22 @@ class Run:
         s = self.summary()
         if not self.losses:
             return "stopped before the first step: nothing was learned"
-        verb = "stopped after" if self.stopped else "done:"
         layers = group_by_layer(self.lora).values()
         with_text = any(map(is_text_encoder, group_by_layer(self.lora)))
+        nothing = ""
         if not self.config.optimizer.learning_rate and not with_text:
-            verb += " nothing was learned, for learning_rate is 0;"
+            nothing = "nothing was learned, for learning_rate is 0"
         elif layers and all(map(is_zero, layers)):
-            verb += " nothing was learned, the update of every layer is zero;"
-        return (
-            f"{verb} {s['steps']} steps in {s['seconds']:.0f} s, loss {s['first_loss']:.3f} -> {s['last_loss']:.3f}; "
+            nothing = "nothing was learned, the update of every layer is zero"
+        figures = (
+            f"{s['steps']} steps in {s['seconds']:.0f} s, loss {s['first_loss']:.3f} -> {s['last_loss']:.3f}; "
             f"{s['parameters_percent']} % of the model's parameters, {s['megabytes']} MB"
-            + (
-                f"; validation best {s['best_validation']:.4f} at step {s['best_step']}"
-                if "best_step" in s
-                else ""
-            )
         )
+        if "best_step" in s:
+            figures += f"; validation best {s['best_validation']:.4f} at step {s['best_step']}"
+        if nothing:
+            return f"{'stopped' if self.stopped else 'done'}: {nothing}; {figures}"
+        return f"stopped after {figures}" if self.stopped else f"done: {figures}"
 
 
 RESULT, LORA = "result.json", "lora.safetensors"  # in a run's folder, when it has ended

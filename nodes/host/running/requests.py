@@ -155,9 +155,9 @@ def train_in_background(request: TrainRequest) -> tuple[Run | None, str]:
             run = job.result()
             ended = not run.stopped or monitor.finish_requested
             outcome = run.folder if ended and run.losses else None
-            where = f" LoRA: {_publish(run)}" if outcome else f" Resume it with latest: {run.run_id}"
+            where = f"; the LoRA: {_publish(run)}" if outcome else f"; Resume it with latest: {run.run_id}"
             monitor.end(
-                "stopped" if run.stopped else "done", "\n".join([run.sentence() + ";" + where, *run.advice])
+                "stopped" if run.stopped else "done", "\n".join([run.sentence() + where, *run.advice])
             )
         except NotStarted:
             pass
