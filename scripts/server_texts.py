@@ -30,14 +30,19 @@ SPOKEN = (
 """Files of nodes, of which every f-string and every text that is returned is shown to the user."""
 
 SPOKEN_THROUGHOUT = (
+    "nodes/host/models/prediction.py",
     "nodes/host/models/start_from.py",
     "nodes/host/running/requests.py",
+    "trainer/config/foreign_settings.py",
+    "trainer/config/import_settings.py",
     "trainer/config/noise_ranges.py",
     "trainer/dataset/buckets.py",
     "trainer/dataset/captioning.py",
+    "trainer/dataset/controls.py",
     "trainer/dataset/encode.py",
     "trainer/dataset/encode_progress.py",
     "trainer/dataset/encoded.py",
+    "trainer/dataset/flip.py",
     "trainer/dataset/items.py",
     "trainer/dataset/names.py",
     "trainer/dataset/pieces.py",
@@ -50,13 +55,16 @@ SPOKEN_THROUGHOUT = (
     "trainer/loop/advice.py",
     "trainer/loop/checks.py",
     "trainer/memory/estimate.py",
+    "trainer/memory/mapped.py",
     "trainer/model_files/extract_lora.py",
     "trainer/model_files/merge_into_file.py",
     "trainer/parsers.py",
     "trainer/patterns.py",
+    "trainer/report/tensorboard.py",
     "trainer/runs/differences.py",
     "trainer/runs/resume.py",
     "trainer/runs/run.py",
+    "trainer/runs/samples.py",
 )
 """Files whose every text of several words is shown to the user, wherever it stands, but for what is UNSAID."""
 
@@ -68,6 +76,8 @@ UNSAID = {
     "caption of {}": "on the contact sheet",
     "empty mask": "on the contact sheet",
     "stretched mask": "on the contact sheet",
+    "The given buffer is not writable": "a warning of torch that is not shown",
+    "kohya locon": "a value of another trainer",
     "keep both": "an answer that the browser sends",
     "model caption": "the name of a change in the journal; the page has its own words",
     "several pieces": "a choice of clip_part",
@@ -134,7 +144,8 @@ def _texts(tree: ast.AST) -> list[ast.expr]:
             inner = [*node.args]
         parts.update(map(id, inner))
     kinds = (ast.Constant, ast.JoinedStr, ast.BinOp)
-    return [node for node in ast.walk(tree) if isinstance(node, kinds) and id(node) not in parts]
+    found = [node for node in ast.walk(tree) if isinstance(node, kinds) and id(node) not in parts]
+    return [node for node in found if r"\b" not in (template(node) or "")]  # no regular expression
 
 
 def _name(function: ast.expr) -> str:

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from trainer.config import AdapterConfig, MemoryConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+from trainer.config.import_settings import import_settings
 from trainer.errors import KilnError
 from trainer.events import ValidationPoint
 from trainer.lora_files.layer_checks import check_layer
@@ -225,3 +226,11 @@ def test_what_is_wrong_with_an_expression(text: str) -> None:
         compile_pattern(text, "rank_pattern")
     quoted = [text, *re.findall(r"'a{9,}", str(refused.value))]
     demand([str(refused.value)], *quoted)
+
+
+def test_what_becomes_of_imported_settings() -> None:
+    text = "network_dim: 8\nlr_scheduler: rex\nseed: -1\nnum_epochs: 3\nmax_train_epochs: 2\nsdpa: true\nrank: 16\n"
+    report = import_settings(text).report
+    assert len(report) >= 7
+    keys = [line.partition(":")[0] for line in report]
+    demand(report, *keys, "num_train_epochs", "rex", "max_train_epochs", "sd-scripts", "musubi-tuner")

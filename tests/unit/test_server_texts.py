@@ -11,7 +11,8 @@ from scripts.server_texts import UNSAID, said, spoken_throughout, template, tran
 
 SAID_ELSEWHERE = re.compile(
     r"^(step |skipped: |note: |stopped|starting|waiting|done: |\{\} layers|; the update of every)"
-    r"|^(at step \{\}|empty|kind is \{\})$"
+    r"|^(at step \{\}|empty|kind is \{\}|it is off|\{\}: used as .*|\{\}: also .*|\{\}: not used, \{\})$"
+    r"|^(Not ready: |Usable, |Ready to train)"
     r"|^\{\} (images|subject|regularisation|validation)$"
     r"|^(weights|adapter|gradients|optimizer|activations) \{\}$"
     r"|^The loss became|^; the LoRA: |^a slider: |^This could not be done|^The run's own copy "
