@@ -5,7 +5,7 @@
     lora_kiln.*        our settings and fingerprints
     workflow, prompt   the graph, as the host's canvas loads it from a dropped file
 
-Never a path or a user's name: a model is told by its file's name, and `without_local_paths` goes over the graph. What
+Never a path or a user's name: a model is told by its file's name, and `without_local_paths` goes over all texts. What
 depends on the file (hash, ranks, name) is written when the file is, see `of_file`.
 """
 
@@ -19,7 +19,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from torch import Tensor
@@ -167,45 +166,114 @@ def of_file(
 def figures_only(lora: LoraWeights) -> LoraWeights:
     """The same LoRA without a graph, words of the user, names of files or a picture in its metadata: only figures and
     names of methods stay, of other programs' too."""
-    kept = {k: v for k, v in lora.metadata.items() if _FIGURES.fullmatch(k)}
+    kept = {k: without_local_paths(v) for k, v in lora.metadata.items() if _FIGURES.fullmatch(k)}
     if "lora_kiln.config" in kept:
-        config = parse_json(kept["lora_kiln.config"])
-        config["sample"] = {k: v for k, v in config.get("sample", {}).items() if k not in _PROMPTS}
-        kept["lora_kiln.config"] = json.dumps(config)
+        config = _without_prompts(kept.pop("lora_kiln.config"))
+        kept |= {"lora_kiln.config": config} if config else {}
     return LoraWeights(lora, kept)
 
 
+def _without_prompts(text: str) -> str:
+    """Our settings as JSON without the prompts of samples; "" for what is no settings."""
+    try:
+        config = parse_json(text)
+        if not isinstance(config, dict):
+            return ""
+        sample = config.pop("sample", None)
+        if isinstance(sample, dict):
+            config["sample"] = {k: v for k, v in sample.items() if k not in _PROMPTS}
+        return json.dumps(config)
+    except (ValueError, RecursionError):
+        return ""
+
+
 def without_local_paths(value: Any) -> Any:
-    """JSON values with each text that is a path of this machine, or begins with a Windows drive or share, brought down
-    to its last name: "C:\\Users\\me\\photos" -> "photos"."""
+    """JSON values in which each path of a machine is brought down to its last name, wherever it stands in a text or a
+    key: "see C:\\Users\\me\\photos" -> "see photos". A home folder's own name is left out; addresses
+    of the web stay."""
     if isinstance(value, dict):
-        return {k: without_local_paths(v) for k, v in value.items()}
+        found: dict[Any, Any] = {}
+        namesakes: Counter[Any] = Counter()
+        for key, each in value.items():
+            new = name = without_local_paths(key)
+            while new != key and (new in value or new in found):  # another folder's "photos"
+                namesakes[name] += 1
+                new = f"{name} ({namesakes[name] + 1})"
+            found[new] = without_local_paths(each)
+        return found
     if isinstance(value, list):
         return [without_local_paths(v) for v in value]
-    if isinstance(value, str) and (name := _last_name(value.strip().strip('"'))):
-        return name
-    return value
+    return _without_paths(value) if isinstance(value, str) else value
 
 
 def shareable(lora: LoraWeights) -> LoraWeights:
-    """The same LoRA for a file that is given away: the paths in its graph are brought down to their last names."""
-    metadata = dict(lora.metadata)
-    for name in GRAPH:
+    """The same LoRA for a file that is given away: the paths in its metadata are brought down to their last names."""
+    return LoraWeights(lora, {name: without_local_paths(text) for name, text in lora.metadata.items()})
+
+
+_PATH_STARTS = re.compile(
+    r"""
+      (?P<kept> (?<![a-z0-9+.-]) (?!file:) [a-z][a-z0-9+.-]+:// [^\s"'<>?=\#]*    # an address of the web
+              | (?<![a-z0-9]) data:[a-z0-9/+.;=-]{0,100}, [a-z0-9+/=]* )          # a picture
+    | (?<![a-z0-9]) file:[\\/]+
+    | (?<![a-z0-9_]) [a-z]:[\\/] (?![()])                                        # a drive, no "a:\(b\)" of a prompt
+    | (?<![a-z0-9_.:\\/]) \\\\+ (?=[\w.$?-][^\\/\s()]*[\\/])                       # a share
+    | (?<![a-z0-9_.~\\/]) ~ (?:[a-z_][\w.-]*)? [\\/]
+    | (?<![a-z0-9_.~\\/]) (?:(?:\.\.?)?[\\/])+
+      (?= (?:[a-z][\\/])? (?:home|users|mnt|media|volumes)[\\/] | root(?![\w.-]) )
+    | (?<![a-z0-9_.~\\/]) / (?=(?P<folder>[^\\/\n"]+)/)                         # a path if this machine has the folder
+    """,
+    re.VERBOSE | re.IGNORECASE | re.ASCII,
+)
+_PATH_END = re.compile(r"""(?=[\n\r\t<>|]|\\*"|(?<=[\\/])\s)|(?<=\S)\.[A-Za-z]\w{0,7}(?=[\s,;])""", re.ASCII)
+_CLOSING = {"'": "'", "(": ")", "[": "]", "{": "}", "`": "`"}
+_HOMES = ("home", "users", "documents and settings")
+
+
+def _without_paths(text: str) -> str:
+    if text.lstrip().startswith(("{", "[")):
         try:
-            metadata[name] = json.dumps(without_local_paths(parse_json(metadata[name])))
-        except (KeyError, ValueError):  # none, or another program's
+            value = parse_json(text)
+            new = without_local_paths(value)
+            return text if new == value else json.dumps(new)
+        except (ValueError, RecursionError):
+            pass  # no JSON, or too deep: a text as any other
+    starts = [
+        m for m in _PATH_STARTS.finditer(text) if m["folder"] is None or os.path.isdir("/" + m["folder"])
+    ]
+    parts, done = [], 0
+    limits = [*(m.start() for m in starts[1:]), len(text)]
+    for start, limit in zip(starts, limits, strict=False):
+        if start["kept"] is not None:
             continue
-    return LoraWeights(lora, metadata)
+        end = _path_end(text, start, limit)
+        parts += [text[done : start.start()], _last_name(text[start.start() : end])]
+        done = end
+    return "".join((*parts, text[done:]))
 
 
-def _last_name(text: str) -> str:
-    """Of an absolute path; nothing of any other text."""
-    if re.match(r"[A-Za-z]:[\\/]|\\\\[^\\]+\\", text) and "\n" not in text:
-        return PureWindowsPath(text).name
-    first = re.match(r"(~|/[^/\n]+)/[^\n]*$", text)
-    if first and (first[1] == "~" or os.path.isdir(first[1])):
-        return PurePosixPath(text).name
-    return ""
+def _path_end(text: str, start: re.Match[str], end: int) -> int:
+    """Where the path ends that begins there, `end` at most. Names may hold spaces, so in the midst of a line it is the
+    whole rest of it, unless a bracket, a quote or a file's ending closes it."""
+    closing = _CLOSING.get(text[start.start() - 1 : start.start()], "")
+    if closing and (place := text.find(closing, start.end(), end)) >= 0:
+        end = place
+    found = _PATH_END.search(text, start.end(), end)
+    return found.end() if found else end
+
+
+def _last_name(path: str) -> str:
+    """Of a path, and what stands behind it; of a home folder only the latter."""
+    names = [name for name in re.split(r"[\\/]+", path) if name and name not in (".", "..")]
+    own = [name for name in re.split(r"[\\/]+", os.path.expanduser("~")) if name]
+    if len(names) < 2 and re.match(
+        r"(root(?![\w.-])|~|[A-Za-z]:|file:|\?)", names[0] if names else "~", re.IGNORECASE
+    ):
+        return names[0][4:] if names and names[0].lower().startswith("root") else ""
+    if names == own or (len(names) > 1 and names[-2].lower() in _HOMES):
+        behind = re.search(r"[,;:)].*", names[-1], re.DOTALL)
+        return behind[0] if behind else ""
+    return names[-1]
 
 
 def _usual_size(items: Sequence[EncodedItem]) -> tuple[int, int] | None:

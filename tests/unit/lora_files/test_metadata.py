@@ -143,30 +143,118 @@ def test_figures_only_holds_nothing_that_a_user_wrote(tmp_path: Path) -> None:
     assert any(secret in json.dumps(weights.metadata) for secret in SECRETS), "the input is as it was"
 
 
+NO_SETTINGS = ["[]", "5", "null", "{", '"/home/me"', "[" * 100_000, '{"sample": 3}']
+
+
+@pytest.mark.parametrize("config", NO_SETTINGS, ids=lambda text: text[:9])
+def test_settings_that_are_none_are_left_out(config: str) -> None:
+    """Of a LoRA or a base of any origin."""
+    found = figures_only(LoraWeights({}, {"lora_kiln.config": config, "lora_kiln.steps": "4"})).metadata
+    assert found == {"lora_kiln.steps": "4"} | ({"lora_kiln.config": "{}"} if "sample" in config else {})
+
+
+def test_fields_of_figures_hold_no_path() -> None:
+    fields = {
+        "ss_network_module": "/home/me/x",
+        "lora_kiln.merge": "exact: .. /home/me/a",
+        "lora_kiln.config": '{"note": "C:\\\\Users\\\\me\\\\b", "/Users/me/c": 1}',
+        "modelspec.implementation": "https://github.com/comfyanonymous/ComfyUI",
+    }
+    assert figures_only(LoraWeights({}, fields)).metadata == {
+        "ss_network_module": "x",
+        "lora_kiln.merge": "exact: .. a",
+        "lora_kiln.config": '{"note": "b", "c": 1}',
+        "modelspec.implementation": "https://github.com/comfyanonymous/ComfyUI",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("/home/me", ""),
+        ("/home/me/", ""),
+        ("~me/", ""),
+        ("/root", ""),
+        ("C:\\Users\\John Smith", ""),
+        ("/mnt/c/Users/me", ""),
+        ("at /home/me, a cat", "at , a cat"),
+        ("/home/me/photos of me", "photos of me"),
+        ("/root/photos/", "photos"),
+        ("~me/a/photos", "photos"),
+        ("C:\\Users\\John Smith\\my photos", "my photos"),
+        ("D:/data/photos", "photos"),
+        ("\\\\nas\\photos\\of me", "of me"),
+        ("\\\\?\\C:\\Users\\me\\x", "x"),
+        ("file:///home/me/x.png", "x.png"),
+        ("file:///C:/Users/me/x.png", "x.png"),
+        ("../../home/me/x", "x"),
+        ("--dir=/home/me/x --to /Users/me/y", "--dir=x --to y"),
+        ("embedding:/home/me/x", "embedding:x"),
+        ("see /home/me/a.png and 1/2 of (/Users/me/b)", "see a.png and 1/2 of (b)"),
+        ("a\n/home/me/x\nb ~/y.txt\n", "a\nx\nb y.txt\n"),
+        ('"C:\\a\\b"', '"b"'),
+        ('{"deep": "/home/me/x"}', '{"deep": "x"}'),
+        ('no JSON {"a": \\"C:\\\\Users\\\\me\\\\x\\", 1', 'no JSON {"a": \\"x\\", 1'),
+        ("https://x.org/v?f=/home/me/x.png&n=1", "https://x.org/v?f=x.png&n=1"),
+    ],
+)
+def test_paths_are_brought_down_to_their_last_names(text: str, left: str) -> None:
+    """Of any machine, wherever they stand; of a home folder nothing is left."""
+    assert without_local_paths(text) == left
+    assert without_local_paths(left) == left, "once is enough"
+    assert without_local_paths({"list": [text]}) == {"list": [left]}
+    assert shareable(LoraWeights({}, {"ss_comment": text})).metadata == {"ss_comment": left}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/imagine a cat, 1/2 price",
+        "sub/photos",
+        "http://x.org/home/me/y, https://github.com/comfyanonymous/ComfyUI",
+        "1girl, and/or, w/o hat, ~50/60 fps, artist \\(x\\), (a:1.2), b:\\(c\\)",
+        "data:image/jpeg;base64,/9j/4AAQ/root/tmp/x+/home/x",
+        '{"a":   ["1/2"]}',
+        "",
+    ],
+)
+def test_what_is_no_path_stays_as_it_is(text: str) -> None:
+    assert without_local_paths(text) == text
+
+
+def test_paths_that_are_names_of_fields() -> None:
+    values = {"/home/me/photos": 1, "photos": 2, "/Users/me/photos": 3, "photos (2)": 4, "C:\\a\\b": 5}
+    assert without_local_paths(values) == {
+        "photos (3)": 1,
+        "photos": 2,
+        "photos (4)": 3,
+        "photos (2)": 4,
+        "b": 5,
+    }
+
+
 def test_files_that_are_given_away_have_no_absolute_paths(tmp_path: Path) -> None:
+    """Folders that this machine has are paths too, whatever they are called."""
     local = str(tmp_path / "photos of me")
-    values = {
-        "folder": local,
-        "quoted": f'"{local}"',
-        "windows": "C:\\Users\\me\\photos",
-        "slashes": "D:/data/photos",
-        "share": "\\\\server\\share\\photos",
-        "home": "~/photos",
-        "list": [{"deep": local}],
-        "prompt": "/imagine a cat, 1/2 price",
+    values = {"folder": local, "list": [{"deep": f'a\n"{local}"'}], "relative": "sub/photos", "number": 3}
+    expected = {
+        "folder": "photos of me",
+        "list": [{"deep": 'a\n"photos of me"'}],
         "relative": "sub/photos",
         "number": 3,
-        "text": f"lines\n{local}",
     }
-    found = without_local_paths(values)
-    assert found["folder"] == found["quoted"] == found["list"][0]["deep"] == "photos of me"
-    assert {found[k] for k in ("windows", "slashes", "share", "home")} == {"photos"}
-    assert {k: found[k] for k in ("prompt", "relative", "number", "text")} == {
-        k: values[k] for k in ("prompt", "relative", "number", "text")
-    }
-    weights = LoraWeights({}, {"workflow": json.dumps(values), "prompt": "no JSON"})
-    assert json.loads(shareable(weights).metadata["workflow"])["folder"] == "photos of me"
-    assert shareable(weights).metadata["prompt"] == "no JSON"
+    assert without_local_paths(values) == expected
+    weights = LoraWeights({}, {"workflow": json.dumps(values), "prompt": f"no JSON {local}"})
+    assert json.loads(shareable(weights).metadata["workflow"]) == expected
+    assert shareable(weights).metadata["prompt"] == "no JSON photos of me"
+
+
+@pytest.mark.parametrize("depth", [400, 990, 100_000])
+def test_a_graph_of_any_depth_loses_its_paths(depth: int) -> None:
+    text = "[" * depth + '"/home/me/x"' + "]" * depth
+    assert shareable(LoraWeights({}, {"workflow": text})).metadata["workflow"] == text.replace(
+        "/home/me/", ""
+    )
 
 
 def test_hash_rank_and_name_are_those_of_the_new_file(tmp_path: Path) -> None:
