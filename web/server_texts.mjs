@@ -443,7 +443,7 @@ export const CHINESE = {
   "{} is quantised ({} is {}), which cannot be merged into; use the fp16, bf16 or fp8 file of the model.": "{} 是量化的（{} 为 {}），无法合并；请使用该模型的 fp16、bf16 或 fp8 文件。",
   "The strength of {} is {}; give a number.": "{} 的强度为 {}；请给出一个数。",
   "{} does not fit {}: it is for {}, and none of its {} layers, such as {}, is in the file. Use the model it was trained on.": "{} 与 {} 不匹配：它用于 {}，它的 {} 层（例如 {}）都不在该文件中。请使用训练它的模型。",
-  "{} is for another size of model: {} is {} x {} in it and {} in {}. Use the model it was trained on.": "{0} 用于另一种大小的模型：其中 {1} 为 {2} x {3}，而 {5} 中为 {4}。请使用训练它的模型。",
+  "{} is for another size of model: {} is {} in it and {} in {}. Use the model it was trained on.": "{0} 用于另一种大小的模型：其中 {1} 为 {2}，而 {4} 中为 {3}。请使用训练它的模型。",
   "{} of {} holds values that are no numbers; get the file again.": "{1} 的 {0} 含有非数值；请重新获取文件。",
   "The file {} holds no network that can be planned for.": "文件 {} 中没有可以估算的网络。",
   "The pipeline {} is a {}; choose the folder of a Wan pipeline.": "管线 {} 是 {}；请选择 Wan 管线的文件夹。",

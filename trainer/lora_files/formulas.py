@@ -81,6 +81,11 @@ def rank_of(tensors: LayerTensors) -> int | None:
     return None
 
 
+def same_shape(first: Sequence[int], second: Sequence[int]) -> bool:
+    """Whether they are the same but for dimensions of 1, so that a reshape puts each value where it belongs."""
+    return [n for n in first if n != 1] == [n for n in second if n != 1]
+
+
 def is_zero(tensors: LayerTensors) -> bool:
     """Whether one layer's update is exactly zero: one of the matrices that are multiplied is, or a rotation is by
     nothing. The start values of one are; a matrix that got a gradient is never exactly zero again. Of DoRA, the
@@ -209,17 +214,22 @@ def merged_weight(tensors: LayerTensors, weight: Tensor, strength: float) -> Ten
         KilnError: the adapter is for a weight of another shape, or of a kind that is not supported.
     """
     delta = delta_weight(tensors, weight.dtype)
-    matrix = "diff" not in tensors  # a product, with a row for each output
-    if delta is not None and (
-        delta.numel() != weight.numel() or (matrix and (weight.dim() < 2 or len(delta) != len(weight)))
-    ):
+    if delta is not None and not (
+        same_shape(delta.shape, weight.shape)
+        if "diff" in tensors
+        else delta.numel() == weight.numel() and weight.dim() > 1 and len(delta) == len(weight)
+    ):  # of a product, which has a row for each output, a convolution's inputs may be flat
         raise KilnError(
             f"The LoRA is for a weight of shape {tuple(delta.shape)}, the model's is {tuple(weight.shape)}; "
             "use it with the model it was trained on."
         )
     if "set_weight" in tensors:
         whole = tensors["set_weight"]
-        _check_size(whole.numel(), weight.numel(), "values")
+        if not same_shape(whole.shape, weight.shape):
+            raise KilnError(
+                f"The LoRA is for a weight of shape {tuple(whole.shape)}, the model's is {tuple(weight.shape)}; "
+                "use it with the model it was trained on."
+            )
         return whole.to(weight).reshape(weight.shape)
     if "rescale" in tensors or ("oft_blocks" in tensors and tensors["oft_blocks"].dim() > 3):
         raise KilnError(

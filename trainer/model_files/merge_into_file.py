@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import KilnError
-from ..lora_files.formulas import LayerTensors, group_by_layer, unknown_keys
+from ..lora_files.formulas import LayerTensors, group_by_layer, same_shape, unknown_keys
 from ..lora_files.keys import PREFIX, model_of
 from ..lora_files.lora_weights import LoraWeights
 from ..lora_files.metadata import figures_only
@@ -192,10 +192,13 @@ def _match(source: SafetensorsFile, prefix: str, loras: Sequence[WeightedLora]) 
             weight = {k: t for k, t in tensors.items() if k not in _BIAS_DIFFERENCES}
             if "w_norm" in weight:
                 weight["diff"] = weight.pop("w_norm")
+            if "diff" in weight:
+                _check_difference(source, key, weight["diff"], each)
             if set(weight) - {"alpha"}:
                 changes.of(key).adapters.append((weight, each.strength))
             for part in (p for p in _BIAS_DIFFERENCES if p in tensors):
                 biases.append(f"{bare}.bias")
+                _check_difference(source, f"{bare}.bias", tensors[part], each)
                 changes.of(f"{bare}.bias").biases.append((tensors[part], each.strength))
         if not matched:
             raise KilnError(
@@ -212,17 +215,37 @@ def _check_layer(source: SafetensorsFile, key: str, tensors: LayerTensors, each:
     """Raise KilnError when the base's weight is no float, or has another shape than a plain LoRA's product."""
     entry = source.entries[key]
     if entry.dtype not in FLOATS:
-        raise KilnError(
-            f"{source.path.name} is quantised ({key} is {entry.dtype}), which cannot be merged into; use the fp16, "
-            "bf16 or fp8 file of the model."
-        )
+        raise KilnError(_quantised(source, key))
     if is_plain_lora(tensors):
         shape = (tensors["lora_B.weight"].shape[0], tensors["lora_A.weight"][0].numel())
-        if shape != (entry.shape[0], math.prod(entry.shape[1:])):
-            raise KilnError(
-                f"{each.name} is for another size of model: {key} is {shape[0]} x {shape[1]} in it and "
-                f"{' x '.join(map(str, entry.shape))} in {source.path.name}. Use the model it was trained on."
-            )
+        if shape != (math.prod(entry.shape[:1]), math.prod(entry.shape[1:])):
+            raise KilnError(_other_size(source, key, shape, each))
+
+
+def _check_difference(source: SafetensorsFile, name: str, difference: Tensor, each: WeightedLora) -> None:
+    """Raise KilnError when a tensor that the base has is no float, or has another shape than its difference."""
+    entry = source.entries.get(name)
+    if entry is None:
+        return
+    if entry.dtype not in FLOATS:
+        raise KilnError(_quantised(source, name))
+    if not same_shape(difference.shape, entry.shape):
+        raise KilnError(_other_size(source, name, difference.shape, each))
+
+
+def _quantised(source: SafetensorsFile, name: str) -> str:
+    return (
+        f"{source.path.name} is quantised ({name} is {source.entries[name].dtype}), which cannot be merged into; use "
+        "the fp16, bf16 or fp8 file of the model."
+    )
+
+
+def _other_size(source: SafetensorsFile, name: str, shape: Sequence[int], each: WeightedLora) -> str:
+    found, wanted = (" x ".join(map(str, sizes)) or "1" for sizes in (shape, source.entries[name].shape))
+    return (
+        f"{each.name} is for another size of model: {name} is {found} in it and {wanted} in {source.path.name}. "
+        "Use the model it was trained on."
+    )
 
 
 def _check_fp16(name: str, value: Tensor) -> None:

@@ -106,7 +106,7 @@ class MergedTensor:
             on_device = {k: t.to(self._device) for k, t in tensors.items()}
             value = _merge_rows(value, on_device, strength / unit if self._plain_lora else strength, span[0])
         for bias, strength in self._biases:
-            value += strength * bias.to(value)
+            value += strength * bias.to(value).reshape(value.shape)
         return value if self._plain_lora or unit == 1.0 else value / unit
 
     def largest(self, limit: float, workers: Workers) -> float:

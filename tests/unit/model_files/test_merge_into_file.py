@@ -216,6 +216,55 @@ def test_a_lora_for_something_else(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+DIFFERENCES = {
+    "diff_b": (48,),
+    "diff_b of a row": (1, 48),
+    "diff_b of a column": (48, 1),
+    "b_norm": (48, 1),
+    "diff": (48, 32),
+    "diff of a kernel": (48, 32, 1, 1),
+}
+
+
+@pytest.mark.parametrize("kind", DIFFERENCES)
+def test_differences_with_dimensions_of_one(tmp_path: Path, kind: str) -> None:
+    """Each value goes where it belongs, and none is broadcast."""
+    part, shape = kind.split()[0], DIFFERENCES[kind]
+    change = LoraWeights({f"{OURS}{LAYERS[0]}.{part}": torch.randn(shape)})
+    base = base_tensors()
+    out = load_file(merged(tmp_path, base, (change, 0.5)))
+    name = f"{PRE}{LAYERS[0]}.{'weight' if part == 'diff' else 'bias'}"
+    expected = base[name] + 0.5 * next(iter(change.values())).reshape(base[name].shape)
+    torch.testing.assert_close(out[name], expected)
+
+
+@pytest.mark.parametrize(
+    ("part", "shape", "said"),
+    [
+        ("diff_b", (1,), "q.bias is 1 in it and 48 in base"),
+        ("diff_b", (47,), "q.bias is 47 in it and 48 in base"),
+        ("diff_b", (6, 8), "q.bias is 6 x 8 in it and 48 in base"),
+        ("b_norm", (49,), "q.bias is 49 in it and 48 in base"),
+        ("diff", (24, 64), "q.weight is 24 x 64 in it and 48 x 32 in base"),
+        ("diff", (32, 48), "q.weight is 32 x 48 in it and 48 x 32 in base"),
+        ("w_norm", (48,), "q.weight is 48 in it and 48 x 32 in base"),
+    ],
+)
+def test_differences_of_another_shape_are_refused(
+    tmp_path: Path, part: str, shape: tuple[int, ...], said: str
+) -> None:
+    change = LoraWeights({f"{OURS}{LAYERS[0]}.{part}": torch.ones(shape)})
+    with pytest.raises(KilnError, match=f"^LoRA is for another size of model: .*{said}"):
+        merged(tmp_path, base_tensors(), (change, 1.0))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("part", ["diff", "set_weight"])
+def test_a_whole_weight_is_not_turned_into_another_shape(part: str) -> None:
+    with pytest.raises(KilnError, match=r"of shape \(4, 16\), the model's is \(8, 8\)"):
+        merged_weight({part: torch.ones(4, 16)}, torch.ones(8, 8), 1.0)
+
+
 def test_layers_of_the_text_encoder_are_named(tmp_path: Path) -> None:
     layer = "text_encoders.clip_l.transformer.text_model.encoder.layers.0.self_attn.q_proj"
     text = {f"{layer}.lora_A.weight": torch.ones(2, 768), f"{layer}.lora_B.weight": torch.ones(768, 2)}
