@@ -91,7 +91,7 @@ def _shared_tensors(
     left out, for the end of a sentence.
 
     Raises:
-        KilnError: the files share no layer, or a layer has another shape in each.
+        KilnError: the files share no layer or only quantised ones, or a layer has another shape in each.
     """
     tuned_names, base_names = _model_tensors(tuned), _model_tensors(base)
     shared = [key for key in tuned_names if key in base_names and key[1] is not None]
@@ -103,15 +103,20 @@ def _shared_tensors(
     for layer, kind in shared:
         tuned_name, base_name = tuned_names[layer, kind], base_names[layer, kind]
         tuned_entry, base_entry = tuned.entries[tuned_name], base.entries[base_name]
+        if not {tuned_entry.dtype, base_entry.dtype} <= set(FLOATS):  # packed, so of another shape too
+            quantised.append(tuned_name)
+            continue
         if tuned_entry.shape != base_entry.shape:
             raise KilnError(
                 f"{tuned_name} is {tuned_entry.shape} in {tuned.path.name} and {base_entry.shape} in "
                 f"{base.path.name}; give two files of the same model."
             )
-        if tuned_entry.dtype in FLOATS and base_entry.dtype in FLOATS:
-            pairs.append((PREFIX + layer, str(kind), tuned_name, base_name))
-        else:
-            quantised.append(tuned_name)
+        pairs.append((PREFIX + layer, str(kind), tuned_name, base_name))
+    if not pairs:
+        raise KilnError(
+            f"All that {tuned.path.name} and {base.path.name} share is quantised, such as {_first(quantised)}; use the "
+            "fp16, bf16 or fp8 files of the models."
+        )
     parts = sorted({n for f in (tuned, base) for n in f.entries if not n.startswith(find_prefix(f))})
     names_of = {**base_names, **tuned_names}
     one = sorted(names_of[key] for key in tuned_names.keys() ^ base_names.keys() if key[1] is not None)

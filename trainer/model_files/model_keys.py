@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+from ..errors import KilnError
 from ..lora_files.keys import lookup
 from .safetensors_file import FP8, SafetensorsFile
 
@@ -10,7 +13,14 @@ PREFIXES = (
     "diffusion_model.",
 )  # whole checkpoints, and files of diffusion models alone
 SCALE_SUFFIXES = (".scale_weight", ".weight_scale")  # of a layer's fp8 weight: ComfyUI 0.3, and 0.33
-QUANTISATION_SUFFIXES = (*SCALE_SUFFIXES, ".scale_input", ".input_scale", ".comfy_quant")
+INPUT_SCALES = ("scale_input", "input_scale")  # of what comes into a layer; its weight is the same without
+QUANTISATION_SUFFIXES = (
+    *SCALE_SUFFIXES,
+    *(f".{name}" for name in INPUT_SCALES),
+    ".weight_scale_2",
+    ".comfy_quant",
+)
+NO_SCALES = ("bias", "scale_shift_table")  # a bias's own, and a parameter of models
 QUANTISATION_MARKER = "scaled_fp8"  # an empty tensor by which ComfyUI 0.3 tells scaled fp8 files
 
 
@@ -25,16 +35,39 @@ def is_quantisation_detail(name: str) -> bool:
 
 
 def find_scale(source: SafetensorsFile, name: str) -> str | None:
-    """The name of the scale that belongs to an fp8 weight, None where it has none."""
-    if not name.endswith(".weight") or source.entries[name].dtype not in FP8:
+    """The name of the scale that belongs to an fp8 tensor, None where it has none.
+
+    Raises:
+        KilnError: it has a scale of a kind that is not known here, without which its values are wrong.
+    """
+    if source.entries[name].dtype not in FP8:
         return None
-    candidates = (name.removesuffix(".weight") + suffix for suffix in SCALE_SUFFIXES)
-    return next((scale for scale in candidates if scale in source.entries), None)
+    module, _, last = name.rpartition(".")
+    layer = module if last == "weight" else name
+    beside = source.by_module.get(module, [])
+    if last != "weight":
+        beside = [n for n in beside if n.startswith(f"{name}_")]
+    own = [n for n in (*beside, *source.by_module.get(name, ())) if "scale" in n[len(layer) :]]
+    own = [n for n in own if not n[len(layer) + 1 :].startswith(NO_SCALES)]
+    known = [layer + suffix for suffix in SCALE_SUFFIXES if layer + suffix in own]
+    for unknown in own:
+        if unknown not in known and not unknown.endswith(INPUT_SCALES):
+            raise KilnError(
+                f"{source.path.name} holds {name} in fp8 with {unknown}, a scale of a kind that cannot be read here; "
+                "use the fp16 or bf16 file of the model."
+            )
+    return known[0] if known else None
 
 
 def read_scalar(source: SafetensorsFile, name: str) -> float:
-    """A scale's value; the largest where the tensor holds several."""
-    return float(source.read(name).float().max())
+    """A scale's value. Raises KilnError: it holds several."""
+    shape = source.entries[name].shape
+    if math.prod(shape) != 1:
+        raise KilnError(
+            f"{name} of {source.path.name} holds {' x '.join(map(str, shape))} scales, and one for the whole weight is "
+            "what can be read here; use the fp16 or bf16 file of the model, or fp8 with one scale."
+        )
+    return float(source.read(name).float())
 
 
 def layer_names(source: SafetensorsFile) -> dict[str, str]:

@@ -70,6 +70,7 @@ class SafetensorsFile:
     Attributes:
         path: of the file.
         entries: by name, in the order of their bytes.
+        by_module: names of tensors by what stands before their last dot.
         metadata: text by name.
         data_start: offset of the data part in the file.
     """
@@ -87,6 +88,9 @@ class SafetensorsFile:
         self.metadata: dict[str, str] = header.pop("__metadata__", {})
         entries = [Entry(k, v["dtype"], tuple(v["shape"]), *v["data_offsets"]) for k, v in header.items()]
         self.entries = {e.name: e for e in sorted(entries, key=lambda e: e.start)}
+        self.by_module: dict[str, list[str]] = {}
+        for name in self.entries:
+            self.by_module.setdefault(name.rpartition(".")[0], []).append(name)
 
     def __enter__(self) -> SafetensorsFile:
         return self

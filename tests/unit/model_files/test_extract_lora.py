@@ -105,3 +105,23 @@ def test_what_is_not_extracted_is_named(tmp_path: Path) -> None:
         f"{PRE}int.weight; 2 tensors are left out, for they are not the diffusion model's, "
         "such as first_stage_model.x.weight"
     )
+
+
+def test_packed_weights_are_left_out_by_name(tmp_path: Path) -> None:
+    """nvfp4 packs two numbers into a byte, so that the shapes differ: that is no other model."""
+    tuned, name = base_tensors(), f"{PRE}{LAYERS[0]}"
+    tuned[f"{PRE}{LAYERS[1]}.weight"] += 0.1
+    packed = tuned | {
+        f"{name}.weight": torch.zeros(48, 16, dtype=torch.uint8),
+        f"{name}.weight_scale": torch.ones(48, 2).to(torch.float8_e4m3fn),
+        f"{name}.weight_scale_2": torch.tensor(0.5),
+    }
+    save_file(packed, tmp_path / "tuned.safetensors")
+    save_file({**base_tensors(), f"{name}.weight_scale_2": torch.tensor(2.0)}, tmp_path / "base.safetensors")
+    found, sentence = extract_lora(tmp_path / "tuned.safetensors", tmp_path / "base.safetensors", 4)
+    assert {key.split(".lora_")[0] for key in found} == {f"{OURS}{LAYERS[1]}"}
+    assert f"; 1 tensors are left out, for they are quantised, such as {name}.weight" in sentence
+    only = {f"{name}.weight": torch.zeros(48, 16, dtype=torch.uint8)}
+    save_file(only, tmp_path / "only.safetensors")
+    with pytest.raises(KilnError, match=r"share is quantised, such as .*q\.weight; use the fp16"):
+        extract_lora(tmp_path / "only.safetensors", tmp_path / "base.safetensors", 4)

@@ -15,6 +15,7 @@ from torch import Tensor
 from trainer.errors import KilnError
 from trainer.lora_files.formulas import group_by_layer, merged_weight
 from trainer.lora_files.lora_weights import LoraWeights
+from trainer.model_files.extract_lora import extract_lora
 from trainer.model_files.fp8_rounding import to_fp8
 from trainer.model_files.merge_into_file import WeightedLora, merge_into_file
 
@@ -194,6 +195,69 @@ def test_scaled_fp8(tmp_path: Path, ending: str, boost: float) -> None:
     assert torch.equal(wide[f"{name}.weight"], expected.bfloat16()) or torch.allclose(
         wide[f"{name}.weight"].float(), expected, rtol=1e-2, atol=1e-3
     )
+
+
+FP8_LAYER = f"{PRE}{LAYERS[0]}"
+UNKNOWN_SCALES = {
+    "of rows": (f"{FP8_LAYER}.scale_weight", (48,), "scale_weight of base.safetensors holds 48 scales"),
+    "of rows, as a column": (f"{FP8_LAYER}.weight_scale", (48, 1), "weight_scale of .* holds 48 x 1 scales"),
+    "none": (f"{FP8_LAYER}.weight_scale", (0,), "weight_scale of .* holds 0 scales"),
+    "of blocks": (
+        f"{FP8_LAYER}.weight_scale_inv",
+        (),
+        r"in fp8 with .*q\.weight_scale_inv, a scale of a kind",
+    ),
+    "of another name": (f"{FP8_LAYER}.scales", (), r"in fp8 with .*q\.scales, a scale of a kind"),
+    "below the weight": (
+        f"{FP8_LAYER}.weight.scale",
+        (),
+        r"in fp8 with .*q\.weight\.scale, a scale of a kind",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNKNOWN_SCALES)
+def test_scales_that_cannot_be_read_are_refused_by_name(tmp_path: Path, kind: str) -> None:
+    """The weights would be wrong without a word."""
+    name, shape, said = UNKNOWN_SCALES[kind]
+    base = base_tensors()
+    base[f"{FP8_LAYER}.weight"] = base[f"{FP8_LAYER}.weight"].to(torch.float8_e4m3fn)
+    base[name] = torch.ones(shape)
+    with pytest.raises(KilnError, match=f"{said}.*; use the fp16 or bf16 file of the model"):
+        merged(tmp_path, base, (lora(), 1.0))
+    other = tmp_path / "other.safetensors"
+    save_file(base_tensors(), other)
+    with pytest.raises(KilnError, match=said):
+        extract_lora(tmp_path / "base.safetensors", other, 2)
+
+
+@pytest.mark.parametrize("ending", [".scale_weight", ".weight_scale"])
+def test_fp8_that_is_called_otherwise_has_its_scale_too(tmp_path: Path, ending: str) -> None:
+    name, change = f"{PRE}blocks.0.modulation", torch.full((1, 6, 8), 0.25)
+    base = base_tensors() | {
+        name: torch.ones(1, 6, 8).to(torch.float8_e4m3fn),
+        f"{name}{ending}": torch.tensor(2.0),
+        f"{PRE}blocks.0.scale_shift_table": torch.ones(2),
+    }
+    difference = LoraWeights({f"{OURS}blocks.0.modulation.diff": change})
+    out = load_file(merged(tmp_path, base, (difference, 1.0), dtype="fp32"))
+    assert torch.equal(out[name], torch.full((1, 6, 8), 2.25))
+    base[f"{name}_scale"] = base.pop(f"{name}{ending}")
+    with pytest.raises(
+        KilnError, match=r"holds .*modulation in fp8 with .*modulation_scale, a scale of a kind"
+    ):
+        merged(tmp_path, base, (difference, 1.0), dtype="fp32")
+
+
+@pytest.mark.parametrize("beside", ["scale_input", "input_scale", "scale_shift_table", "bias_scale"])
+def test_scales_of_something_else_are_not_the_weight_s(tmp_path: Path, beside: str) -> None:
+    base = base_tensors()
+    base[f"{FP8_LAYER}.weight"] = base[f"{FP8_LAYER}.weight"].to(torch.float8_e4m3fn)
+    plain = load_file(merged(tmp_path, base, (lora(), 1.0)))
+    found = load_file(
+        merged(tmp_path, base | {f"{FP8_LAYER}.{beside}": torch.full((3,), 7.0)}, (lora(), 1.0))
+    )
+    assert torch.equal(found[f"{FP8_LAYER}.weight"].float(), plain[f"{FP8_LAYER}.weight"].float())
 
 
 def test_a_lora_for_something_else(tmp_path: Path) -> None:
