@@ -62,7 +62,7 @@ only_sampling = {"area", "mask", "hooks", "control", "gligen", "default"}
 extras = st.dictionaries(names.filter(lambda n: n not in only_sampling), values, max_size=6)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(extras=extras, rows=st.integers(0, 6), empty=st.integers(0, 6))
 def test_nothing_of_a_conditioning_is_lost(extras: dict[str, Any], rows: int, empty: int) -> None:
     """From the node to the batch: over the cache of Encoded From Latents, and through the files of a run."""
@@ -79,7 +79,7 @@ def test_nothing_of_a_conditioning_is_lost(extras: dict[str, Any], rows: int, em
         assert again.encoded_now == 0 and again.items == encoded.items
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(extras, extras)
 def test_different_conditionings_have_different_addresses(a: dict[str, Any], b: dict[str, Any]) -> None:
     text = torch.ones(1, 2, 3)

@@ -79,7 +79,7 @@ def test_honest_ones_are_never_used_up() -> None:
     assert compile_pattern(r" blocks\.\d+\.attn ", "target_modules") is pattern
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(st.sampled_from("ab.*+?()[]|^$\\{1,}q"), max_size=20))
 def test_any_text_is_matched_or_refused(text: str) -> None:
     try:
@@ -113,7 +113,7 @@ def test_many_expressions_are_bounded_together(monkeypatch: pytest.MonkeyPatch) 
         Patterns(((str(n), n) for n in itertools.count()), "rank_pattern")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(
         st.sampled_from(

@@ -64,7 +64,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(lines=st.lists(st.tuples(KEYS, st.sampled_from([": ", " = ", "=", " "]), VALUES), max_size=4))
 def test_any_text(lines: list[tuple[str, str, object]]) -> None:
     try:

@@ -39,7 +39,7 @@ def test_by_hand() -> None:
     assert fit_frames(500, 21) == 21 and fit_frames(500, 24) == 21
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.integers(16, 9000),
     st.integers(16, 9000),
@@ -86,7 +86,7 @@ def test_clips_are_thinned_out_from_their_middle() -> None:
     assert pick_frames(61, 0, 5, 16) == [28, 29, 30, 31, 32]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(
         st.tuples(st.integers(16, 3000), st.integers(16, 3000), st.integers(1, 100), st.integers(1, 5)),

@@ -29,7 +29,7 @@ from trainer.model_files.meta_model import read_shapes
 from trainer.model_files.safetensors_file import SafetensorsFile
 
 LAYER = "diffusion_model.blocks.0.self_attn.q"
-BIG = settings(max_examples=120, deadline=None)
+BIG = settings(max_examples=120)
 
 
 def refused(do: Callable[[], Any]) -> Any:
@@ -183,7 +183,7 @@ def layers(draw: st.DrawFn) -> dict[str, Tensor]:
     return {f"{LAYER}.{name}": torch.ones(shape).to(dtype) for name, shape in shapes.items()}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(state=layers())
 def test_any_layer_is_used_or_refused(state: dict[str, Tensor]) -> None:
     logging.disable(logging.WARNING)
