@@ -48,6 +48,7 @@ from trainer.dataset.encode import encode_dataset
 from trainer.dataset.scan import scan_folder
 from trainer.dataset.upload import unpack
 from trainer.events import emitter
+from trainer.loop.checks import resolve_auto
 from trainer.loop.train import train
 from trainer.lora_files.lora_weights import LoraWeights
 from trainer.lora_files.read import read_lora
@@ -57,6 +58,8 @@ from trainer.runs.artifacts import delete_artifacts, find_artifacts
 from trainer.runs.checkpoint import read_adapter, read_state
 from trainer.runs.checkpoint_list import find_checkpoints
 from trainer.runs.history import History, Recorder
+from trainer.runs.resume import continue_run
+from trainer.runs.run import LORA, Run, save_result
 from trainer.temporary import remove_stale
 
 torch.set_num_threads(1)
@@ -96,15 +99,22 @@ def _content(path: Path) -> bytes:
 
 
 def train_run(folder: Path, name: str = "run") -> None:
-    """A run with everything on that has a memory, its record in the history, and its LoRA."""
+    """A run with everything on that has a memory, its record in the history, its LoRA and its result."""
     encoded = hold_out(
         make_encoded(folder / f"{name} items", count=9, shapes=((4, 1, 2, 2), (4, 1, 2, 3))), 2
     )
     config = make_config(steps=STEPS, dropout=0.2, gradient_accumulation=2, ema_decay=0.95)
     config = dataclasses.replace(config, checkpoint_every=3, validation=ValidationConfig(every=5))
+    config = resolve_auto(config, ToyDenoiser(), None)
     found = find_checkpoints(folder / name)
+    goes_on = continue_run(found[-1], folder / "fresh", config, encoded.fingerprint) if found else None
     history = History(folder / "history.db")
-    done = read_state(found[-1]).losses if found else []
+    if goes_on and goes_on.finished:
+        ended, files = goes_on.finished, [folder / name / LORA]
+        history.end_killed(name, "done", ended.losses, seconds=ended.seconds, files=files)
+        history.close()
+        return
+    done = read_state(goes_on.checkpoint).losses if goes_on else []
     history.start(name, folder / name, config.to_dict(), encoded, "model", losses=done)
     recorder = Recorder(history, name)
     result = train(
@@ -112,12 +122,26 @@ def train_run(folder: Path, name: str = "run") -> None:
         encoded,
         config,
         run_folder=folder / name,
-        resume_from=found[-1] if found else None,
+        resume_from=goes_on.checkpoint if goes_on else None,
         emit=emitter([recorder]),
     )
-    save_lora(
-        folder / name / "lora.safetensors",
-        LoraWeights({f"{LAYER}.{k}": t for k, t in result.adapter.items()}),
+    lora = LoraWeights({f"{LAYER}.{k}": t for k, t in result.adapter.items()})
+    save_lora(folder / name / LORA, lora)
+    save_result(
+        Run(
+            run_id=name,
+            folder=folder / name,
+            config=result.config,
+            lora=lora,
+            losses=result.losses,
+            seconds=1.0,  # the same, however often it was killed
+            stopped=result.stopped,
+            trained_parameters=0,
+            model_parameters=0,
+            validation=result.validation,
+            advice=result.advice,
+            adapter_step=result.adapter_step,
+        )
     )
     recorder.flush()
     history.end(name, "done", seconds=1.0)
@@ -129,8 +153,8 @@ def check_train(folder: Path, name: str = "run") -> None:
         read_adapter(path)  # checks the hash
     for path in (folder / name).glob("*.json"):
         json.loads(path.read_text("utf-8"))
-    if (folder / name / "lora.safetensors").exists():
-        load_file(folder / name / "lora.safetensors")
+    if (folder / name / LORA).exists():
+        load_file(folder / name / LORA)
     if (folder / "history.db").exists():
         with sqlite3.connect(folder / "history.db") as db:
             assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)

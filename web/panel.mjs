@@ -187,7 +187,7 @@ export class Panel {
     const steps = Number(this.node.widgets?.find((/** @type {any} */ w) => w.name === "steps")?.value ?? 0);
     const made = [];
     const ended = state && !this.active && state.status !== "done";
-    if (ended && state.checkpoint && state.checkpoint < steps) {
+    if (ended && state.checkpoint && state.checkpoint <= steps) {
       made.push(["resumeHere", state.run, t("resumeHere", state.checkpoint, steps), t("resumeHereHelp", state.run)]);
     }
     const anyway = this.offer || (this.active ? state?.offer : "");

@@ -544,6 +544,7 @@ export const CHINESE = {
   "A table of settings is {}; write name = value below its head.": "设置表为 {}；请在表头下写 name = value。",
   "The run file {} is not as a run writes it: [model] and [text_encoder] hold texts, [train] settings, and dataset, output and resume are texts; export it again or mend it.": "运行文件 {} 与训练写出的不同：[model] 和 [text_encoder] 中为文本，[train] 中为设置，dataset、output 和 resume 为文本；请重新导出或修正。",
   "A new run: the run {} ({} steps) is not gone on with, because {}.": "新的训练：没有接着训练记录 {}（{} 步），因为 {}。",
+  "The run {} has done its {} steps: nothing is trained, and its LoRA is made from the newest checkpoint.": "训练记录 {} 已完成 {} 步：不再训练，由最新的检查点生成 LoRA。",
   "The run {} cannot be resumed: {}. {}{}": "训练记录 {} 无法恢复：{}。{}{}",
   "{} steps in {} s, loss {} -> {}; {} % of the model's parameters, {} MB": "{} 步，用时 {} 秒，损失 {} → {}；占模型参数的 {} %，{} MB",
   "The run file {} {}; known are {}.": "训练文件 {} {}；可以有 {}。",

@@ -48,9 +48,18 @@ def test_a_stopped_run_goes_on_with_one_click(canvas: Canvas, client: HostClient
     expect(offer).to_have_count(0)
     canvas.press("stop")
     canvas.wait_panel("panel.state.status === 'stopped'")
+    last = client.get_json(f"/lora_kiln/runs/{run}")["checkpoint"]
+    canvas.page.evaluate(SET, ["KilnTrainLora", "steps", last])
+    canvas.page.evaluate("() => window.app.graph.nodes?.find(n => n.kilnPanel)?.kilnPanel.refresh()")
+    expect(offer).to_have_text(f"Resume {last} / {last}")
     canvas.page.evaluate(SET, ["KilnTrainLora", "steps", 1])
     canvas.page.evaluate("() => window.app.graph.nodes?.find(n => n.kilnPanel)?.kilnPanel.refresh()")
-    expect(offer).to_have_count(0)  # nothing would be left to train
+    expect(offer).to_have_count(0)  # it has done more
+    canvas.page.evaluate(SET, ["KilnTrainLora", "steps", last])
+    canvas.page.evaluate("() => window.app.graph.nodes?.find(n => n.kilnPanel)?.kilnPanel.refresh()")
+    offer.click()  # nothing is left to train, and its LoRA is wanted
+    canvas.wait_panel("panel.state.status === 'done'")
+    assert newest(client) == run
 
 
 def test_a_changed_caption_is_named_and_gone_on_with(canvas: Canvas, client: HostClient) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from scripts.host_files import REPO
 
 from .conftest import GraphFailed, RunGraph
 from .graphs import dataset, loaders, node, sampled_files, sampling, saved, training
+from .test_samples import sample_settings
 
 
 def run_folder(host: RunningHost, outputs: dict[str, Any]) -> Path:
@@ -116,6 +119,47 @@ def test_resuming_never_rewrites_a_run(host: RunningHost, client: HostClient, ru
 
     # More steps alone: the same run
     assert run_graph(trained(steps=9, seed=222, resume=name))["train"]["summary"][0]["run"] == name
+
+
+@pytest.mark.parametrize("left", ["all but the record", "no LoRA", "no result"])
+def test_a_run_that_was_killed_before_its_end_was_written_is_ended(
+    host: RunningHost, client: HostClient, run_graph: RunGraph, left: str
+) -> None:
+    """With samples at the end and validation, as after a kill behind the last checkpoint."""
+    seed = 240 + len(left)
+    graph = trained(steps=6, seed=seed)
+    graph |= {"validation": node("KilnValidationSettings", every=3, levels=2, patience=0, result="last")}
+    graph |= sample_settings(every=0, at_start=False)
+    graph["samples"]["inputs"]["settings"] = ["validation", 0]
+    graph["train"]["inputs"]["settings"] = ["samples", 0]
+    whole = run_graph(graph)
+    folder = run_folder(host, whole)
+    before = everything(host, client, folder.name)
+    if left != "all but the record":
+        (folder / "lora.safetensors").unlink()
+    if left == "no result":
+        (folder / "result.json").unlink()
+        shutil.rmtree(folder / "samples")
+    with closing(sqlite3.connect(folder.parents[1] / "history.db")) as db, db:
+        db.execute("UPDATE runs SET status = 'running', step = 4, seconds = 0 WHERE id = ?", (folder.name,))
+        db.execute("DELETE FROM points WHERE run = ? AND kind != 'validation' AND step > 4", (folder.name,))
+    graph["train"]["inputs"]["resume"] = "latest"
+    ended = run_graph(graph)
+    assert run_folder(host, ended) == folder
+    summaries = [{**outputs["train"]["summary"][0], "seconds": 0} for outputs in (whole, ended)]
+    assert summaries[0] == summaries[1] and ended["train"]["text"][0].startswith("done: 6 steps")
+    first, second = (load_file(outputs["save"]["path"][0]) for outputs in (whole, ended))
+    assert first.keys() == second.keys() and all(first[k].equal(second[k]) for k in first)
+    after = everything(host, client, folder.name)
+    assert after["files"].keys() == before["files"].keys()
+    assert (after["entry"]["status"], after["entry"]["step"]) == ("done", 6)
+    assert [p[:2] for p in after["curve"]["points"]] == [p[:2] for p in before["curve"]["points"]]
+    assert after["curve"]["validation"] == before["curve"]["validation"]
+    if left != "all but the record":
+        shown = client.get_json(f"/lora_kiln/runs/{folder.name}")
+        assert (shown["status"], shown["step"], shown["total"]) == ("done", 6, 6)
+        assert f"The run {folder.name} has done its 6 steps: nothing is trained" in shown["start"]
+        assert [(s["step"], s["place"]) for s in shown["samples"]] == [(6, 0), (6, 1)]
 
 
 def test_a_mended_caption_is_named_and_gone_on_with_on_demand(

@@ -108,7 +108,7 @@ class TrainingState:
         self.held_out = ItemStore([i for i in dataset.items if i.role == "validation"], config.seed)
         if self.denoiser.dtype == torch.float16:
             self.emit(MessageEvent(text="The model computes in fp16: the loss is scaled for its gradients."))
-        if self.placement.compiles:
+        if self.placement.compiles and self.progress.step < config.steps:
             self.emit(
                 MessageEvent(text="Compiling the blocks in the first step; this takes a minute or more ...")
             )

@@ -194,8 +194,7 @@ class History:
                     (run_id, parent, step),
                 )
                 db.execute("UPDATE runs SET step = ? WHERE id = ?", (step, run_id))
-            done = [(run_id, i, x if math.isfinite(x) else None) for i, x in enumerate(losses, 1)]
-            db.executemany("INSERT OR IGNORE INTO points VALUES (?, 'loss', ?, ?)", done)
+            _add_missing(db, run_id, losses)
 
     def add_points(self, run_id: str, points: Iterable[tuple[str, int, float]]) -> None:
         """(kind, step, value) of a run's curves; a step measured again replaces what was there."""
@@ -235,6 +234,23 @@ class History:
                 "UPDATE runs SET status = ?, updated = ?, seconds = seconds + ?, files = ?, message = ? WHERE id = ?",
                 (status, time.time(), seconds, json.dumps([str(f) for f in files]), message, run_id),
             )
+
+    def end_killed(
+        self, run_id: str, status: str, losses: Sequence[float], *, seconds: float, files: Sequence[Path]
+    ) -> None:
+        """A run is over that the history holds as running, because its process was killed before it had written its end
+        here; nothing happens where it has.
+
+        Args:
+            losses: of every step.
+            status, seconds, files: see end.
+        """
+        record = self.record(run_id)
+        if record is None or record.status not in ("running", "lost"):
+            return
+        with self._transaction() as db:
+            _add_missing(db, run_id, losses)
+        self.end(run_id, status, seconds=seconds, files=files)
 
     def rate(
         self, run_id: str, rating: int | None = None, notes: str | None = None, name: str | None = None
@@ -317,6 +333,13 @@ class History:
                 ).fetchall()
             found.update((row["id"], _record(row)) for row in rows)
         return [found[run] for run in ids if run in found]  # one may be forgotten meanwhile
+
+
+def _add_missing(db: sqlite3.Connection, run_id: str, losses: Sequence[float]) -> None:
+    """What a process that was killed had not written of these steps."""
+    done = [(run_id, i, x if math.isfinite(x) else None) for i, x in enumerate(losses, 1)]
+    db.executemany("INSERT OR IGNORE INTO points VALUES (?, 'loss', ?, ?)", done)
+    db.execute("UPDATE runs SET step = max(step, ?) WHERE id = ?", (len(losses), run_id))
 
 
 _SEARCHED = ("id", "name", "status", "config", "notes", "advice")

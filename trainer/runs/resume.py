@@ -160,8 +160,10 @@ def why_anew(
 def continue_run(resumed: Path, fresh: Path, config: TrainConfig, dataset: str) -> Continuation:
     """Where and as what a run goes on from a checkpoint, so that no run's own record is ever rewritten.
 
-    With the settings it had, and more steps than it has done, it is the same run. With others, or from a step that is
-    not its newest, a copy goes on: a new run that names its parent.
+    With the settings it had, and more steps than it has done, it is the same run; with as many as it has done, it is
+    the run as it ended, or, where it was stopped there or its process was killed before it had written its LoRA and its
+    result, one that has only these to write. With other settings, or from a step that is not its newest, a copy goes
+    on: a new run that names its parent.
 
     Args:
         resumed: the checkpoint.
@@ -177,12 +179,16 @@ def continue_run(resumed: Path, fresh: Path, config: TrainConfig, dataset: str) 
     if state.dataset != dataset:
         changed.append("its dataset is another one")
     newest = resumed == newest_checkpoint(resumed.parent)
-    if config.steps <= state.step:
-        ended = (
-            _as_it_ended(resumed.parent) if newest and config.steps == state.step and not changed else None
-        )
-        if ended is not None and len(ended.losses) == state.step:
+    if newest and not changed and config.steps == state.step:
+        ended = _as_it_ended(resumed.parent)
+        if ended is not None and len(ended.losses) == state.step and not ended.stopped:
             return Continuation(folder=resumed.parent, checkpoint=resumed, finished=ended)
+        notice = (
+            f"The run {name} has done its {state.step} steps: nothing is trained, and its LoRA is made from the newest "
+            "checkpoint."
+        )
+        return Continuation(folder=resumed.parent, checkpoint=resumed, notice=notice)
+    if config.steps <= state.step:
         raise KilnError(
             f"The run {name} has done {state.step} steps and steps is {config.steps}: nothing is left to train. Raise "
             f"steps above {state.step}, or set resume to 'new run'."

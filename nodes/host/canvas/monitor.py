@@ -55,6 +55,7 @@ class RunMonitor:
         self.controls: Controls | None = None
         self._device = torch.device("cpu")
         self._curve = Curve()
+        self._begun = 0  # the step at which it goes on
         self._validation: list[tuple[int, float]] = []  # step, loss
         self._samples: dict[tuple[int, int], dict[str, Any]] = {}  # by step and place
         self._new_samples = False  # some that were not sent yet
@@ -74,7 +75,7 @@ class RunMonitor:
             step: at which it goes on; the curves up to there come from the history.
             parent: the run that they are of, where a new run goes on from another's checkpoint.
         """
-        self.run_id, self._device = run_id, device
+        self.run_id, self._device, self._begun = run_id, device, step
         if step:
             self._restore(load_run_history(parent or run_id, step))
         with _lock:
@@ -158,7 +159,8 @@ class RunMonitor:
             "name": self.name,
             "background": self.background,
             "status": self._status,
-            "step": self._curve.points[-1][0] if self._curve.points else 0,
+            # The history of a process that was killed may lack the last steps before its checkpoint
+            "step": max(self._begun, self._curve.points[-1][0] if self._curve.points else 0),
             "total": self.total,
             "seconds": self._seconds,
             "epoch": self._epoch,

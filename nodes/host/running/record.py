@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -15,7 +16,10 @@ from ....trainer.report.tensorboard import TensorBoardListener
 from ....trainer.runs import runfile
 from ....trainer.runs.artifacts import delete_artifacts
 from ....trainer.runs.history import History, Recorder
+from ....trainer.runs.run import LORA, Run
 from .. import paths
+
+log = logging.getLogger(__name__)
 
 
 class RunRecord:
@@ -119,6 +123,25 @@ def run_record(
         except BaseException as error:
             record.end("failed", message=str(error))
             raise
+
+
+def end_record(run: Run) -> None:
+    """Write into the history that a run has ended whose process was killed before it had; another's entry stays as it
+    is."""
+    try:
+        history = History(paths.history_file())
+        try:
+            history.end_killed(
+                run.run_id,
+                "stopped" if run.stopped else "done",
+                run.losses,
+                seconds=run.seconds,
+                files=[run.folder / LORA],
+            )
+        finally:
+            history.close()
+    except KilnError as error:
+        log.warning("%s", error)
 
 
 def _open_board(run_id: str, warn: Callable[[str], None]) -> TensorBoardListener | None:

@@ -30,7 +30,7 @@ from ..models.source import model_file, model_name
 from ..models.start_from import start_state
 from ..models.text_encoder import HostTextEncoder
 from .other_experts import ranges_sentence
-from .record import run_record
+from .record import end_record, run_record
 from .sampling import HostSampler, SampleTools
 
 if TYPE_CHECKING:
@@ -89,6 +89,8 @@ def train_run(
     base_model = trained_fingerprint(model, text_encoder)
     begin = _begin(group, resume, encoded, base_model, config, denoiser)
     if begin.finished:
+        if group.is_main:
+            end_record(begin.finished)
         return begin.finished
     config, folder, tell = begin.config, begin.folder, emitter(listeners)
     on_chosen(folder.name, denoiser.device, begin.step, begin.parent)
@@ -210,7 +212,7 @@ def _begin(
         goes_on.parent,
         state.step,
         state.losses,
-        StartEvent(text=goes_on.notice) if goes_on.parent else None,
+        StartEvent(text=goes_on.notice) if goes_on.notice else None,
     )
 
 

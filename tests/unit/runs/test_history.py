@@ -99,6 +99,30 @@ def test_going_on_keeps_rating_and_curve(tmp_path: Path) -> None:
     assert record.rating == 3 and record.seconds == 11 and history.curve("a") == [(1, 0.5), (2, 0.4)]
 
 
+def test_the_end_of_a_run_that_was_killed_is_written_once(tmp_path: Path) -> None:
+    history = make(tmp_path, "a", "b")
+    history.add_points("a", [("loss", 1, 0.5)])
+    history.end("b", "failed", message="why")
+    for run in ("a", "b"):
+        for _ in range(2):
+            history.end_killed(run, "done", [0.5, math.nan, 0.3], seconds=2.0, files=[tmp_path / run / "l"])
+    killed, failed = (history.record(run) for run in ("a", "b"))
+    assert killed is not None and failed is not None
+    assert (killed.status, killed.step, killed.seconds) == ("done", 3, 2.0)
+    assert killed.files == [str(tmp_path / "a" / "l")]
+    curve = history.curve("a")
+    assert [curve[0], curve[2]] == [(1, 0.5), (3, 0.3)] and math.isnan(curve[1][1])
+    assert (failed.status, failed.message, history.curve("b")) == ("failed", "why", [])
+
+
+def test_the_steps_that_a_killed_process_had_not_written_count_as_done(tmp_path: Path) -> None:
+    history = make(tmp_path, "a")
+    history.add_points("a", [("loss", 1, 0.5)])
+    history.start("a", tmp_path / "a", CONFIG, make_encoded(tmp_path), "model", losses=[0.5, 0.4])
+    (record,) = history.records()
+    assert record.step == 2 and history.curve("a") == [(1, 0.5), (2, 0.4)]
+
+
 def test_a_run_that_fell_silent_is_lost(tmp_path: Path) -> None:
     history = make(tmp_path, "a")
     assert history.records()[0].status == "running"

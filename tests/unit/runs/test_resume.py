@@ -11,8 +11,20 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.config import AdapterConfig, MemoryConfig, OptimizerConfig, SampleConfig, TrainConfig
+from trainer.config import (
+    AdapterConfig,
+    MemoryConfig,
+    OptimizerConfig,
+    SampleConfig,
+    TrainConfig,
+    ValidationConfig,
+)
 from trainer.errors import CannotResume, KilnError
+from trainer.events import Event, StepEvent, ValidationEvent
+from trainer.loop.checks import resolve_auto
+from trainer.loop.train import train
+from trainer.lora_files.lora_weights import LoraWeights
+from trainer.lora_files.save import save_lora
 from trainer.runs.checkpoint import RunState, read_state, save_checkpoint
 from trainer.runs.checkpoint_list import find_checkpoints
 from trainer.runs.differences import Difference, differences
@@ -24,6 +36,9 @@ from trainer.runs.resume import (
     run_folder_for,
     why_anew,
 )
+from trainer.runs.run import LORA, Run, save_result
+
+from ..toy import ToyDenoiser, hold_out, make_config, make_encoded
 
 
 def make_state(step: int, dataset: str = "d") -> RunState:
@@ -156,7 +171,64 @@ def test_only_a_run_that_is_the_same_goes_on_in_its_folder(tmp_path: Path) -> No
         assert found.notice == f"A new run that goes on from step 5 of the run run ({why})."
         assert read_state(found.checkpoint).dataset == other.get("dataset", "d")
         shutil.rmtree(fresh)
-    for steps in (1, 5):
-        with pytest.raises(KilnError, match=f"run run has done 5 steps and steps is {steps}"):
-            goes_on(steps=steps)
+    with pytest.raises(KilnError, match="run run has done 5 steps and steps is 1"):
+        goes_on(steps=1)
     assert not fresh.exists() and read_state(path) == make_state(5)
+
+
+@pytest.mark.parametrize(
+    "left", ["checkpoint", "checkpoint and LoRA", "checkpoint and result", "a stopped result"]
+)
+def test_a_run_that_lacks_its_end_alone_is_ended(tmp_path: Path, left: str) -> None:
+    """Killed after its last checkpoint, before its LoRA or its result was written; or stopped there."""
+    encoded = hold_out(make_encoded(tmp_path, count=7), 2)
+    config = make_config(steps=9, dropout=0.2, gradient_accumulation=2, ema_decay=0.9)
+    config = dataclasses.replace(config, checkpoint_every=4, validation=ValidationConfig(every=3))
+    config = resolve_auto(config, ToyDenoiser(), None)
+    folder = tmp_path / "run"
+    events: list[Event] = []
+
+    def as_run(resume_from: Path | None = None) -> Run:
+        result = train(
+            ToyDenoiser(), encoded, config, run_folder=folder, resume_from=resume_from, emit=events.append
+        )
+        figures = ("config", "losses", "stopped", "validation", "advice", "adapter_step")
+        return Run(
+            run_id="run",
+            folder=folder,
+            lora=LoraWeights({f"diffusion_model.{k}": v for k, v in result.adapter.items()}),
+            seconds=1.0,
+            trained_parameters=3,
+            model_parameters=30,
+            **{name: getattr(result, name) for name in figures},
+        )
+
+    def goes_on(**changes: Any) -> Continuation:
+        newest = find_checkpoints(folder)[-1]
+        return continue_run(
+            newest, tmp_path / "fresh", dataclasses.replace(config, **changes), encoded.fingerprint
+        )
+
+    whole = as_run()
+    if "LoRA" in left or "stopped" in left:
+        save_lora(folder / LORA, whole.lora)
+    if "result" in left:
+        save_result(dataclasses.replace(whole, stopped="stopped" in left))
+    found = goes_on()
+    assert found.finished is None and not found.parent
+    assert (found.folder, found.checkpoint.name) == (folder, "step-00000009")
+    assert found.notice.startswith("The run run has done its 9 steps: nothing is trained")
+    for changes in ({"steps": 8}, {"seed": 5}):
+        with pytest.raises(KilnError, match="nothing is left to train"):
+            goes_on(**changes)
+
+    events.clear()
+    ended = as_run(found.checkpoint)
+    assert not any(isinstance(event, StepEvent | ValidationEvent) for event in events)
+    assert ended.lora.keys() == whole.lora.keys()
+    assert all(torch.equal(ended.lora[key], whole.lora[key]) for key in whole.lora)
+    assert dataclasses.replace(ended, lora=whole.lora) == whole and len(ended.losses) == 9
+    save_lora(folder / LORA, ended.lora)
+    save_result(ended)
+    finished = goes_on().finished
+    assert finished is not None and finished.losses == whole.losses
