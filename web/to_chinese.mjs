@@ -62,8 +62,10 @@ function listed(text) {
 
 /** A sentence, also one that is known without its full stop. @param {string} text */
 function ended(text) {
-  const open = text.endsWith(".") ? sentence(text.slice(0, -1)) : null;
-  return sentence(text) ?? (open === null ? null : `${open}。`);
+  const known = sentence(text);
+  if (known !== null || !text.endsWith(".")) return known;
+  const open = sentence(text.slice(0, -1));
+  return open === null ? null : `${open}。`;
 }
 
 /**

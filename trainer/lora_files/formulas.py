@@ -219,17 +219,11 @@ def merged_weight(tensors: LayerTensors, weight: Tensor, strength: float) -> Ten
         if "diff" in tensors
         else delta.numel() == weight.numel() and weight.dim() > 1 and len(delta) == len(weight)
     ):  # of a product, which has a row for each output, a convolution's inputs may be flat
-        raise KilnError(
-            f"The LoRA is for a weight of shape {tuple(delta.shape)}, the model's is {tuple(weight.shape)}; "
-            "use it with the model it was trained on."
-        )
+        raise _other_shape(delta, weight)
     if "set_weight" in tensors:
         whole = tensors["set_weight"]
         if not same_shape(whole.shape, weight.shape):
-            raise KilnError(
-                f"The LoRA is for a weight of shape {tuple(whole.shape)}, the model's is {tuple(weight.shape)}; "
-                "use it with the model it was trained on."
-            )
+            raise _other_shape(whole, weight)
         return whole.to(weight).reshape(weight.shape)
     if "rescale" in tensors or ("oft_blocks" in tensors and tensors["oft_blocks"].dim() > 3):
         raise KilnError(
@@ -245,6 +239,13 @@ def merged_weight(tensors: LayerTensors, weight: Tensor, strength: float) -> Ten
     if "lora_magnitude_vector" in tensors or "dora_scale" in tensors:
         return weight + strength * (_dora_weight(tensors, weight, delta) - weight)
     return weight + strength * delta
+
+
+def _other_shape(found: Tensor, weight: Tensor) -> KilnError:
+    return KilnError(
+        f"The LoRA is for a weight of shape {tuple(found.shape)}, the model's is {tuple(weight.shape)}; "
+        "use it with the model it was trained on."
+    )
 
 
 def _dora_weight(tensors: LayerTensors, weight: Tensor, delta: Tensor) -> Tensor:

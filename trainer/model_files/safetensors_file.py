@@ -15,6 +15,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
@@ -70,7 +71,6 @@ class SafetensorsFile:
     Attributes:
         path: of the file.
         entries: by name, in the order of their bytes.
-        by_module: names of tensors by what stands before their last dot.
         metadata: text by name.
         data_start: offset of the data part in the file.
     """
@@ -88,9 +88,14 @@ class SafetensorsFile:
         self.metadata: dict[str, str] = header.pop("__metadata__", {})
         entries = [Entry(k, v["dtype"], tuple(v["shape"]), *v["data_offsets"]) for k, v in header.items()]
         self.entries = {e.name: e for e in sorted(entries, key=lambda e: e.start)}
-        self.by_module: dict[str, list[str]] = {}
+
+    @cached_property
+    def by_module(self) -> dict[str, list[str]]:
+        """Names of tensors by what stands before their last dot."""
+        found: dict[str, list[str]] = {}
         for name in self.entries:
-            self.by_module.setdefault(name.rpartition(".")[0], []).append(name)
+            found.setdefault(name.rpartition(".")[0], []).append(name)
+        return found
 
     def __enter__(self) -> SafetensorsFile:
         return self
