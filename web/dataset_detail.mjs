@@ -189,7 +189,11 @@ export class DetailPanel {
    */
   save() {
     const { item, based } = this;
-    if (item && this.dirty && this.page.writable) this.drafts.set(item.name, { caption: this.caption.value, based });
+    if (item && this.page.writable) {
+      const onItsWay = this.writing?.name === item.name; // then what it was is a change, too
+      if (this.dirty || onItsWay) this.drafts.set(item.name, { caption: this.caption.value, based });
+      else this.drafts.delete(item.name); // typed back to what it was
+    }
     if (!this.drafts.size) return Promise.resolve(true);
     this.saving ??= Promise.resolve().then(() => this.writeDrafts());
     return this.saving;
@@ -206,7 +210,7 @@ export class DetailPanel {
       }
       return true;
     } finally {
-      this.saving = this.writing = null; // at once: who saves now begins anew
+      this.saving = null; // at once: who saves now begins anew
     }
   }
 
@@ -220,7 +224,9 @@ export class DetailPanel {
     }
     if (item.caption !== based) return false; // the user is being asked which one counts
     this.writing = { name, caption };
-    if (!(await this.page.write("caption", [{ name, version: item.version, caption }]))) return false;
+    const done = await this.page.write("caption", [{ name, version: item.version, caption }]);
+    this.writing = null;
+    if (!done) return false;
     const now = this.drafts.get(name);
     if (now?.caption === caption) this.drafts.delete(name);
     else if (now) now.based = this.page.items.get(name)?.caption ?? caption; // typing has gone on

@@ -276,9 +276,21 @@ def test_two_tabs_lose_no_edit(canvas: Canvas, folder: Path, host: RunningHost, 
     tile(page, "photo 4.jpg").click()
     expect(page.locator(".kiln-detail h3")).to_have_text("photo 3.jpg")
     expect(page.locator("textarea")).to_have_value("typed, then left")
-    page.locator("[data-kiln=keepMine]").click()
+    with canvas.page.expect_response("**/lora_kiln/dataset/items*"):
+        page.locator("[data-kiln=keepMine]").click()
     expect(page.locator("[role=status]").first).to_have_text("Saved.")
+    expect(page.locator(".kiln-ask")).to_be_hidden()
     assert (folder / "photo 3.txt").read_text() == "typed, then left"
+    before = (folder / "photo 5.txt").read_text()
+    (folder / "photo 5.txt").write_text("by another program", "utf-8")
+    tile(page, "photo 5.jpg").click()
+    page.locator("textarea").fill("typed, and taken back")
+    page.locator("textarea").press("Control+Enter")
+    expect(page.locator(".kiln-ask")).to_be_visible()
+    page.locator("textarea").fill(before)
+    page.locator("[data-kiln=closePage]").click()
+    expect(page).to_have_count(0)
+    assert (folder / "photo 5.txt").read_text() == "by another program"
     other_page.close()
     canvas.problems = [p for p in canvas.problems if "409" not in p]  # the browser notes each refusal
     assert other_canvas.problems == []
