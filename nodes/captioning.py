@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from ..trainer.dataset.captioning import WHICH, CaptionOptions, CaptionRun, Prog
 from ..trainer.dataset.instructions import OWN, READY, WRITES, Write
 from ..trainer.dataset.items import Dataset
 from ..trainer.errors import KilnError
+from ..trainer.parsers import split_list
 from . import types
 from .host import paths
 from .host.canvas.dataset_changes import tell_pages
@@ -110,7 +110,7 @@ class KilnCaptionDataset(io.ComfyNode):
             write=write,
             which=which,
             replace=replace,
-            fields=tuple(dict.fromkeys(n.strip() for n in re.split(r"[,\n\uff0c]", fields) if n.strip())),
+            fields=tuple(dict.fromkeys(split_list(fields))),
             trigger_word=trigger_word,
             frames=frames,
             most_tokens=max_tokens,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from ..trainer.dataset.combine import Part, combine
 from ..trainer.dataset.from_graph import images_to_dataset
 from ..trainer.dataset.items import Dataset
 from ..trainer.dataset.scan import ScanOptions, scan_folder
+from ..trainer.parsers import split_list
 from . import types
 from .host import paths
 from .host.canvas.progress import NodeProgress
@@ -29,8 +29,7 @@ def control_folders_of(names: str, dataset: Path) -> tuple[Path, ...]:
     Raises:
         KilnError: one does not exist, or lies outside the host's input folder.
     """
-    named = [name.strip() for name in re.split(r"[,\n]", names) if name.strip()]
-    return tuple(dataset if name == "." else paths.dataset_folder(name) for name in named)
+    return tuple(dataset if name == "." else paths.dataset_folder(name) for name in split_list(names))
 
 
 class KilnLoadDataset(io.ComfyNode):

@@ -30,7 +30,12 @@ def folders(host: RunningHost) -> Path:
 
 
 def test_an_edit_is_trained_from_two_folders(run_graph: RunGraph, folders: Path) -> None:
-    graph = {**loaders(), **dataset("given_edits", control_folders="given_before"), **training(), **saved()}
+    graph = {
+        **loaders(),
+        **dataset("given_edits", control_folders="given_before\uff0c"),
+        **training(),
+        **saved(),
+    }
     graph["encoded"]["inputs"]["controls"] = "reference latents"
     outputs = run_graph(graph)
     assert "2 with control pictures" in outputs["dataset"]["text"][0]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..config import AdapterConfig
 from ..errors import KilnError, shortened
 from ..families import FAMILIES, NEVER_DEFAULT_TARGETS
+from ..parsers import split_signs
 from ..patterns import Patterns, compile_pattern
 
 _REGEX_SIGNS = re.compile(r"[*()\[\]|\\^$+?{}]")
@@ -56,7 +57,7 @@ def choose_targets(module: nn.Module, wanted: str, unwanted: str = "") -> list[s
         pattern = compile_pattern(wanted, "target_modules")
         chosen = [n for n in names if pattern.fullmatch(n)]
     else:
-        endings = [_known_ending(e, names) for e in dict.fromkeys(wanted.replace(",", " ").split())]
+        endings = [_known_ending(e, names) for e in dict.fromkeys(" ".join(split_signs(wanted)).split())]
         chosen = [n for n in names if _ends_with(n, endings)]
     if not chosen:
         raise _no_such_layer(wanted, names)
@@ -154,7 +155,7 @@ def layer_shape(name: str, config: AdapterConfig, kernel: Sequence[int] = ()) ->
 def _rank_pattern(text: str, alpha: float) -> Patterns[LayerShape]:
     """AdapterConfig.rank_pattern. Raises KilnError: it is malformed."""
     shapes: list[tuple[str, LayerShape]] = []
-    for part in filter(None, (p.strip() for p in text.split(","))):
+    for part in split_signs(text):
         expression, sign, numbers = part.rpartition("=")
         rank, _, own_alpha = numbers.partition(":")
         try:

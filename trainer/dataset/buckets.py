@@ -79,10 +79,12 @@ def fit_frames(available: int, max_frames: int) -> int:
 
 
 def bucket_of(item: Item, options: BucketOptions) -> Bucket:
-    """An item's size."""
+    """An item's size. At a resolution of its own it is never enlarged: it is trained at the first one, too."""
     facts = item.facts
-    resolution = item.resolution or options.resolution
-    width, height = fit_size(facts.width, facts.height, resolution, options.max_upscale)
+    resolution, upscale = (
+        (item.resolution, 1.0) if item.resolution else (options.resolution, options.max_upscale)
+    )
+    width, height = fit_size(facts.width, facts.height, resolution, upscale)
     frames = fit_frames(usable_frames(facts.frames, facts.fps, options.fps), options.max_frames)
     return Bucket(frames, height, width)
 

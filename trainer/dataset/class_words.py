@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 
 from ..errors import KilnError, shortened
+from .whole_words import gap_pattern, word_pattern
 
 _BARS = re.compile("[|\uff5c]")  # the full-width bar too, as Chinese keyboards type it
 
@@ -25,17 +27,19 @@ class ClassWords:
     def captions(self, caption: str) -> list[str]:
         """The caption with each class in the trigger word's place; none where it lacks the trigger word.
 
-        "ohwx woman" with the class "woman" becomes "woman", not "woman woman".
+        A class that stands beside the trigger word goes with it: "ohwx woman" and "woman ohwx" with the class "woman"
+        become "woman", not "woman woman".
         """
-        found = []
-        for word in self.words:
-            doubled = rf"(?:\s+{re.escape(word)}(?![A-Za-z0-9_]))?"
-            # Words are told apart by Latin letters only: in Chinese nothing stands between them
-            trigger = rf"(?<![A-Za-z0-9_]){re.escape(self.trigger)}(?![A-Za-z0-9_])"
-            parts = re.split(trigger + doubled, caption, flags=re.IGNORECASE)
-            if len(parts) > 1:
-                found.append(word.join(parts))
-        return found
+        parts = self._place.split(caption)
+        return [word.join(parts) for word in self.words] if len(parts) > 1 else []
+
+    @cached_property
+    def _place(self) -> re.Pattern[str]:
+        """The trigger word and a class before or behind it."""
+        words = sorted(self.words, key=len, reverse=True)  # "old woman" before "woman"
+        before = "|".join(word_pattern(word) + gap_pattern(word, self.trigger) for word in words)
+        behind = "|".join(gap_pattern(self.trigger, word) + word_pattern(word) for word in words)
+        return re.compile(f"(?:{before})?{word_pattern(self.trigger)}(?:{behind})?", re.IGNORECASE)
 
 
 def read_class_words(text: str, trigger: str) -> ClassWords | None:
@@ -53,7 +57,8 @@ def read_class_words(text: str, trigger: str) -> ClassWords | None:
             f"class_word is {shortened(text.strip())!r} and trigger_word is empty; write the word that stands for what "
             "is learned into trigger_word, or empty class_word."
         )
-    same = next((w for w in words if trigger.casefold() in w.casefold().split()), None)
+    of_its_own = re.compile(word_pattern(trigger), re.IGNORECASE)
+    same = next((w for w in words if of_its_own.search(w)), None)
     if same is not None:
         raise KilnError(
             f"class_word is {shortened(same)!r} and holds the trigger word itself; write what {shortened(trigger)!r} "

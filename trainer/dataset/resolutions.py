@@ -6,6 +6,7 @@ import dataclasses
 import re
 
 from ..errors import KilnError, shortened
+from ..parsers import split_list
 from .buckets import BucketOptions, bucket_of
 from .items import Dataset, Item
 
@@ -18,7 +19,7 @@ def read_resolutions(text: str) -> list[int]:
     Raises:
         KilnError: something else stands there, or too many.
     """
-    parts = [part for part in re.split(r"[,;\s]+", text) if part]
+    parts = " ".join(split_list(text)).split()
     if not all(re.fullmatch(r"\d{1,5}", part) and SMALLEST <= int(part) <= LARGEST for part in parts):
         raise KilnError(
             f"more_resolutions is {shortened(text, 80)!r}; write numbers from {SMALLEST} to {LARGEST} with commas "
@@ -46,5 +47,13 @@ def at_resolutions(dataset: Dataset, options: BucketOptions, more: list[int]) ->
 def _sizes_of(item: Item, options: BucketOptions, more: list[int]) -> list[Item]:
     if item.role == "validation":
         return [item]
-    all_sizes = [item, *(dataclasses.replace(item, resolution=each) for each in more)]
-    return list({bucket_of(each, options): each for each in reversed(all_sizes)}.values())[::-1]
+    first = bucket_of(item, options)
+    found = {first: item}
+    for resolution in more:
+        at = dataclasses.replace(item, resolution=resolution)
+        bucket = bucket_of(at, options)
+        # A small picture that the first resolution enlarges gives less at a higher one, where it is not enlarged
+        less = resolution >= options.resolution and bucket.width * bucket.height < first.width * first.height
+        if not less:
+            found.setdefault(bucket, at)
+    return list(found.values())

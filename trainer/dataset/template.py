@@ -24,6 +24,7 @@ from .caption_variants import COMMAS
 from .items import Dataset
 from .pixels import shown
 from .text_files import MOST_CAPTION
+from .whole_words import word_pattern
 
 MOST_TEXT = 100_000  # characters of the template, and of the values
 
@@ -121,7 +122,7 @@ def _check_text(name: str, text: str) -> None:
 
 def lead_with(word: str, caption: str) -> str:
     """The caption with the trigger word in front, unless it stands in it as a word of its own."""
-    if not word or re.search(rf"(?<!\w){re.escape(word)}(?!\w)", caption, re.IGNORECASE):
+    if not word or re.search(word_pattern(word), caption, re.IGNORECASE):
         return caption
     return f"{word}, {caption}" if caption else word
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..errors import KilnError
+from ..parsers import split_signs
 
 _BLOCK_NUMBER = re.compile(r"blocks\.(\d{1,9})\.")
 _RANGE = re.compile(r"^(\d{1,9})(?:\s*-\s*(\d{1,9}))?$")
@@ -43,7 +44,7 @@ class BlockWeights:
             KilnError: a rule is malformed.
         """
         rules = []
-        for rule in filter(None, (r.strip() for r in re.split(r"[,;\n]", text))):
+        for rule in split_signs(text):
             selector, colon, factor = rule.rpartition(":")
             if not colon or not selector.strip():
                 raise KilnError(
@@ -96,7 +97,7 @@ def parse_schedule(text: str) -> list[tuple[float, float]]:
         KilnError: a point is malformed or lies outside 0-1.
     """
     points = []
-    for point in filter(None, (p.strip() for p in re.split(r"[,;\n]", text))):
+    for point in split_signs(text):
         start, colon, factor = point.partition(":")
         if not colon:
             raise KilnError(f"{point!r} in schedule has no factor; write for example 0:0, 0.3:1.")
@@ -119,7 +120,7 @@ def parse_sweep(text: str) -> list[float]:
         KilnError: it is malformed, empty or longer than MAX_SWEEP.
     """
     values: list[float] = []
-    for piece in filter(None, (p.strip() for p in re.split(r"[,;\n]", text))):
+    for piece in split_signs(text):
         if ".." not in piece:
             values.append(parse_number(piece, "strengths"))
             continue

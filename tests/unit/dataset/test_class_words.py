@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from trainer.config import TrainConfig
@@ -17,6 +19,7 @@ from trainer.dataset.encode import encode_dataset
 from trainer.dataset.encoded import EncodedDataset, EncodedItem
 from trainer.dataset.items import Dataset
 from trainer.dataset.scan import ScanOptions, scan_folder
+from trainer.dataset.template import lead_with
 from trainer.errors import KilnError
 from trainer.runs.runfile import RunFile, read_dataset, write_run_file
 
@@ -46,6 +49,58 @@ def test_the_class_stands_where_the_trigger_word_stood(
 ) -> None:
     found = read_class_words(words, trigger)
     assert found is not None and found.captions(caption) == expected
+
+
+LATIN, CHINESE = "bcd", "\u7537\u5973\u5b69\u7a7f"
+OTHERS = "xyz \u5728\u516c\u56ed,\uff0c"  # what stands around, of other letters
+WORDS = st.text(LATIN, min_size=2, max_size=4) | st.text(CHINESE, min_size=2, max_size=3)
+TRIGGERS = st.sampled_from(["zorb", "\u5c0f\u660e", "z1\u660e", "\u660ez1"])
+
+
+def is_latin(character: str) -> bool:
+    return character.isascii() and character.isalnum()
+
+
+def beside(left: str, right: str, spaces: str) -> str:
+    """Two words in a caption: with a space where their letters need one."""
+    need = left and right and is_latin(left[-1]) and is_latin(right[0])
+    return left + (spaces or (" " if need else "")) + right
+
+
+@settings(deadline=None)
+@given(
+    TRIGGERS,
+    st.lists(WORDS, min_size=1, max_size=3, unique=True),
+    st.text(OTHERS, max_size=8),
+    st.text(OTHERS, max_size=8),
+    st.sampled_from(["alone", "before", "behind", "both"]),
+    st.sampled_from(["", " ", "\u3000"]),
+)
+def test_a_class_beside_the_trigger_word_is_not_doubled(
+    trigger: str, words: list[str], before: str, after: str, where: str, spaces: str
+) -> None:
+    """In Latin letters, in Chinese and in both at once; what stands around stays as it is."""
+    middle = trigger
+    if where in ("before", "both"):
+        middle = beside(words[0], middle, spaces)
+    if where in ("behind", "both"):
+        middle = beside(middle, words[0], spaces)
+    before = before + (" " if before and is_latin(before[-1]) and is_latin(middle[0]) else "")
+    after = (" " if after and is_latin(after[0]) and is_latin(middle[-1]) else "") + after
+    found = read_class_words("|".join(words), trigger)
+    assert found is not None
+    assert found.captions(before + middle + after) == [before + word + after for word in words]
+
+
+def test_in_chinese_a_word_needs_no_space_around_it() -> None:
+    ming, boy, park = "\u5c0f\u660e", "\u7537\u5b69", "\u5728\u516c\u56ed"
+    found = read_class_words("boy", ming)
+    assert found is not None and found.captions(f"{ming}boy{park}") == [f"boy{park}"]
+    assert lead_with(ming, f"{boy}{ming}{park}") == f"{boy}{ming}{park}", "it stands there already"
+    assert lead_with("zorb", f"zorb{park}") == f"zorb{park}"
+    assert lead_with("zorb", "zorbs") == "zorb, zorbs"
+    with pytest.raises(KilnError, match="holds the trigger word itself"):
+        read_class_words(ming + boy, ming)
 
 
 def test_words_are_read_and_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,18 @@ def test_each_at_every_size_that_it_fills_and_none_enlarged(dataset: Dataset, tm
     encoded = encode_dataset(several, ToyEncoder(), tmp_path / "kept", OPTIONS)
     assert sorted(i.shape[-1] for i in encoded.items) == [8, 8, 8, 12, 12, 16, 32]
     assert "96x96: 2 items" in plan(several, OPTIONS).describe()
+
+
+def test_max_upscale_is_for_the_first_resolution_alone(dataset: Dataset) -> None:
+    """A picture of 48 pixels is enlarged to 64 as asked, to no further size, and shrunk to a smaller one."""
+    enlarging = BucketOptions(resolution=64, max_upscale=4.0)
+    small = dataset.items[0]
+    small = replace(small, facts=replace(small.facts, width=48, height=48))
+    several = at_resolutions(replace(dataset, items=(small,)), enlarging, [32, 96, 256])
+    assert [bucket_of(item, enlarging).width for item in several.items] == [64, 32]
+    several = at_resolutions(dataset, enlarging, [96, 256])
+    for item in several.items:
+        assert bucket_of(item, enlarging).width <= item.facts.width
 
 
 def test_without_further_ones_nothing_changes(dataset: Dataset, tmp_path: Path) -> None:
