@@ -1,6 +1,6 @@
 """A run of the toy model in a process that may not have much more memory than it has at its beginning.
 
-tests/unit/loop/little_memory_run.py FOLDER MEGABYTES(0: as much as there is)
+tests/unit/loop/little_memory_run.py FOLDER MEGABYTES
 """
 
 from __future__ import annotations
@@ -19,17 +19,25 @@ from tests.unit.toy import CHANNELS, ToyDenoiser, make_config, make_encoded
 from trainer.events import Event, MessageEvent
 from trainer.loop.train import train
 
-torch.set_num_threads(1)
-folder, megabytes = Path(sys.argv[1]), int(sys.argv[2])
-# About 90 MB an item are kept for the backward pass
-encoded = make_encoded(folder, count=8, shapes=((CHANNELS, 1, 384, 384),))
-config = make_config(steps=2, batch_size=8)
-train(ToyDenoiser(), make_encoded(folder / "small"), make_config(steps=2), run_folder=folder / "first")
-if megabytes:
+
+def run(folder: Path) -> dict[str, list]:
+    """Two steps of eight items; about 40 MB an item are kept for the backward pass."""
+    encoded = make_encoded(folder, count=8, shapes=((CHANNELS, 1, 256, 256),))
+    seen: list[Event] = []
+    config = make_config(steps=2, batch_size=8)
+    result = train(ToyDenoiser(), encoded, config, run_folder=folder / "run", emit=seen.append)
+    return {
+        "losses": result.losses,
+        "said": [event.text for event in seen if isinstance(event, MessageEvent)],
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    folder, megabytes = Path(sys.argv[1]), int(sys.argv[2])
+    # What a first run loads belongs to the beginning
+    train(ToyDenoiser(), make_encoded(folder / "small"), make_config(steps=2), run_folder=folder / "first")
     own = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limit = own + (megabytes << 20)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-seen: list[Event] = []
-result = train(ToyDenoiser(), encoded, config, run_folder=folder / "run", emit=seen.append)
-said = [event.text for event in seen if isinstance(event, MessageEvent)]
-print(json.dumps({"losses": result.losses, "said": said}))
+    print(json.dumps(run(folder)))
