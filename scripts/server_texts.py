@@ -17,7 +17,7 @@ from scripts.host_files import REPO
 
 CATALOGUE = REPO / "web" / "server_texts.mjs"
 SAYS = {"KilnError", "ValueError", "warn", "MessageEvent", "StartEvent", "__init__"}
-LATER = {"Refused": 1, "_refuse": 1, "Problem": 2}
+LATER = {"Refused": 1, "_refuse": 1, "Problem": 2, "BadRow": 1}
 """Where what is said is a later argument, and which."""
 
 SPOKEN = (

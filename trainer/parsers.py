@@ -1,5 +1,5 @@
 """JSON and TOML texts of any origin, on every Python that the pack supports: what is none is one kind of error. And
-lists that a user types into one field, such as 768, 1024.
+lists that a user types into one field, such as 768, 1024, and the lines of a text.
 
 The marks in such a list are those that a keyboard has at hand: comma, semicolon and line break, the full-width comma
 and semicolon, and the enumeration comma of Chinese. Captions are no such lists: an enumeration comma stands inside a
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from io import StringIO
 from typing import Any
 
 if sys.version_info >= (3, 11):
@@ -57,3 +58,9 @@ def split_signs(text: str) -> list[str]:
     """split_list for parts of numbers, signs and layer names, in which full-width signs stand for the ASCII ones:
     0-9 and a full-width colon before 0.5."""
     return split_list(text.translate(_WIDE_SIGNS))
+
+
+def lines_of(text: str) -> list[str]:
+    r"""The lines of a text with their ends, which are \n, \r\n and \r. str.splitlines also splits at signs that stand
+    within a line (U+0085, U+2028, \v, \f ...)."""
+    return list(StringIO(text, newline=""))

@@ -277,6 +277,8 @@ export const CHINESE = {
   "Folders of thumbnails and of the system were not entered: {}.": "没有进入缩略图和系统文件夹：{}。",
   "Sub-folders were not read, as recursive is off: {}; switch it on to read them.": "“包含子文件夹”未打开，没有读取子文件夹：{}；需要读取请打开。",
   "What lies in {} folders {} was not read.": "没有读取 {} 个 {} 文件夹中的内容。",
+  "{} items have values in json that are no text, as a saved workflow has; they are neither captions nor fields: {}.": "{} 个样本的 json 中有不是文本的值（例如保存的工作流）；它们既不是描述也不是字段：{}。",
+  "Row {} of {} has {} values for {} columns; put a text that holds {} in quotes, and name every column.": "{1} 的第 {0} 行有 {2} 个值，而列只有 {3} 个；请给含有 {4} 的文本加上引号，并写出每一列的列名。",
   "Folders named by a year are seen once, as if they had no number: {}.": "以年份命名的文件夹按一次计，如同没有数字：{}。",
   "{} caption files belong to no item: {}; name each like its image.": "{} 个描述文件不属于任何样本：{}；请以图像的名称命名。",
   "{} caption files are not used, as another one of the same item counts: {}.": "{} 个描述文件未使用，因为同一样本以另一个为准：{}。",

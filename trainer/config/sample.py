@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..parsers import lines_of
 from .fields import check_ranges, setting
 
 
@@ -61,5 +62,5 @@ class SampleConfig:
 
     def each(self) -> list[tuple[str, int]]:
         """(prompt, seed) of every picture, in the order in which they are drawn."""
-        lines = [line.strip() for line in self.prompts.splitlines() if line.strip()]
+        lines = [line.strip() for line in lines_of(self.prompts) if line.strip()]
         return [(line, (self.sample_seed + i) % 2**64) for line in lines for i in range(self.pictures)]

@@ -85,10 +85,12 @@ class Contents:
             status = path.stat()
         except OSError:
             return None
-        beside, row = self._beside(path), self.row(path)
+        beside = self._beside(path)
+        row: Row = {}
         mask = beside.masks.of(path)
         caption, fields, error = "", {}, ""
         try:
+            row = self.row(path)
             said = beside.sidecars.read(path, row)
             caption, fields = said.caption, dict(said.fields)
         except KilnError as wrong:
@@ -109,7 +111,11 @@ class Contents:
         )
 
     def row(self, path: Path) -> Row:
-        """What the folder's table says of an item."""
+        """What the folder's table says of an item.
+
+        Raises:
+            KilnError: its row cannot be used.
+        """
         return self._beside(path).tables.row(path)
 
     def sidecars(self, path: Path) -> list[Path]:

@@ -20,6 +20,7 @@ from typing import Literal
 from PIL import Image
 
 from ..errors import KilnError, shortened
+from ..parsers import lines_of
 from ..rng import derive_seed
 from .browse import Contents, Listed, Part
 from .edit import Change, DatasetEditor, Outdated, Seen
@@ -382,7 +383,7 @@ def clean_caption(text: str) -> str:
 
 def clean_tags(text: str) -> str:
     """Tags with commas between, each once."""
-    lines = [_BULLET.sub("", line) for line in _THOUGHT.sub("", text).splitlines()]
+    lines = [_BULLET.sub("", line) for line in lines_of(_THOUGHT.sub("", text))]
     parts = (clean_caption(part).strip(f" .;{_QUOTES}") for part in _COMMAS.split("\n".join(lines)))
     return ", ".join(list(dict.fromkeys(part for part in parts if part))[:MOST_TAGS])
 
@@ -391,8 +392,8 @@ def read_fields(text: str, names: Sequence[str]) -> dict[str, str]:
     """The "name: value" lines of an answer, for the names that are known, whatever their case."""
     wanted = {name_key(name): name for name in names}
     found: dict[str, str] = {}
-    for line in _THOUGHT.sub("", text).splitlines():
-        name, *rest = _COLONS.split(_BULLET.sub("", line), maxsplit=1)
+    for line in lines_of(_THOUGHT.sub("", text)):
+        name, *rest = _COLONS.split(_BULLET.sub("", line.strip()), maxsplit=1)
         known = wanted.get(name_key(name.strip(f" *{_QUOTES}")))
         value = clean_caption(rest[0].strip(" *")) if rest else ""
         if known and value:

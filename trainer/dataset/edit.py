@@ -27,7 +27,7 @@ from .files import SET_ASIDE, ending
 from .journal import Entry, Journal
 from .names import inside, shown_name
 from .table_rows import without_rows
-from .tables import CAPTION_KEYS, NAME_KEYS, value_of
+from .tables import CAPTION_KEYS, NAME_KEYS, is_flat, value_of
 from .text_files import MOST_CAPTION, read_text
 
 MOST_FIELDS = 100
@@ -282,7 +282,7 @@ def _without_caption(item: Listed, media: Path, texts: list[Path], contents: Con
     writes = {_no_link(path): b"" for path in texts}
     for path in contents.sidecars(media):
         if ending(path.name) == ".json" and value_of(value := _json_object(path), CAPTION_KEYS):
-            kept = {key: v for key, v in value.items() if key.strip().lower() not in CAPTION_KEYS}
+            kept = {k: v for k, v in value.items() if k.strip().lower() not in CAPTION_KEYS or not is_flat(v)}
             writes[_no_link(path)] = _encoded(_as_json(kept))
     return writes
 

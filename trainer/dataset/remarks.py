@@ -38,13 +38,16 @@ def folder_remarks(found: Found) -> Iterator[str]:
         yield f"Folders named by a year are seen once, as if they had no number: {names_of(sorted(years))}."
 
 
-def caption_remarks(orphans: Sequence[Path], unused: Sequence[Path], empty: Sequence[Path]) -> Iterator[str]:
+def caption_remarks(
+    orphans: Sequence[Path], unused: Sequence[Path], empty: Sequence[Path], nested: Sequence[Path]
+) -> Iterator[str]:
     """On caption files.
 
     Args:
         orphans: that belong to no item.
         unused: that say something else than the one that counts.
         empty: without text, beside a caption elsewhere.
+        nested: items beside which values are no text.
     """
     texts = [p for p in orphans if ending(p.name) in CAPTION_ENDINGS]
     if texts:
@@ -55,6 +58,11 @@ def caption_remarks(orphans: Sequence[Path], unused: Sequence[Path], empty: Sequ
         )
     if empty:
         yield f"{len(empty)} caption files are empty, and the caption is taken from elsewhere: {names_of(empty)}."
+    if nested:
+        yield (
+            f"{len(nested)} items have values in json that are no text, as a saved workflow has; they are neither "
+            f"captions nor fields: {names_of(nested)}."
+        )
 
 
 def mask_remarks(

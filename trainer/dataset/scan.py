@@ -239,7 +239,7 @@ class _Beside:
         sidecars, masks = self._sidecars, self.masks
         yield from folder_remarks(self._found)
         yield from self._tables.remarks
-        yield from caption_remarks(sidecars.orphans(), sidecars.unused, sidecars.empty)
+        yield from caption_remarks(sidecars.orphans(), sidecars.unused, sidecars.empty, sidecars.nested)
         conditions = [p for p in masks.conditions if p not in self.controls.used]
         yield from mask_remarks(masks.orphans(), conditions, nothing)
         yield from self.controls.remarks()

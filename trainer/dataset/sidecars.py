@@ -20,7 +20,7 @@ from ..errors import KilnError
 from ..parsers import parse_json
 from .files import CAPTION_ENDINGS, Found, ending, name_key
 from .pixels import shown
-from .tables import CAPTION_KEYS, NAME_KEYS, Row, value_of
+from .tables import CAPTION_KEYS, NAME_KEYS, Row, is_flat, value_of
 from .text_files import MOST_CAPTION, read_text
 
 
@@ -38,11 +38,13 @@ class Sidecars:
     Attributes:
         unused: caption files of an item whose caption is taken from another one.
         empty: caption files without text whose item has its caption from elsewhere.
+        nested: items of which a json file or a row holds what is no text.
     """
 
     def __init__(self, found: Found) -> None:
         self.unused: list[Path] = []
         self.empty: list[Path] = []
+        self.nested: list[Path] = []
         self._found = found
         self._by_owner: dict[tuple[str, str], list[tuple[str, Path]]] = defaultdict(list)
         self._owned: set[Path] = set()
@@ -60,12 +62,16 @@ class Sidecars:
         Raises:
             KilnError: a sidecar is not text or not JSON, or the caption is a book.
         """
-        said = _from_row(row)
+        said, values = _from_row(row), [*row.values()]
         files = self.of(media)
         for path in files:
             if ending(path.name) == ".json":
-                more = _from_row(_parse_json(path))
+                beside = _parse_json(path)
+                values += beside.values()
+                more = _from_row(beside)
                 said = Said(more.caption or said.caption, {**said.fields, **more.fields})
+        if not all(map(is_flat, values)):
+            self.nested.append(media)
         caption, silent = "", []
         for path in files:
             if ending(path.name) != ".json":
@@ -121,17 +127,8 @@ def _parse_json(path: Path) -> dict[str, Any]:
 def _from_row(row: Row) -> Said:
     caption = _plain(value_of(row, CAPTION_KEYS))
     apart = {*CAPTION_KEYS, *NAME_KEYS}
-    # A workflow that was exported beside an image is a json file, too: nested values are no fields
-    fields = {str(k): _plain(v) for k, v in row.items() if str(k).lower() not in apart and _is_flat(v)}
+    fields = {str(k): _plain(v) for k, v in row.items() if str(k).lower() not in apart and is_flat(v)}
     return Said(caption, fields)
-
-
-def _is_flat(value: Any) -> bool:
-    return not isinstance(value, dict) and not (isinstance(value, list) and any(map(_nested, value)))
-
-
-def _nested(value: Any) -> bool:
-    return isinstance(value, dict | list)
 
 
 def _plain(value: Any) -> str:

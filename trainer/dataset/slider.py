@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..conditioning import ItemConditioning
 from ..errors import KilnError, shortened
+from ..parsers import lines_of
 from .encoded import EncodedDataset
 from .from_graph import encoded_from_latents, keep_conditioning
 
@@ -66,7 +67,7 @@ class SliderTargets:
 
 def read_attributes(text: str) -> tuple[str, ...]:
     """One a line, without empty lines and repetitions."""
-    return tuple(dict.fromkeys(line for raw in text.splitlines() if (line := " ".join(raw.split()))))
+    return tuple(dict.fromkeys(line for raw in lines_of(text) if (line := " ".join(raw.split()))))
 
 
 def slider_dataset(

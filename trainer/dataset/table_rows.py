@@ -8,7 +8,7 @@ from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
 from ..errors import KilnError
-from ..parsers import parse_json
+from ..parsers import lines_of, parse_json
 from .files import ending
 from .tables import NAME_KEYS, SEPARATORS, FileNames, plain_path, value_of
 
@@ -37,7 +37,7 @@ def without_rows(table: Path, media: Sequence[Path], gone: Container[Path]) -> b
         exact, meant = names.find(plain_path(str(name)))
         return (exact or meant) in gone
 
-    lines = text.splitlines(keepends=True)
+    lines = lines_of(text)
     jsonl = ending(table.name) == ".jsonl"
     kept = _json_lines(lines, goes) if jsonl else _csv_lines(lines, names, goes)
     if len(kept) == len(lines):

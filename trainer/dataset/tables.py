@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import KilnError
-from ..parsers import parse_json
+from ..parsers import lines_of, parse_json
 from .files import Found, ending, name_key
 from .pixels import shown
 from .remarks import rows_of_nothing, rows_without_effect
@@ -26,6 +26,14 @@ NAME_KEYS = ("file_name", "filename", "image", "video")
 SEPARATORS = ",;\t|"
 
 Row = Mapping[str, Any]
+
+
+class BadRow(dict[str, Any]):
+    """A row that cannot be used as it is, and why."""
+
+    def __init__(self, values: Row, reason: str) -> None:
+        super().__init__(values)
+        self.reason = reason
 
 
 class Tables:
@@ -52,9 +60,15 @@ class Tables:
                 self.errors.append(str(error))
 
     def row(self, media: Path) -> Row:
-        """A file's row, from the table in its own folder or in one above it within the dataset."""
+        """A file's row, from the table in its own folder or in one above it within the dataset.
+
+        Raises:
+            KilnError: the row cannot be used.
+        """
         for folder in media.parents:
             row = self._rows.get(folder, {}).get(media)
+            if isinstance(row, BadRow):
+                raise KilnError(row.reason)
             if row is not None:
                 return row
             if folder == self._root:
@@ -75,6 +89,8 @@ class Tables:
                 found[exact] = row
             elif meant is not None:
                 loose[meant].append((name, row))
+            elif isinstance(row, BadRow):  # even its name may be another column's
+                self.errors.append(row.reason)
             else:
                 (elsewhere if _exists(folder, name) else nowhere).append(name)
         for file, rows in loose.items():
@@ -121,7 +137,7 @@ def _named_rows(path: Path, names: FileNames) -> Iterator[tuple[str, Row]]:
     text = read_text(path)
     jsonl = ending(path.name) == ".jsonl"
     rows = list(_json_lines(path, text)) if jsonl else _csv_rows(path, text, names)
-    for number, row in enumerate(rows, 1):
+    for number, row in rows:
         if not any(row.values()):  # as spreadsheets leave behind the last one
             continue
         name = value_of(row, NAME_KEYS)
@@ -131,9 +147,16 @@ def _named_rows(path: Path, names: FileNames) -> Iterator[tuple[str, Row]]:
 
 
 def value_of(row: Row, keys: tuple[str, ...]) -> Any:
-    """The first of these keys, in any case, that has a value; None without one."""
+    """The first of these keys, in any case, that has a flat value; None without one."""
     lower = {str(key).strip().lower(): key for key in reversed(list(row))}
-    return next((row[lower[k]] for k in keys if k in lower and row[lower[k]]), None)
+    return next((v for k in keys if k in lower and (v := row[lower[k]]) and is_flat(v)), None)
+
+
+def is_flat(value: Any) -> bool:
+    """Whether a value of JSON is a text, a number or a list of such; workflows saved beside an image have others."""
+    return not isinstance(value, dict) and not (
+        isinstance(value, list) and any(isinstance(v, dict | list) for v in value)
+    )
 
 
 def plain_path(name: str) -> str:
@@ -148,9 +171,10 @@ def _exists(folder: Path, name: str) -> bool:
         return False
 
 
-def _csv_rows(path: Path, text: str, names: FileNames) -> list[Row]:
-    """Rows by column. What separates them is what makes a header or a file's name of the first line."""
-    lines = text.splitlines(keepends=True)
+def _csv_rows(path: Path, text: str, names: FileNames) -> list[tuple[int, Row]]:
+    """Rows by column, with their numbers as a spreadsheet counts them. What separates them is what makes a header or a
+    file's name of the first line."""
+    lines = lines_of(text)
     separators = SEPARATORS
     if lines and lines[0].lower().startswith("sep=") and len(lines[0].strip()) == 5:  # as Excel may write it
         separators = lines.pop(0)[4]
@@ -159,10 +183,14 @@ def _csv_rows(path: Path, text: str, names: FileNames) -> list[Row]:
             rows = list(csv.reader(lines, delimiter=separator))
             columns = [c.strip() for c in rows[0]] if rows else []
             if {c.lower() for c in columns} & set(NAME_KEYS):
-                return [_by_column(columns, row) for row in rows[1:]]
+                return [
+                    (n, _by_column(path, n, columns, row, separator)) for n, row in enumerate(rows[1:], 2)
+                ]
             if len(columns) > 1 and any(names.find(plain_path(columns[0]))):  # no header at all
-                columns = ["file_name", "text", *(f"column_{n}" for n in range(3, len(columns) + 1))]
-                return [_by_column(columns, row) for row in rows]
+                # Rows of several lengths have captions with commas and without quotes
+                width = len(columns) if len({len(row) for row in rows if row}) == 1 else 2
+                columns = ["file_name", "text", *(f"column_{n}" for n in range(3, width + 1))]
+                return [(n, _by_column(path, n, columns, row, separator)) for n, row in enumerate(rows, 1)]
     except csv.Error as error:
         raise KilnError(f"The table {shown(path)} cannot be read ({error}); save it again as CSV.") from error
     if lines:
@@ -172,12 +200,29 @@ def _csv_rows(path: Path, text: str, names: FileNames) -> list[Row]:
     return []
 
 
-def _by_column(columns: list[str], row: list[str]) -> Row:
-    return {c: v for c, v in zip(columns, row, strict=False) if c}
+def _by_column(path: Path, number: int, columns: list[str], row: list[str], separator: str) -> Row:
+    """A row's values by column. Has it more than there are columns, its last one is a caption that holds separators and
+    has no quotes, or nobody can tell which value is too many."""
+    filled, named = _without_empty_end(row), _without_empty_end(columns)
+    values = {c: v for c, v in zip(columns, row, strict=False) if c}
+    if len(filled) <= len(named):
+        return values
+    if named == columns and columns[-1].lower() in CAPTION_KEYS:
+        return {**values, columns[-1]: separator.join(filled[len(columns) - 1 :])}
+    return BadRow(
+        values,
+        f"Row {number} of {shown(path)} has {len(filled)} values for {len(named)} columns; put a text that holds "
+        f"{separator!r} in quotes, and name every column.",
+    )
 
 
-def _json_lines(path: Path, text: str) -> Iterator[Row]:
-    for number, line in enumerate(text.splitlines(), 1):
+def _without_empty_end(cells: list[str]) -> list[str]:
+    """Spreadsheets fill rows up to the longest one."""
+    return cells[: max((n for n, cell in enumerate(cells, 1) if cell.strip()), default=0)]
+
+
+def _json_lines(path: Path, text: str) -> Iterator[tuple[int, Row]]:
+    for number, line in enumerate(lines_of(text), 1):
         if not line.strip():
             continue
         try:
@@ -186,4 +231,4 @@ def _json_lines(path: Path, text: str) -> Iterator[Row]:
             raise KilnError(f"Line {number} of {shown(path)} is not JSON ({error}); mend it.") from error
         if not isinstance(row, dict):
             raise KilnError(f"Line {number} of {shown(path)} is no JSON object; write it as {{...}}.")
-        yield row
+        yield number, row

@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 
 from ..errors import KilnError
+from ..parsers import lines_of
 from ..rng import derive_seed
 from .caption_variants import COMMAS
 from .items import Dataset
@@ -41,7 +42,7 @@ def parse_values(text: str) -> dict[str, list[str]]:
         KilnError: a line has no colon or no name.
     """
     values: dict[str, list[str]] = {}
-    for number, raw in enumerate(text.splitlines(), 1):
+    for number, raw in enumerate(lines_of(text), 1):
         line = raw.strip()
         if not line or line.startswith("#"):
             continue

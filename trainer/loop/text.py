@@ -117,7 +117,7 @@ def check_text_gradient(
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # of an operation without a backward
-        why = str(error).splitlines()[0]
+        why = (str(error) or type(error).__name__).splitlines()[0]
     if why:
         raise KilnError(
             f"The text encoder of this model cannot be trained ({why}); disconnect the CLIP from Train LoRA."

@@ -12,12 +12,16 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from tests.media import clip, picture, scene
 from trainer.dataset import pixels
+from trainer.dataset.browse import Contents
+from trainer.dataset.browse import Part as Shown
 from trainer.dataset.buckets import BucketOptions, plan
+from trainer.dataset.edit import Change, DatasetEditor, Seen
 from trainer.dataset.files import folder_state
 from trainer.dataset.items import Dataset
 from trainer.dataset.pixels import open_still
 from trainer.dataset.report import DatasetReport
 from trainer.dataset.scan import ScanOptions, scan_folder
+from trainer.dataset.table_rows import without_rows
 from trainer.errors import KilnError
 
 
@@ -149,6 +153,119 @@ def test_a_table_that_cannot_be_understood_is_named(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_text("file_name,text\na.png," + "x" * 200_000 + "\n")
     with pytest.raises(KilnError, match=r"metadata.csv cannot be read \(field larger"):
         captions(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "file_name,text\na.png,a red zorb, on snow, at night\nb.png,plain\n",
+        "file_name,light,caption\na.png,soft,a red zorb, on snow, at night,,\nb.png,,plain\n",
+        "a.png,a red zorb, on snow, at night\nb.png,plain\n",
+        "b.png,plain\na.png,a red zorb, on snow, at night\n",
+        "file_name;text\na.png;a red zorb, on snow, at night\nb.png;plain\n",
+    ],
+)
+def test_a_caption_with_commas_and_without_quotes_is_whole(tmp_path: Path, table: str) -> None:
+    for name in ("a", "b"):
+        picture(tmp_path / f"{name}.png")
+    (tmp_path / "metadata.csv").write_text(table)
+    assert captions(tmp_path) == {"a.png": "a red zorb, on snow, at night", "b.png": "plain"}
+
+
+def test_a_row_with_a_value_too_many_is_named_by_its_number(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        picture(tmp_path / f"{name}.png")
+    table = tmp_path / "metadata.csv"
+    table.write_text("file_name,text,light\nb.png,plain,soft\na.png,a red zorb, on snow,soft\n")
+    with pytest.raises(
+        KilnError, match=r"Row 3 of .*metadata.csv has 4 values for 3 columns; .* ',' in quotes"
+    ):
+        captions(tmp_path)
+    dataset = scan_folder(tmp_path, ScanOptions(on_bad_file="skip"))
+    assert [i.caption for i in dataset.items] == ["plain"] and "Row 3 of" in dataset.skipped[0]
+    bad = Contents(tmp_path, Shown()).items()[0]
+    assert "Row 3 of" in bad.error and not bad.caption
+    before = table.read_bytes()
+    with pytest.raises(KilnError, match="Row 3 of"):
+        DatasetEditor(tmp_path, Shown(), tmp_path / ".journal").set_aside([Seen(bad.name, bad.version)])
+    assert table.read_bytes() == before and (tmp_path / "a.png").exists()
+
+
+def test_a_row_whose_very_name_is_shifted_is_named_by_its_number(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_text("text,file_name\na red zorb, on snow,a.png\n")
+    with pytest.raises(KilnError, match=r"Row 2 of .* has 3 values for 2 columns"):
+        captions(tmp_path)
+    (tmp_path / "metadata.csv").write_text("file_name,text,\na.png,a zorb,of nobody\n")
+    with pytest.raises(KilnError, match=r"Row 2 of .* has 3 values for 2 columns"):
+        captions(tmp_path)
+
+
+# Signs at which Python ends a line and no editor does
+IN_A_LINE = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
+
+
+@pytest.mark.parametrize("sign", [s for s in IN_A_LINE if s > "\x7f"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_of_tables_end_where_editors_end_them(tmp_path: Path, sign: str, end: str) -> None:
+    text = f"a red zorb{sign}on snow"
+    for name in ("a", "b"):
+        picture(tmp_path / f"{name}.png")
+    rows = [json.dumps({"file_name": f"{n}.png", "text": text}, ensure_ascii=False) for n in ("a", "b")]
+    (tmp_path / "metadata.jsonl").write_bytes(end.join(rows).encode())
+    assert captions(tmp_path) == {"a.png": text, "b.png": text}
+    kept = without_rows(
+        tmp_path / "metadata.jsonl", [tmp_path / "a.png", tmp_path / "b.png"], {tmp_path / "a.png"}
+    )
+    assert kept == rows[1].encode()
+
+
+@pytest.mark.parametrize("sign", IN_A_LINE)
+def test_records_of_tables_end_where_editors_end_them(tmp_path: Path, sign: str) -> None:
+    text = f"a red zorb{sign}on snow"
+    picture(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_bytes(f"file_name,text\na.png,{text}\n".encode())
+    assert captions(tmp_path) == {"a.png": text}
+    kept = without_rows(tmp_path / "metadata.csv", [tmp_path / "a.png"], {tmp_path / "a.png"})
+    assert kept == b"file_name,text\n"
+
+
+def test_lines_are_never_split_by_python_alone() -> None:
+    """Elsewhere than in texts of our own: the first line of an error, a list of hashes."""
+    package = Path(pixels.__file__).parents[2]
+    files = [
+        *(package / "trainer").rglob("*.py"),
+        *(package / "nodes").rglob("*.py"),
+        package / "headless.py",
+    ]
+    found = {f.relative_to(package).as_posix() for f in files if "splitlines(" in f.read_text("utf-8")}
+    assert found == {"trainer/loop/guards.py", "trainer/loop/text.py", "trainer/dataset/model_marks.py"}
+
+
+def test_a_workflow_beside_an_image_is_no_caption(tmp_path: Path) -> None:
+    graph = {"3": {"class_type": "KSampler", "inputs": {"seed": 1}}}
+    for name in ("a", "b", "c"):
+        picture(tmp_path / f"{name}.png")
+    (tmp_path / "a.json").write_text(
+        json.dumps({"prompt": graph, "workflow": {"nodes": []}, "light": "soft"})
+    )
+    (tmp_path / "b.json").write_text(json.dumps({"prompt": graph, "text": "a zorb"}))
+    (tmp_path / "c.json").write_text(json.dumps({"caption": ["red", "zorb"]}))
+    dataset = scan_folder(tmp_path)
+    assert [i.caption for i in dataset.items] == ["", "a zorb", "red, zorb"]
+    assert dict(dataset.items[0].fields) == {"light": "soft"}
+    assert "2 items have values in json" in (said := remark(dataset, "no text")) and said.endswith(
+        ": a.png, b.png."
+    )
+
+
+def test_emptying_a_caption_leaves_a_workflow_alone(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "a.json").write_text(json.dumps({"prompt": {"3": {}}, "caption": "a zorb"}))
+    (item,) = Contents(tmp_path, Shown()).items()
+    change = Change(Seen(item.name, item.version), "", {})
+    DatasetEditor(tmp_path, Shown(), tmp_path / ".journal").write([change], "write")
+    assert json.loads((tmp_path / "a.json").read_text()) == {"prompt": {"3": {}}}
 
 
 def test_a_second_table_is_named(tmp_path: Path) -> None:
