@@ -108,6 +108,11 @@ def unpack(tensors: Mapping[str, Tensor], text: str) -> ItemConditioning:
     return {name: _from_json(value, tensors) for name, value in parse_json(text)}
 
 
+def names_of_entries(text: str) -> frozenset[str]:
+    """The names in what pack wrote as JSON."""
+    return frozenset(name for name, _ in parse_json(text))
+
+
 def unpack_tensors_only(tensors: Mapping[str, Tensor]) -> ItemConditioning:
     """A file of earlier versions: tensors by name without their batch dimension, "length" the rows of cross_attn."""
     found = {name: tensor[None] for name, tensor in tensors.items() if name != "length"}

@@ -56,7 +56,7 @@ class Denoiser(Protocol):
     ("denoise_mask" of a conditioning, (1, C, [F,] h, w), 0 where it is given)."""
 
     needs_start_image: bool = False
-    """Whether it is an image-to-video model, which is always given an image ("concat_latent_image")."""
+    """Whether it is always given an image beside the noise ("concat_latent_image"), as an image-to-video model is."""
 
     latent_channels: int
     """Channels C that latents must have."""

@@ -58,6 +58,9 @@ class Case:
     first_frame: bool = False
     """The first frame of the latent is given and not noised: the LATENT has a noise_mask."""
 
+    needs_image: bool = False
+    """Whether it is refused without an image beside the noise."""
+
     refused: str = ""
     """Part of the one sentence that refuses it."""
 
@@ -130,6 +133,8 @@ def _wan(
         rows=(12, 12),
         what=what,
         first_frame=what == "first frame in the latent",
+        needs_image=what in ("first frame", "first and last frame", "camera path", "pose")
+        or (what == "control" and config != "WAN21_Vace"),
     )
 
 
@@ -179,6 +184,13 @@ WAN_CASES = {
         lambda d, n: _text(d, n, audio_embed=d(1, 3, 8, 5, 1280), reference_latents=[d(1, 16, 1, H, W)]),
         "WAN21_HuMo",
         model_type="humo",
+    ),
+    "Wan 2.1 HuMo 17B": _wan(
+        "sound",
+        lambda d, n: _text(d, n, audio_embed=d(1, 3, 8, 5, 1280), reference_latents=[d(1, 16, 1, H, W)]),
+        "WAN21_HuMo",
+        model_type="humo",
+        in_dim=36,
     ),
     "Wan 2.2 14B i2v": _wan("first frame", lambda d, n: _text(d, n, **_first_frame(d)), in_dim=36),
     "Wan 2.2 5B t2v": _wan("text to video", _text, "WAN22_T2V", in_dim=48, out_dim=48),
@@ -414,6 +426,28 @@ FLUX_CASES = {
             },
         ),
         what="text to video",
+    ),
+    "HunyuanVideo i2v": Case(
+        config="HunyuanVideoI2V",
+        newer={"meanflow_sum": False},
+        latent=(16, 3, H, W),
+        dims={
+            **FLUX,
+            "image_model": "hunyuan_video",
+            **{"theta": 256, "patch_size": [1, 2, 2], "byt5": False, "meanflow": False},
+            **{"use_cond_type_embedding": False, "vision_in_dim": None, "in_channels": 33},
+        },
+        conditioning=lambda d, n: (
+            d(1, n, TEXT),
+            {
+                "pooled_output": d(1, POOLED),
+                "guidance": 5.0,
+                "attention_mask": (torch.arange(n) < n - 2).long()[None],
+                **_first_frame(d),
+            },
+        ),
+        needs_image=True,
+        what="first frame, v1 (concat)",
     ),
     "HunyuanVideo i2v in place": Case(
         config="HunyuanVideo",

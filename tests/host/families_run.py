@@ -312,7 +312,7 @@ def row(case: Case, folder: Path) -> dict[str, Any]:
             found[name] = f"{type(failure).__name__}: {failure}"
         finally:
             comfy.model_management.unload_all_models()
-    found |= {"layers": run.layers, "batches": run.batches}
+    found |= {"layers": run.layers, "batches": run.batches, "needs_image": run.denoiser.needs_start_image}
     noise = ("timestep_sampling", "shift", "shift_by_size")
     found |= {
         "noise": {key: getattr(run.objective, key) for key in noise},

@@ -50,6 +50,13 @@ def test_items_of_one_length_are_one_batch(figures: dict[str, Any], name: str) -
         assert [0, 2] in row["batches"] or row["batches"] == [[0, 1, 2]] or name.startswith("HunyuanVideo")
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_who_is_refused_without_an_image(figures: dict[str, Any], name: str) -> None:
+    row = figures.get(name, {})
+    if "needs_image" in row:
+        assert row["needs_image"] == CASES[name].needs_image
+
+
 ATTENTION_OR_MLP = re.compile(
     r"attn|attention|mlp|\bffn?\b|ff_[it]\b|feed_forward|single_blocks\.\d+\.linear[12]$|[1_]\d*\.proj_(in|out)$"
 )

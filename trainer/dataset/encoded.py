@@ -21,7 +21,15 @@ from safetensors import safe_open
 from safetensors.torch import load
 from torch import Tensor
 
-from ..conditioning import HEADER, ItemConditioning, equal, pack, unpack, unpack_tensors_only
+from ..conditioning import (
+    HEADER,
+    ItemConditioning,
+    equal,
+    names_of_entries,
+    pack,
+    unpack,
+    unpack_tensors_only,
+)
 from ..errors import KilnError, shortened
 from ..parsers import parse_json
 from ..safefile import write_safetensors
@@ -283,6 +291,21 @@ def load_text(path: Path) -> ItemConditioning:
         KilnError: the file is gone or damaged.
     """
     return unpack_text(path, read_encoded(path))
+
+
+def entry_names(path: Path) -> frozenset[str]:
+    """The names of a conditioning's entries, without reading its tensors.
+
+    Raises:
+        KilnError: the file is gone or damaged.
+    """
+    try:
+        with open(path, "rb") as opened:
+            header = parse_json(opened.read(int.from_bytes(opened.read(8), "little")))
+        kept = (header.get("__metadata__") or {}).get(HEADER)
+        return frozenset(header) - {"__metadata__", "length"} if kept is None else names_of_entries(kept)
+    except Exception as error:
+        raise KilnError(_damaged(path, error)) from error
 
 
 def unpack_text(path: Path, file: EncodedFile) -> ItemConditioning:

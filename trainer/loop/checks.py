@@ -3,6 +3,7 @@ resumed with them."""
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ from ..adapter.peft_config import target_pattern
 from ..adapter.protocol import TEXT_ENCODER, split_state_key
 from ..conditioning import ItemConditioning, equal
 from ..config import AdapterConfig, TrainConfig
-from ..dataset.encoded import NOISE_MASK, EncodedDataset, EncodedItem, load_text
+from ..dataset.encoded import NOISE_MASK, EncodedDataset, EncodedItem, entry_names, load_text
 from ..denoiser import Denoiser
 from ..errors import KilnError
 from ..noise_defaults import resolve
@@ -22,6 +23,8 @@ from ..runs.checkpoint import read_adapter_keys, read_state
 from . import objective
 
 log = logging.getLogger(__name__)
+
+MOST_NAMES = 6  # of items in one sentence
 
 GIVEN = {
     "concat_latent_image": "a first frame or a control clip",
@@ -114,24 +117,39 @@ def preserves(dataset: EncodedDataset, config: TrainConfig) -> bool:
 
 
 def check_given(denoiser: Denoiser, items: Sequence[EncodedItem]) -> None:
-    """Raise KilnError when an item gives the model what it makes no use of, or an image-to-video model gets no image.
+    """Raise KilnError when an item gives the model what it makes no use of, or one of an image-to-video model has no
+    image.
 
-    Looks at the first item; what the model does with a conditioning is asked of the model. Inside its session.
+    What the model does with a conditioning is asked of the model, for one item of each kind. Inside its session.
     """
-    item = items[0]
-    text = load_text(item.text_path)
-    given = load_text(item.guides[0]) if item.guides else {}
-    whole = {**text, **given}
-    if denoiser.needs_start_image and "concat_latent_image" not in whole:
-        raise KilnError(
-            "This is an image-to-video model, and the dataset gives it no image; set first_frame on Encode Dataset, or "
-            "train on the text-to-video model."
-        )
+    names = functools.cache(entry_names)
+    if denoiser.needs_start_image:
+        entry = "concat_latent_image"
+        without = [i for i in items if not any(entry in names(p) for p in (*i.guides[:1], i.text_path))]
+        if without:
+            raise KilnError(
+                f"This model is always given an image beside the noise, as for image to video, and {len(without)} of "
+                f"{len(items)} items have none ({_names(without)}); set first_frame on Encode Dataset, load control "
+                "clips for a control model, or train on the text-to-video model."
+            )
+    kinds: dict[frozenset[str], list[EncodedItem]] = {}
+    for item in items:
+        if item.guides:
+            kinds.setdefault(names(item.guides[0]), []).append(item)
+    for alike in kinds.values():
+        _check_used(denoiser, alike, len(items))
+
+
+def _check_used(denoiser: Denoiser, alike: Sequence[EncodedItem], of: int) -> None:
+    """alike: items that give entries of the same names. of: how many items there are."""
+    item = alike[0]
+    given = load_text(item.guides[0])
+    whole = {**load_text(item.text_path), **given}
     latents = torch.zeros((1, *item.shape), device=denoiser.device)
     if whole.pop(NOISE_MASK, None) is not None and not denoiser.takes_given_parts:
         raise KilnError(
-            "The dataset gives the first frame within the latent, and this model takes none there; connect the VAE of "
-            "this model to Encode Dataset, or set first_frame to none."
+            f"{len(alike)} of {of} items give the first frame within the latent ({_names(alike)}), and this model takes "
+            "none there; connect the VAE of this model to Encode Dataset, or set first_frame to none."
         )
 
     def model_gets(entry: ItemConditioning) -> object:
@@ -140,12 +158,16 @@ def check_given(denoiser: Denoiser, items: Sequence[EncodedItem]) -> None:
 
     asked = given.keys() & GIVEN.keys()
     used = model_gets(whole) if asked else None
-    for name in asked:
+    for name in sorted(asked):
         if equal(used, model_gets({k: v for k, v in whole.items() if k != name})):
             raise KilnError(
-                f"The dataset gives the model {GIVEN[name]}, and this model makes no use of {name}; train on a model "
-                "that does, or encode the dataset without."
+                f"{len(alike)} of {of} items give the model {GIVEN[name]} ({_names(alike)}), and this model makes no "
+                f"use of {name}; train on a model that does, or encode the dataset without."
             )
+
+
+def _names(items: Sequence[EncodedItem]) -> str:
+    return ", ".join(i.name for i in items[:MOST_NAMES]) + (", ..." if len(items) > MOST_NAMES else "")
 
 
 def untried_device(device: torch.device) -> str:

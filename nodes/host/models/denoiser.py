@@ -20,7 +20,7 @@ import comfy.samplers
 import torch
 from comfy.ldm.hunyuan_video.model import HunyuanVideo
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from comfy.model_base import BaseModel, HunyuanVideoI2V
+from comfy.model_base import WAN21, BaseModel, WAN21_HuMo
 from comfy.model_base import HunyuanVideo as HunyuanVideoModel
 from torch import Tensor, nn
 
@@ -65,8 +65,7 @@ class HostDenoiser(Denoiser):
         # by "guiding_frame_index", and is sampled with what is given as it is
         own_timesteps = type(base).process_timestep is not BaseModel.process_timestep
         self.takes_given_parts = own_timesteps or type(base) is HunyuanVideoModel
-        i2v = bool(getattr(base, "image_to_video", False)) or isinstance(base, HunyuanVideoI2V)
-        self.needs_start_image = i2v and not self.takes_given_parts
+        self.needs_start_image = _is_given_pictures(base)
         network_options = getattr(base.diffusion_model, "params", None)
         self.guidance_distilled = bool(getattr(network_options, "guidance_embed", False))
         self.latent_channels = base.latent_format.latent_channels
@@ -200,6 +199,19 @@ class _AsTheNetworkHasIt:
 
     def calculate_denoised(self, timestep: Tensor, output: Tensor, noisy: Tensor) -> Tensor:
         return output
+
+
+def _is_given_pictures(base: Any) -> bool:
+    """Whether the network reads the latents of a picture beside the noise and was trained on no video without one, by
+    the channels that it reads: the host calls Wan 2.2 14B's image-to-video model by the name of the text-to-video one.
+    Left out are those of which one network draws with and without (HunyuanVideo 1.5, Kandinsky 5)."""
+    if isinstance(base, WAN21):
+        if isinstance(base, WAN21_HuMo):
+            return False  # the host itself makes what stands in these channels
+        channels = base.latent_format.latent_channels
+        beside = int(base.diffusion_model.patch_embedding.weight.shape[1]) - channels
+        return bool(beside >= channels)  # fewer hold a mask alone, as SCAIL 2 has one
+    return "concat_image" in base.concat_keys  # HunyuanVideo i2v and SkyReels
 
 
 def _concat(conds: list[ModelConds]) -> Conditioning:
