@@ -166,6 +166,9 @@ class KilnMemorySettings(SettingsNode):
 class KilnImportSettings(io.ComfyNode):
     """Settings from another trainer's text."""
 
+    LATER = ("epochs", "seed", "checkpoint_every", "keep_checkpoints", "text_encoder_learning_rate")
+    """Outputs behind the report, which workflows link to by its place."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -203,6 +206,21 @@ class KilnImportSettings(io.ComfyNode):
                     tooltip="For the template of Caption Template; empty without one.",
                 ),
                 io.String.Output(display_name="report", tooltip="What became of every key, one a line."),
+                io.Int.Output(
+                    display_name="epochs",
+                    tooltip="For the training node's epochs; 0 where the text counts in steps.",
+                ),
+                io.Int.Output(display_name="seed", tooltip="For the training node's seed."),
+                io.Int.Output(
+                    display_name="checkpoint_every", tooltip="For the training node's checkpoint_every."
+                ),
+                io.Int.Output(
+                    display_name="keep_checkpoints", tooltip="For the training node's keep_checkpoints."
+                ),
+                io.Float.Output(
+                    display_name="text_encoder_learning_rate",
+                    tooltip="For the training node's text_encoder_learning_rate; it counts where a CLIP is connected.",
+                ),
             ],
             is_output_node=True,
         )
@@ -217,5 +235,6 @@ class KilnImportSettings(io.ComfyNode):
             *(values[n] for n in ("steps", "learning_rate", "rank", "alpha", "batch_size")),
             found.prompt_template,
             report,
+            *(values[n] for n in cls.LATER),
             ui={"text": (report,)},
         )

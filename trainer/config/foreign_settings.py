@@ -12,7 +12,7 @@ _SAMPLES = "set it on the Sample Settings node"
 _SAVE = "set it on the Save LoRA node"
 _MEMORY = "Memory Settings at auto decides by what is free"
 _ENCODED = "Encode Dataset keeps everything on disk"
-_STEPS = "runs are counted in steps here; set steps to epochs x items / batch size"
+_STEPS = "checkpoints and validation are counted in steps here"
 _NO_TEXT_ENCODER = "Train LoRA has it: the text encoder is trained where a CLIP is connected"
 _OUTSIDE = "nothing is sent or loaded from elsewhere"
 
@@ -60,6 +60,10 @@ ALIASES = {
     "prior_loss_weight": "regularisation_weight",
     "diff_output_preservation_multiplier": "preservation_weight",
     "conv_dim": "conv_rank",
+    "text_encoder_lr": "text_encoder_learning_rate",
+    "min_noising_strength": "min_timestep",
+    "max_noising_strength": "max_timestep",
+    "validate_every_n_steps": "every",
     "warmup": "warmup_ratio",
     "use_rslora": "rank_stabilised",
     "snr_gamma": "min_snr_gamma",
@@ -73,12 +77,14 @@ IN_SECTION = {
     ("optimizer", "optimizer"): "optimizer",
     ("model", "timestep_sample_method"): "timestep_sampling",
     ("model", "transformer_dtype"): "base_precision",
+    ("model", "min_t"): "min_timestep",
+    ("model", "max_t"): "max_timestep",
     ("model", "quantize"): "base_precision",
 }
 
 # What stands in such a section is not for training -> why
 SECTIONS = {
-    **dict.fromkeys(("model", "base_model", "unet", "prior", "vae"), _NO_MODEL),
+    **dict.fromkeys(("model", "base_model", "unet", "prior", "vae", "transformer", "decoder"), _NO_MODEL),
     **dict.fromkeys(("datasets", "dataset", "concepts", "subsets", "directory", "data"), _DATASET),
     **dict.fromkeys(("sample", "samples", "sampling"), _SAMPLES),
     **dict.fromkeys(("save",), _SAVE),
@@ -93,7 +99,7 @@ NOT_NEEDED = {
         ("mixed_precision", "train_dtype", "dtype", "full_bf16", "full_fp16", "lora_weight_dtype"),
         "the model's own precision is used, the LoRA is trained in fp32",
     ),
-    **dict.fromkeys(("resolution", "image_size", "max_resolution"), "set it on the Encode Dataset node"),
+    **dict.fromkeys(("image_size", "max_resolution"), "set it on the Encode Dataset node"),
     **dict.fromkeys(
         (
             *("model", "pretrained_model_name_or_path", "name_or_path", "arch", "model_type", "dit", "task"),
@@ -110,6 +116,7 @@ NOT_NEEDED = {
             *(
                 "model_flavour",
                 "base_model_name",
+                "model_name",
                 "sdxl",
                 "v2",
                 "v_parameterization",
@@ -142,17 +149,12 @@ NOT_NEEDED = {
                 "dataset_config",
                 "dataset",
                 "folder_path",
-                "reg_data_dir",
                 "concept_file_name",
             ),
-            *("caption_extension", "caption_ext", "shuffle_caption", "keep_tokens", "caption_dropout_rate"),
+            *("caption_extension", "caption_ext"),
             *(
-                "flip_aug",
-                "color_aug",
                 "random_crop",
-                "trigger_word",
                 "data_backend_config",
-                "dataset_repeats",
             ),
         ),
         _DATASET,
@@ -161,6 +163,7 @@ NOT_NEEDED = {
         (
             *("cache_latents", "cache_latents_to_disk", "cache_text_encoder_outputs", "latent_caching"),
             *("cache_text_encoder_outputs_to_disk", "vae_batch_size", "caching_batch_size", "cache_dir"),
+            *("cache_text_embeddings", "cache_clip_vision_to_disk"),
             *(
                 "enable_bucket",
                 "bucket_no_upscale",
@@ -188,6 +191,9 @@ NOT_NEEDED = {
                 "fp8_scaled",
                 "fp8_t5",
                 "quantize_te",
+                "layer_offloading",
+                "offload_inactive_dit",
+                "unload_text_encoder",
             ),
         ),
         _MEMORY,
@@ -211,19 +217,16 @@ NOT_NEEDED = {
     ),
     **dict.fromkeys(
         (
-            "epochs",
-            "epoch",
-            "max_train_epochs",
-            "num_train_epochs",
             "save_every_n_epochs",
+            "checkpoint_every_n_epochs",
             "eval_every_n_epochs",
         ),
         _STEPS,
     ),
     **dict.fromkeys(
         (
-            *("text_encoder_lr", "train_text_encoder", "network_train_text_encoder_only", "clip_skip"),
-            *("text_encoder_learning_rate", "max_token_length", "stop_text_encoder_training"),
+            *("train_text_encoder", "network_train_text_encoder_only", "clip_skip"),
+            *("max_token_length", "stop_text_encoder_training"),
         ),
         _NO_TEXT_ENCODER,
     ),
@@ -247,13 +250,14 @@ NOT_NEEDED = {
         "the host chooses the device; several are for headless.py under accelerate",
     ),
     **dict.fromkeys(
-        ("job", "name", "version", "training_method", "use_ema", "ema"),
+        ("job", "name", "type", "version", "training_method", "use_ema", "ema"),
         "it says nothing about how is trained",
     ),
     **dict.fromkeys(
         (
             *("decouple", "use_bias_correction", "safeguard_warmup", "d_coef", "scale_parameter", "eps"),
-            *("relative_step", "warmup_init", "clip_threshold", "optimizer_eps"),
+            *("relative_step", "warmup_init", "clip_threshold", "optimizer_eps", "eps2", "decay_rate"),
+            "stochastic_rounding",
         ),
         "arguments of an optimizer beyond weight decay and betas keep their defaults",
     ),
@@ -283,8 +287,8 @@ NOT_NEEDED = {
     **dict.fromkeys(("weight_dtype", "offload_fraction"), _MEMORY),
     **dict.fromkeys(
         (
-            *("resolutions", "enable_ar_bucket", "min_ar", "max_ar", "num_ar_buckets", "frame_buckets"),
-            *("size_buckets", "ar_buckets", "video_clip_mode", "num_repeats"),
+            *("enable_ar_bucket", "min_ar", "max_ar", "num_ar_buckets", "frame_buckets"),
+            *("size_buckets", "ar_buckets", "video_clip_mode"),
         ),
         "set it on the dataset nodes and on Encode Dataset",
     ),
@@ -296,6 +300,125 @@ NOT_NEEDED = {
     "resume_from_checkpoint": "choose it on the training node",
     "resume": "choose it on the training node",
 }
+
+_CONTROLS = "put the folder of the control pictures into control_folders on Load Dataset"
+_FIRST_FRAME = "choose first_frame on Encode Dataset"
+_FIRST_FRAME_DROPOUT = "set first_frame_dropout on Encode Dataset"
+_VISION = "connect clip_vision to Encode Dataset"
+_FRAMES = "set max_frames and fps on Encode Dataset"
+_CAPTION_DROPOUT = "set dropout on Caption Augment"
+_TAGS_DROPOUT = "tags are kept whole here; Caption Augment leaves out whole captions and shuffles tags"
+_MASKS = "put masks into a folder named masks beside the items; see masks on Load Dataset"
+_EXPERTS = (
+    "each expert of Wan 2.2 has a Train LoRA of its own, with its preset on Objective Settings; see the template "
+    "for both experts"
+)
+_START_FROM = "choose the file in start_from on Train LoRA"
+_BEFORE = "load that LoRA onto the model that goes into Train LoRA; it stays frozen"
+_PAIR_OF_PICTURES = "pairs of pictures make no slider here; Slider Targets makes one of words"
+
+ELSEWHERE = {
+    **dict.fromkeys(
+        (
+            *("control_path", "control_path_1", "control_path_2", "control_path_3", "control_directory"),
+            *("conditioning_data_dir", "conditioning_data", "custom_conditioning_image", "control_suffix"),
+            *("control_image_path", "inpaint_path", "clip_image_path"),
+        ),
+        _CONTROLS,
+    ),
+    **dict.fromkeys(
+        (
+            *("control_resolution", "no_resize_control", "resize_control_to_image_size"),
+            *("resize_control_to_official_size", "full_size_control_images", "match_target_res"),
+        ),
+        "control pictures are cut like their targets here",
+    ),
+    **dict.fromkeys(
+        (
+            *("do_i2v", "i2v", "i2v_mode", "i2v_do_start_frame", "first_frame_conditioning"),
+            *("is_i2v", "conditioning_type", "dit_in_channels"),
+        ),
+        _FIRST_FRAME,
+    ),
+    "first_frame_conditioning_p": "choose first_frame on Encode Dataset; its first_frame_dropout is 1 less this share",
+    **dict.fromkeys(("control_image_dropout", "image_dropout", "cond_dropout"), _FIRST_FRAME_DROPOUT),
+    **dict.fromkeys(("image_encoder_path", "clip_vision_path"), _VISION),
+    **dict.fromkeys(
+        (
+            *("num_frames", "target_frames", "frame_extraction", "max_frames", "frame_rate", "source_fps"),
+            *("shrink_video_to_frames", "auto_frame_count"),
+        ),
+        _FRAMES,
+    ),
+    **dict.fromkeys(
+        (
+            *("caption_dropout_rate", "caption_dropout_every_n_epochs", "prompt_dropout_prob"),
+            *("caption_dropout_probability", "uncond_probability"),
+        ),
+        _CAPTION_DROPOUT,
+    ),
+    **dict.fromkeys(
+        ("token_dropout_rate", "caption_tag_dropout_rate", "tag_dropout_enable", "tag_dropout_probability"),
+        _TAGS_DROPOUT,
+    ),
+    **dict.fromkeys(
+        ("shuffle_caption", "shuffle_tokens", "keep_tokens", "enable_tag_shuffling", "keep_tags_count"),
+        "set shuffle_tags and keep_first on Caption Augment",
+    ),
+    **dict.fromkeys(
+        ("mask_path", "mask_directory", "alpha_mask", "masked_loss", "masked_training", "mask_file"), _MASKS
+    ),
+    **dict.fromkeys(
+        ("is_reg", "reg_data_dir", "prior_reg"),
+        "give that folder the role regularisation on Combine Datasets",
+    ),
+    **dict.fromkeys(("flip_x", "flip_aug", "enable_random_flip"), "set horizontal_flip on Augment Dataset"),
+    **dict.fromkeys(("color_aug",), "set color_jitter on Augment Dataset"),
+    **dict.fromkeys(("trigger_word", "trigger"), "write it into trigger_word on Caption Template"),
+    "class_tokens": "write the class into class_word on Caption Template, or captions beside the pictures",
+    **dict.fromkeys(("num_repeats", "dataset_repeats"), "set repeats on Load Dataset"),
+    **dict.fromkeys(
+        (
+            *("dit_high_noise", "timestep_boundary", "switch_boundary_every", "split_multistage_loras"),
+            *("train_high_noise", "train_low_noise"),
+        ),
+        _EXPERTS,
+    ),
+    **dict.fromkeys(
+        (
+            *("network_weights", "dim_from_weights", "init_from_existing", "pretrained_lora_path"),
+            *("lora_model_name", "init_lora"),
+        ),
+        _START_FROM,
+    ),
+    **dict.fromkeys(
+        (
+            *("base_weights", "base_weights_multiplier", "assistant_lora_path", "inference_lora_path"),
+            *("merge_adapters", "fuse_adapters"),
+        ),
+        _BEFORE,
+    ),
+    **dict.fromkeys(("validation_split", "validation_split_num"), "set validation_share on Load Dataset"),
+    "eval_datasets": "set validation_folder on Load Dataset",
+    **dict.fromkeys(("anchor_class", "anchors"), "write what stays into preserve on Slider Targets"),
+    **dict.fromkeys(("pos_folder", "neg_folder", "pair_folder"), _PAIR_OF_PICTURES),
+    **dict.fromkeys(
+        ("min_denoising_steps", "max_denoising_steps"),
+        "set min_timestep and max_timestep on Objective Settings; these count down from the most noise",
+    ),
+    **dict.fromkeys(
+        ("fused_backward_pass", "fused_back_pass"), "set update_in_backward on Optimizer Settings"
+    ),
+    "no_metadata": "switch embed_metadata off on Train LoRA",
+}
+"""Keys of what belongs on another input of ours -> where, whatever section they stand in."""
+
+RESOLUTIONS = {"resolution", "resolutions"}
+"""Keys of one or more sizes of training."""
+
+EPOCHS = {"epochs", "epoch", "max_train_epochs", "num_train_epochs"}
+"""Keys of a run's length in epochs. Where there are steps, too, these count, but for sd-scripts' and musubi-tuner's
+max_train_epochs, which goes before max_train_steps there."""
 
 UNAVAILABLE = None
 """In VALUES: known, and not to be had here."""

@@ -7,6 +7,7 @@ with the nearest known one; only a known setting whose value cannot be is an err
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,9 +17,12 @@ from . import THEMES, SampleConfig, TrainConfig, field_info
 from .foreign_settings import (
     ALIASES,
     CONVOLUTIONS,
+    ELSEWHERE,
+    EPOCHS,
     IN_SECTION,
     NO_SHIFT,
     NOT_NEEDED,
+    RESOLUTIONS,
     SECTIONS,
     UNAVAILABLE,
     VALUES,
@@ -27,6 +31,8 @@ from .settings_text import Path, check_count, read_text
 
 # Samples need the graph's text encoder and VAE, which only their node has; "every" and the like are other themes' here
 IMPORTED = {theme: each for theme, each in THEMES.items() if each is not SampleConfig}
+MOST_EPOCHS = 10_000  # of Train LoRA
+NEAR, NEAR_IF_SHORT = 0.85, 0.75  # 0-1, of difflib; below it a known key is hardly what another one means
 ARGUMENTS = re.compile(r"(?<!\w)(\w+)\s*=\s*(\([^()]*\)|\[[^\[\]]*\]|\S+)")
 
 
@@ -43,6 +49,7 @@ class Imported:
         default_factory=dict
     )  # for the settings socket, only what was given
     prompt_template: str = ""
+    epochs: int = 0  # length of the run; 0: by its steps
     report: list[str] = field(default_factory=list)  # a line for every key
 
 
@@ -73,6 +80,10 @@ def import_settings(text: str) -> Imported:
             result.report.append("prompt_template: used, on the output prompt_template")
             continue
         try:
+            if key in EPOCHS and not any(section in SECTIONS for section in path[:-1]):
+                result.epochs = _epochs(key, value, entries)
+                result.report.append(f"{key}: used as epochs = {result.epochs}, on the output epochs")
+                continue
             if key.startswith("diff_output_preservation") and without_preservation:
                 raise NotUsed("it is off")
             name = _name_of(path, value, places)
@@ -90,7 +101,8 @@ def import_settings(text: str) -> Imported:
             continue
         replaced = f", instead of {found[name]}" if name in found and found[name] != converted else ""
         found[name] = converted
-        result.report.append(f"{key}: used as {name} = {converted}{replaced}")
+        where = ", where a CLIP is connected to Train LoRA" if name == "text_encoder_learning_rate" else ""
+        result.report.append(f"{key}: used as {name} = {converted}{replaced}{where}")
         for other, chosen, why in _consequences(key, value, name, converted, entries):
             if other not in found:
                 found[other] = chosen
@@ -142,6 +154,14 @@ def _name_of(path: Path, value: Any, places: dict[str, str]) -> str:
         return key
     if value is None or value == "":
         raise NotUsed("it is empty")
+    sizes = _sizes(value) if key in RESOLUTIONS and "sample" not in sections else []
+    if sizes[1:]:
+        more = ", ".join(sizes[1:])
+        raise NotUsed(f"set resolution to {sizes[0]} and more_resolutions to {more} on Encode Dataset")
+    if sizes:
+        raise NotUsed(f"set resolution to {sizes[0]} on Encode Dataset")
+    if key in ELSEWHERE:
+        raise NotUsed("it is off" if _is_off(value) else ELSEWHERE[key])
     name = ALIASES.get(key, key)
     for section in sections:
         if section in SECTIONS and not (
@@ -151,7 +171,11 @@ def _name_of(path: Path, value: Any, places: dict[str, str]) -> str:
     if name == "level" and not _number(value):
         raise NotUsed("no blocks are streamed; Memory Settings at auto decides by what is free")
     if name == "steps" and _number(value) == 0:
-        raise NotUsed("0 leaves it to the epochs; runs are counted in steps here")
+        raise NotUsed("0 leaves it to the epochs")
+    if name == "text_encoder_learning_rate" and _number(value) == 0:
+        raise NotUsed("0 switches it off")
+    if name == "embed_metadata":
+        raise NotUsed("set it on the training node")
     if name == "rank" and (_number(value) or 0) > 1024:
         raise NotUsed("a rank beyond 1024 stands for whole matrices elsewhere; the default stays")
     if name == "lora_plus_ratio" and _number(value) == 0:
@@ -168,11 +192,50 @@ def _name_of(path: Path, value: Any, places: dict[str, str]) -> str:
         raise NotUsed(NOT_NEEDED[key])
     if key in field_info(SampleConfig):
         raise NotUsed("set it on the Sample Settings node")
-    if value is False or value == 0:
+    if _is_off(value):
         raise NotUsed("it is off")
-    known = sorted({*places, *ALIASES, *NOT_NEEDED, "bias", "prompt_template"})
-    near = difflib.get_close_matches(key[:60], known, n=1, cutoff=0.0)
-    raise NotUsed(f"it is not known; the nearest known one is {near[0]!r}")
+    known = sorted(
+        {*places, *ALIASES, *NOT_NEEDED, *ELSEWHERE, *RESOLUTIONS, *EPOCHS, "bias", "prompt_template"}
+    )
+    near = difflib.get_close_matches(key[:60], known, n=1, cutoff=NEAR if len(key) > 5 else NEAR_IF_SHORT)
+    raise NotUsed(f"it is not known; the nearest known one is {near[0]!r}" if near else "it is not known")
+
+
+def _is_off(value: Any) -> bool:
+    return not value or str(value).strip().lower() in ("false", "off", "none", "no", "0", "0.0")
+
+
+def _sizes(value: Any) -> list[str]:
+    """Sizes of training as numbers, each once: 512, "512,768", [512, 768], [[512, 512]] or [[512, 768]]."""
+    found: list[int] = []
+    for each in value if isinstance(value, list) else [value]:
+        numbers = [int(n) for n in re.findall(r"\d+", str(each))]
+        area = isinstance(each, list) and len(numbers) == 2  # a width and a height
+        found += [round(math.sqrt(numbers[0] * numbers[1]))] if area else numbers
+    return [str(size) for size in dict.fromkeys(found)]
+
+
+def _epochs(key: str, value: Any, entries: list[tuple[Path, Any]]) -> int:
+    """The length of the run in epochs, rounded up.
+
+    Raises:
+        NotUsed: another key says how long it is.
+        KilnError: it is no such length.
+    """
+    if _is_off(value):
+        raise NotUsed("0 leaves it to the steps")
+    given = {path[-1] for path, each in entries if (_number(each) or 0) > 0}
+    steps = sorted(name for name in given if ALIASES.get(name, name) == "steps")
+    if steps and key != "max_train_epochs":
+        raise NotUsed(f"{steps[0]} says how long the run is")
+    if key != "max_train_epochs" and "max_train_epochs" in given:
+        raise NotUsed("max_train_epochs says how long the run is")
+    number = _number(value)
+    if number is None or not 0 < number <= MOST_EPOCHS:
+        raise KilnError(
+            f"{key} is {shortened(repr(value))}; it must be a number of epochs from 1 to {MOST_EPOCHS}."
+        )
+    return math.ceil(number)
 
 
 def _translated(name: str, value: Any) -> Any:
@@ -225,6 +288,8 @@ def _convert(name: str, value: Any) -> Any:
     """As our field wants it: YAML 1.1 reads 1e-4 as a text, and lists of names are one text here."""
     fields = {n: f for each in (TrainConfig, *IMPORTED.values()) for n, f in field_info(each).items()}
     default: Any = fields[name].default
+    if name == "text_encoder_learning_rate" and isinstance(value, list) and value:
+        value = value[0]  # sd-scripts: one for each text encoder
     if isinstance(value, list):
         value = " ".join(map(str, value))
     if name == "level":  # a number of blocks to swap, or our own word
@@ -249,7 +314,7 @@ def _convert(name: str, value: Any) -> Any:
 
 def as_settings(imported: Imported) -> dict[str, dict[str, Any]]:
     """For the settings socket: what was given, without what are widgets of the training node."""
-    on_trainer = {"rank", "alpha", "learning_rate"}
+    on_trainer = set(widget_values(imported))
     themes = {
         theme: {n: v for n, v in values.items() if n not in on_trainer}
         for theme, values in imported.themes.items()
@@ -266,5 +331,9 @@ def widget_values(imported: Imported) -> dict[str, Any]:
         "rank": config.adapter.rank,
         "alpha": config.adapter.alpha,
         "batch_size": config.batch_size,
+        "epochs": imported.epochs,
         "seed": config.seed,
+        "checkpoint_every": config.checkpoint_every,
+        "keep_checkpoints": config.keep_checkpoints,
+        "text_encoder_learning_rate": config.optimizer.text_encoder_learning_rate,
     }

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from trainer.config import TrainConfig, field_info
-from trainer.config.foreign_settings import ALIASES, IN_SECTION, NOT_NEEDED, VALUES
-from trainer.config.import_settings import Imported, import_settings
+from trainer.config.foreign_settings import ALIASES, ELSEWHERE, IN_SECTION, NOT_NEEDED, VALUES
+from trainer.config.import_settings import IMPORTED, Imported, as_settings, import_settings, widget_values
 from trainer.errors import KilnError
+
+REPO = Path(__file__).parents[3]
 
 AI_TOOLKIT = """
 job: extension
@@ -176,6 +180,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
                 "max_grad_norm": 1.0,
             },
             **{"min_snr_gamma": 5.0, "weighting": "min_snr", "max_weight_norm": 1.0},
+            "text_encoder_learning_rate": 5e-5,
         },
     ),
     "OneTrainer": (
@@ -247,7 +252,7 @@ def test_what_is_not_to_be_had_is_said() -> None:
     assert report == [
         "optimizer: not used, automagic is not to be had here; the default stays",
         "lr_scheduler: not used, rex is not to be had here; the default stays",
-        "max_train_steps: not used, 0 leaves it to the epochs; runs are counted in steps here",
+        "max_train_steps: not used, 0 leaves it to the epochs",
         "seed: not used, a negative seed stands for any",
     ]
 
@@ -275,7 +280,7 @@ def test_tables_name_settings_that_exist() -> None:
 
     ours = {name for each in (TrainConfig, *IMPORTED.values()) for name in field_info(each)}
     assert set(ALIASES.values()) | set(IN_SECTION.values()) | set(VALUES) <= ours
-    assert not set(ALIASES) & set(NOT_NEEDED)
+    assert not set(ALIASES) & set(NOT_NEEDED) and not set(ELSEWHERE) & {*ALIASES, *NOT_NEEDED}
     fields = {n: f for each in IMPORTED.values() for n, f in field_info(each).items()}
     for name, choices in VALUES.items():
         options = fields[name].metadata["options"]
@@ -305,3 +310,145 @@ def test_a_slider_of_ai_toolkit_is_sent_to_its_node() -> None:
     assert all(
         line.endswith("not used, write it into Slider Targets") for line in import_settings(text).report
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "epochs", "steps"),
+    [
+        ("--max_train_epochs 16 --network_dim 8", 16, 1500),
+        ("--max_train_epochs 16 --max_train_steps 800", 16, 800),  # the epochs go before the steps there
+        ('{"epoch": 10, "max_train_steps": 800}', 0, 800),  # kohya's GUI
+        ('{"epoch": 10, "max_train_steps": 0}', 10, 1500),
+        ("epochs = 100\nmax_steps = 700", 0, 700),  # diffusion-pipe
+        ("epochs = 100", 100, 1500),
+        ('{"num_train_epochs": 2.5}', 3, 1500),
+        ("epochs: 0", 0, 1500),
+    ],
+)
+def test_epochs_are_carried_over(text: str, epochs: int, steps: int) -> None:
+    values = widget_values(import_settings(text))
+    assert (values["epochs"], values["steps"]) == (epochs, steps)
+
+
+@pytest.mark.parametrize("value", ["many", "-3", "10001"])
+def test_other_epochs_are_refused(value: str) -> None:
+    with pytest.raises(KilnError, match="a number of epochs from 1 to 10000"):
+        import_settings(f"epochs: {value}")
+
+
+def test_what_is_called_used_comes_out_of_the_node() -> None:
+    """Through the settings socket or one of the number outputs: every setting that a report can name."""
+    for theme, each in {"": TrainConfig, **IMPORTED}.items():
+        for name, info in field_info(each).items():
+            options = info.metadata["options"]
+            value: Any = options[-1] if options else info.default if info.default != "" else "a"
+            found = import_settings(json.dumps({theme: {name: value}} if theme else {name: value}))
+            (line, *_) = found.report
+            out = {
+                **widget_values(found),
+                **{n: v for t in as_settings(found).values() for n, v in t.items()},
+            }
+            assert (": used as" in line) == (name in out) or name in widget_values(found), line
+
+
+ELSEWHERE_HERE = {
+    "ai-toolkit": """
+config:
+  process:
+    - datasets:
+        - {folder_path: /a, control_path: /b, resolution: [512, 768, 1024], num_frames: 41, do_i2v: true,
+           caption_dropout_rate: 0.05, is_reg: true, mask_path: /m, flip_x: true, flip_y: false}
+      model: {assistant_lora_path: some/adapter, model_kwargs: {train_high_noise: true}}
+      network: {pretrained_lora_path: /old.safetensors}
+""",
+    "musubi-tuner": """
+--dit a --dit_high_noise b --timestep_boundary 0.875 --network_weights old.safetensors --base_weights other.safetensors
+--text_encoder_lr 1e-5 2e-5 --seed 7
+""",
+    "diffusion-pipe": """
+[model]
+type = 'ltx-video'
+first_frame_conditioning_p = 0.9
+min_t = 0.875
+max_t = 1
+[[directory]]
+path = '/a'
+control_path = '/b'
+resolutions = [512, [768, 768]]
+""",
+    "sd-scripts": """
+[general]
+caption_tag_dropout_rate = 0.1
+[[datasets]]
+resolution = "512,512"
+[[datasets.subsets]]
+conditioning_data_dir = '/b'
+is_reg = true
+alpha_mask = true
+""",
+    "OneTrainer": """
+{"resolution": "512,768", "custom_conditioning_image": true, "min_noising_strength": 0.5, "masked_training": true,
+ "lora_model_name": "old.safetensors", "epochs": 12, "text_encoder_lr": 0}
+""",
+}
+SAID = {
+    "ai-toolkit": [
+        "control_path: not used, put the folder of the control pictures into control_folders on Load Dataset",
+        "resolution: not used, set resolution to 512 and more_resolutions to 768, 1024 on Encode Dataset",
+        "num_frames: not used, set max_frames and fps on Encode Dataset",
+        "do_i2v: not used, choose first_frame on Encode Dataset",
+        "caption_dropout_rate: not used, set dropout on Caption Augment",
+        "is_reg: not used, give that folder the role regularisation on Combine Datasets",
+        "flip_x: not used, set horizontal_flip on Augment Dataset",
+        "pretrained_lora_path: not used, choose the file in start_from on Train LoRA",
+    ],
+    "musubi-tuner": [
+        "network_weights: not used, choose the file in start_from on Train LoRA",
+        "base_weights: not used, load that LoRA onto the model that goes into Train LoRA; it stays frozen",
+        "text_encoder_lr: used as text_encoder_learning_rate = 1e-05, where a CLIP is connected to Train LoRA",
+    ],
+    "diffusion-pipe": [
+        "min_t: used as min_timestep = 0.875",
+        "control_path: not used, put the folder of the control pictures into control_folders on Load Dataset",
+        "resolutions: not used, set resolution to 512 and more_resolutions to 768 on Encode Dataset",
+    ],
+    "sd-scripts": [
+        "resolution: not used, set resolution to 512 on Encode Dataset",
+        "conditioning_data_dir: not used, put the folder of the control pictures into control_folders on Load Dataset",
+    ],
+    "OneTrainer": [
+        "resolution: not used, set resolution to 512 and more_resolutions to 768 on Encode Dataset",
+        "min_noising_strength: used as min_timestep = 0.5",
+        "epochs: used as epochs = 12, on the output epochs",
+        "text_encoder_lr: not used, 0 switches it off",
+    ],
+}
+
+
+@pytest.mark.parametrize("trainer", ELSEWHERE_HERE)
+def test_what_another_input_of_ours_does_is_sent_there(trainer: str) -> None:
+    report = import_settings(ELSEWHERE_HERE[trainer]).report
+    assert set(SAID[trainer]) <= set(report), report
+    assert not any("nearest" in line for line in report), report
+
+
+@pytest.mark.parametrize("key", ["control_transparent_color", "kourkoutas_beta", "walk_seed", "magcache_k"])
+def test_a_key_that_is_like_no_other_is_not_given_a_meaning(key: str) -> None:
+    assert import_settings(f"{key}: x").report == [f"{key}: not used, it is not known"]
+
+
+def test_inputs_that_keys_are_sent_to_exist() -> None:
+    """Every `input on Node` of the sentences, as the locales name the nodes and their inputs."""
+    texts = json.loads((REPO / "locales" / "en" / "nodeDefs.json").read_text("utf-8"))
+    inputs = {
+        node["display_name"].removesuffix(" (LoRA Kiln)"): set(node.get("inputs", {}))
+        for node in texts.values()
+    }
+    checked = 0
+    for sentence in ELSEWHERE.values():
+        for node, names in inputs.items():
+            for said in re.findall(rf"([a-z_]+(?: and [a-z_]+)?) (?:on|of|to) {node}\b", sentence):
+                wanted = [n for n in said.split(" and ") if "_" in n or n in names]
+                assert set(wanted) <= names, sentence
+                checked += len(wanted)
+    assert checked > 15
