@@ -241,7 +241,7 @@ def _items_now(folder: Path, part: Part, names: list[str]) -> list[dict[str, Any
 
 
 def _editor(folder: Path, part: Part) -> DatasetEditor:
-    return DatasetEditor(folder, part, paths.edit_journals())
+    return DatasetEditor(folder, part, paths.edit_journals(), paths.places())
 
 
 def part_of(fields: Mapping[str, Any]) -> Part:

@@ -94,7 +94,7 @@ class KilnRunHistory(io.ComfyNode):
         notes: str,
         encoded: EncodedDataset | None = None,
     ) -> io.NodeOutput:
-        history = History(paths.history_file())
+        history = History(paths.history_file(), paths.places())
         try:
             dataset = None if encoded is None else encoded.fingerprint
             records = history.records(filter, order, dataset)
@@ -119,7 +119,7 @@ def _items(record: Record) -> Any:
     from ..trainer.runs.hard_items import pointed, ranked_items
 
     try:
-        high, low = ranked_items(record.folder)
+        high, low = ranked_items(record.folder, paths.places())
     except KilnError as error:
         return blocked(str(error))
     rows = [("highest loss at the same noise levels", pointed(high)), ("lowest", pointed(low))]

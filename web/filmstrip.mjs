@@ -12,7 +12,7 @@ const SHOWN_ROWS = 2; // further ones are scrolled to
 
 /** @param {Sample} sample */
 const caption = (sample) =>
-  `${sample.step ? `${t("step")} ${sample.step}` : t("withoutLora")}  ·  ${sample.prompt}`;
+  `${sample.step ? `${t("step")} ${sample.step}` : t("withoutLora")}  ·  ${sample.prompt || t("promptLeftOut")}`;
 
 export class Filmstrip {
   constructor() {

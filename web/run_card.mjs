@@ -209,12 +209,13 @@ function notes(run, trying) {
 function hardItems({ high, low }) {
   /** @param {import("./api.mjs").HardItem} item */
   const tile = (item) => {
-    const label = t("itemFigures", item.number, item.name, item.times.toFixed(2), item.draws);
+    const name = item.name || t("nameLeftOut");
+    const label = t("itemFigures", item.number, name, item.times.toFixed(2), item.draws);
     return make(
       "figure",
       { class: item.stands_out && "kiln-apart", title: item.stands_out ? `${label} ${t("itemApart")}` : label },
       item.picture ? make("img", { src: item.picture, alt: label }) : make("span", { class: "kiln-nothing", text: t("noPicture") }),
-      make("figcaption", {}, make("b", { text: t("itemTimes", item.times.toFixed(2)) }), ` ${item.name}`),
+      make("figcaption", {}, make("b", { text: t("itemTimes", item.times.toFixed(2)) }), ` ${name}`),
     );
   };
   /** @param {"high" | "low"} end @param {import("./api.mjs").HardItem[]} items */

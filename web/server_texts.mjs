@@ -68,6 +68,8 @@ export const CHINESE = {
   "Training has never been run on a device of the kind {}; look at the first samples before you rely on it, and report what fails.": "从未在 {} 类设备上运行过训练；请先查看最初的样张再使用，并报告出错之处。",
   "The run file names no text encoder: its graph changed the CLIP between the loader and the trainer. Connect the loader's own CLIP and export the run again.": "运行文件没有写明文本编码器：工作流在加载节点与训练节点之间改动了 CLIP。请直接连接加载节点的 CLIP，再重新导出。",
   "The text encoder of the run file cannot be loaded ({}); put it into the host's model folders.": "无法加载运行文件中的文本编码器（{}）；请把它放入 ComfyUI 的模型文件夹。",
+  "{} The text encoder, which this run trains too, reads them: train it from its graph again.": "{}本次训练同时训练文本编码器，需要读取它们：请从工作流重新训练。",
+  "The captions and names of the items are not in dataset.json, for the run kept no metadata (embed_metadata off, or --disable-metadata).": "dataset.json 中没有样本的描述和名称，因为该训练未保留元数据（embed_metadata 已关闭，或使用了 --disable-metadata）。",
   "The text encoder of the run file is not the one that the run was exported with; load that one.": "运行文件中的文本编码器与导出时的不同；请加载当时的那个。",
   "text_encoder is not an object with a loader and up to 4 files.": "text_encoder 不是含有 loader 和至多 4 个 files 的对象。",
   "A CLIP loaded by {} cannot be planned for; use one of {}.": "无法为由 {} 加载的 CLIP 做估算；请使用以下之一：{}。",

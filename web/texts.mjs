@@ -30,6 +30,7 @@ const TEXTS = {
   sampleNeeds: ["Connect Sample Settings to draw samples.", "连接“样张设置”节点后才能绘制样张。"],
   samples: ["Samples by step", "各步的样张"],
   step: ["step", "步数"],
+  promptLeftOut: ["its prompt was not kept (embed_metadata off)", "未保留提示词（embed_metadata 已关闭）"],
   withoutLora: ["without the LoRA", "不带 LoRA"],
   base: ["base", "原模型"],
   close: ["Close", "关闭"],

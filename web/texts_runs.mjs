@@ -63,6 +63,7 @@ export const RUNS = {
     "Times the loss of the middle item at the same noise levels. Framed: it stands out.",
     "在相同噪声水平下，相对于居中样本损失的倍数。带框：明显不同于其他样本。",
   ],
+  nameLeftOut: ["(name not kept: embed_metadata off)", "（未保留名称：embed_metadata 已关闭）"],
   noPicture: ["no picture", "无图像"],
   showLora: ["Show LoRA", "显示 LoRA"],
   showLoraHelp: ["Where the file lies below ComfyUI's folder.", "文件在 ComfyUI 文件夹下的位置。"],

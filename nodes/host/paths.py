@@ -16,6 +16,7 @@ import folder_paths
 
 from ...trainer.dataset.model_marks import ModelMarks
 from ...trainer.dataset.names import check_new_name, inside, shown_name
+from ...trainer.dataset.places import Places
 from ...trainer.errors import KilnError, shortened
 from ...trainer.runs.samples import sample_path
 from ...trainer.safefile import is_safetensors, write_text
@@ -86,6 +87,18 @@ def new_dataset_folder(name: str) -> Path:
     if folder.exists() and not folder.is_dir():
         raise KilnError(f"{shown_name(name)} is a file; choose another name for the folder.")
     return folder.resolve()
+
+
+def places() -> Places:
+    """The host's folders, by which our files name what lies in them."""
+    named = {
+        "user": folder_paths.get_user_directory(),
+        "input": folder_paths.get_input_directory(),
+        "output": folder_paths.get_output_directory(),
+        "temp": folder_paths.get_temp_directory(),
+        "": folder_paths.base_path,
+    }
+    return Places({name: Path(folder) for name, folder in named.items()}, _dataset_roots()[1:])
 
 
 def kiln_directory() -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import sys
 import urllib.error
 import urllib.request
@@ -68,12 +69,21 @@ def run_folder(base: Path, outputs: dict[str, Any]) -> Path:
     return base / "user" / "__lora_kiln" / "runs" / outputs["train"]["summary"][0]["run"]
 
 
-def given_away(base: Path, run: Path) -> list[Path]:
-    """LoRA, samples, merged models, pictures: what a person may hand on."""
-    places = (base / "output", base / "temp", run / "samples")
+def written(*places: Path) -> list[Path]:
+    """Every file there."""
     found = [path for place in places for path in place.rglob("*") if path.is_file()]
-    assert {path.suffix for path in found} >= {".png", ".webp", ".safetensors"}
-    return [*found, run / "lora.safetensors"]
+    assert {path.suffix for path in found} >= {".png", ".webp", ".safetensors", ".json", ".toml"}
+    assert {"dataset.json", "state.json", "result.json"} <= {path.name for path in found}
+    return found
+
+
+def rows(base: Path, run: Path) -> list[str]:
+    """All that the history holds of a run."""
+    with sqlite3.connect(f"file:{base / 'user' / '__lora_kiln' / 'history.db'}?mode=ro", uri=True) as db:
+        found = [*db.execute("SELECT * FROM runs WHERE id = ?", (run.name,))]
+        found += db.execute("SELECT * FROM samples WHERE run = ?", (run.name,))
+    assert len(found) > 2
+    return list(map(repr, found))
 
 
 def test_disable_metadata_holds_for_every_file() -> None:
@@ -96,10 +106,16 @@ def test_disable_metadata_holds_for_every_file() -> None:
     with start_host(base, python=Path(sys.executable), cpu=True, extra_args=options) as running:
         outputs = queue(HostClient(running.url), prompt)
         assert_only_the_opened_page_is_answered(running.url)
-    run = run_folder(base, outputs)
-    for path in given_away(base, run):
+    pictures = [path.stem for path in (base / "input" / "tiny_concept").iterdir()]
+    files = written(base / "output", base / "temp", base / "user" / "__lora_kiln")
+    assert {"history.db", "merged"} <= {path.name.partition("_0")[0] for path in files}
+    for path in files:
         content = path.read_bytes()
-        for secret in (MARK, PROMPT, TRIGGER, "tiny_concept", str(base), "class_type"):
+        cached = (
+            path.parent.name == "scans"
+        )  # names below the dataset's folder, by which files are known again
+        names = () if cached else ("tiny_concept", *(stem for stem in pictures if len(stem) > 4))
+        for secret in (MARK, PROMPT, TRIGGER, str(base), f"{Path.home()}/", "class_type", *names):
             assert secret.encode() not in content, (path, secret)
     found = metadata(Path(outputs["save"]["path"][0]))
     assert found["ss_network_dim"] == "4" and found["modelspec.architecture"] == "wan2.1/lora"
@@ -135,9 +151,14 @@ def test_a_run_with_metadata_and_one_without(host: RunningHost, client: HostClie
     outside = str(host.base / "input")
     told = queue(client, graph(), folder=outside)
     run = run_folder(host.base, told)
+    for path in written(run, host.base / "output" / "loras" / "metadata"):
+        content = path.read_bytes()
+        assert str(host.base).encode() not in content and f"{Path.home()}/".encode() not in content, path
+    assert not any(str(host.base) in row for row in rows(host.base, run))
+    assert any(PROMPT in row for row in rows(host.base, run))
     found = metadata(Path(told["save"]["path"][0]))
     assert json.loads(found["workflow"])["extra"] == {"mark": MARK, "folder": "input"}
-    assert json.loads(metadata(run / "lora.safetensors")["workflow"])["extra"]["folder"] == outside
+    assert json.loads(metadata(run / "lora.safetensors")["workflow"])["extra"]["folder"] == "input"
     assert found["modelspec.title"] == "lora" and found["ss_sd_model_name"] == "tiny_wan"
     assert found["modelspec.trigger_phrase"] == TRIGGER
     assert json.loads(found["ss_tag_frequency"])["dataset"][TRIGGER] == 20
@@ -148,12 +169,24 @@ def test_a_run_with_metadata_and_one_without(host: RunningHost, client: HostClie
 
     silent = queue(client, graph(embed_metadata=False))
     run = run_folder(host.base, silent)
-    files = [Path(silent["save"]["path"][0]), run / "lora.safetensors", *(run / "samples").iterdir()]
-    for path in files:
+    save = Path(silent["save"]["path"][0])
+    for path in [save, *(file for file in run.rglob("*") if file.is_file())]:
         content = path.read_bytes()
-        for secret in (MARK, PROMPT, TRIGGER, "tiny_wan", "class_type", "jpeg;base64"):
+        model = () if path.name == "run.toml" else ("tiny_wan",)
+        for secret in (
+            MARK,
+            PROMPT,
+            TRIGGER,
+            "tiny_concept",
+            str(host.base),
+            "class_type",
+            "jpeg;base64",
+            *model,
+        ):
             assert secret.encode() not in content, (path, secret)
-    assert metadata(files[0])["ss_steps"] == "4"
+    for secret in (PROMPT, TRIGGER, str(host.base)):
+        assert not any(secret in row for row in rows(host.base, run)), secret
+    assert metadata(save)["ss_steps"] == "4"
     assert "workflow" not in Image.open(next((run / "samples").glob("*.png"))).info
     first, second = (load_file(outputs["save"]["path"][0]) for outputs in (told, silent))
     assert all(first[k].equal(second[k]) for k in first), "the LoRA is the same"

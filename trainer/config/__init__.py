@@ -13,7 +13,7 @@ from .objective import AUTO, AUTO_SHIFT, ObjectiveConfig, Prediction
 from .optimizer import OptimizerConfig
 from .presets import PRESETS, RANGES
 from .sample import SampleConfig
-from .train import THEMES, TrainConfig
+from .train import THEMES, TrainConfig, without_prompts
 from .validation import ValidationConfig
 
 __all__ = [
@@ -35,4 +35,5 @@ __all__ = [
     "setting",
     "field_info",
     "check_ranges",
+    "without_prompts",
 ]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from ..parsers import lines_of
 from .fields import check_ranges, setting
 
+PROMPTS = ("prompts", "negative_prompt")  # the settings that hold words of the user
+
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:

@@ -13,7 +13,7 @@ from .guards import GuardConfig
 from .memory import MemoryConfig
 from .objective import ObjectiveConfig
 from .optimizer import OptimizerConfig
-from .sample import SampleConfig
+from .sample import PROMPTS, SampleConfig
 from .validation import ValidationConfig
 
 T = TypeVar("T")
@@ -52,8 +52,10 @@ class TrainConfig:
     )
     embed_metadata: bool = setting(
         True,
-        "Write the workflow, tag counts, trigger word and a thumbnail into the LoRA, and the workflow into samples. "
-        "Off: only figures such as rank, steps and hashes, as with ComfyUI's --disable-metadata.",
+        "Write the workflow, tag counts, trigger word and a thumbnail into the LoRA, the workflow into samples, and "
+        "prompts and captions into the run's folder. Off: only figures such as rank, steps and hashes, as with "
+        "ComfyUI's --disable-metadata; the model's file name and those of encoded files, which a rerun needs, stay in "
+        "the run's folder.",
     )
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -84,6 +86,12 @@ class TrainConfig:
         """Nested plain values, for JSON."""
         return dataclasses.asdict(self)
 
+    def to_record(self) -> dict[str, Any]:
+        """to_dict() as files of a run hold it: with embed_metadata off without the samples' prompts, which a run does
+        not need to go on."""
+        values = self.to_dict()
+        return values if self.embed_metadata else without_prompts(values)
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
         """The inverse of to_dict.
@@ -106,6 +114,14 @@ THEMES: dict[str, type] = {
     "sample": SampleConfig,
 }
 """The nested configs of TrainConfig: one settings node each."""
+
+
+def without_prompts(values: dict[str, Any]) -> dict[str, Any]:
+    """TrainConfig.to_dict(), of any version, without the samples' prompts."""
+    sample = values.get("sample")
+    if not isinstance(sample, dict):
+        return {name: value for name, value in values.items() if name != "sample"}
+    return {**values, "sample": {name: value for name, value in sample.items() if name not in PROMPTS}}
 
 
 def _build(config_class: type[T], values: dict[str, Any]) -> T:

@@ -26,6 +26,7 @@ from .browse import Contents, Listed, Part
 from .files import SET_ASIDE, ending
 from .journal import Entry, Journal
 from .names import inside, shown_name
+from .places import AS_THEY_ARE, Places
 from .table_rows import without_rows
 from .tables import CAPTION_KEYS, NAME_KEYS, is_flat, value_of
 from .text_files import MOST_CAPTION, read_text
@@ -76,16 +77,17 @@ class Change:
 class DatasetEditor:
     """Changes in one folder."""
 
-    def __init__(self, root: Path, part: Part, journals: Path) -> None:
+    def __init__(self, root: Path, part: Part, journals: Path, places: Places = AS_THEY_ARE) -> None:
         """
         Args:
             root: the dataset's folder.
             part: which of its items are looked at.
             journals: where the journals of all folders lie, outside of them.
+            places: by which the journals name the folder.
         """
         self.root = root
         self._part = part
-        self._journal = Journal(journals, root)
+        self._journal = Journal(journals, root, places)
 
     def newest(self) -> Entry | None:
         """What undo would take back. Also mends what a process that died has left half done."""
@@ -248,11 +250,11 @@ class DatasetEditor:
         return path.relative_to(self.root).as_posix()
 
 
-def recover_all(journals: Path) -> None:
+def recover_all(journals: Path, places: Places = AS_THEY_ARE) -> None:
     """Put back what a process that died has left half done in any folder, before its captions are trained."""
     with _lock:
-        for root in Journal.half_done(journals):
-            Journal(journals, root).recover()
+        for root in Journal.half_done(journals, places):
+            Journal(journals, root, places).recover()
 
 
 def _caption_writes(change: Change, item: Listed, media: Path, contents: Contents) -> dict[Path, bytes]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -179,13 +179,17 @@ class EncodedItem:
         empty = [self.empty_text] if self.empty_text else []
         return (*self.latents, *self.texts, *empty, *self.guides, *self.class_texts, *self.slider_ends)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+    def to_dict(self, stored: Callable[[Path], str] = str) -> dict[str, Any]:
+        """Plain values, for JSON; `stored` says how a path is written."""
+        return {f.name: _plain(getattr(self, f.name), stored) for f in dataclasses.fields(self)}
+
+    def without_words(self) -> EncodedItem:
+        """All that is trained on, without what a person wrote or named."""
+        return dataclasses.replace(self, caption="", words=(), source=None)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> EncodedItem:
-        """The inverse of to_dict.
+    def from_dict(cls, values: dict[str, Any], found: Callable[[str], Path] = Path) -> EncodedItem:
+        """The inverse of to_dict, with that of `stored`.
 
         Raises:
             TypeError, KeyError: the values are not an item's.
@@ -197,15 +201,15 @@ class EncodedItem:
             raise TypeError("shape is none")
         empty = values.get("empty_text")
         paths = {
-            "latent_path": Path(values["latent_path"]),
-            "text_path": Path(values["text_path"]),
-            "more_latents": tuple(Path(p) for p in values.get("more_latents", ())),
-            "more_texts": tuple(Path(p) for p in values.get("more_texts", ())),
-            "empty_text": None if empty is None else Path(empty),
-            "guides": tuple(Path(p) for p in values.get("guides", ())),
-            "class_texts": tuple(Path(p) for p in values.get("class_texts", ())),
-            "source": None if (source := values.get("source")) is None else Path(source),
-            "slider_ends": tuple(Path(p) for p in values.get("slider_ends", ())),
+            "latent_path": found(values["latent_path"]),
+            "text_path": found(values["text_path"]),
+            "more_latents": tuple(found(p) for p in values.get("more_latents", ())),
+            "more_texts": tuple(found(p) for p in values.get("more_texts", ())),
+            "empty_text": None if empty is None else found(empty),
+            "guides": tuple(found(p) for p in values.get("guides", ())),
+            "class_texts": tuple(found(p) for p in values.get("class_texts", ())),
+            "source": None if (source := values.get("source")) is None else found(source),
+            "slider_ends": tuple(found(p) for p in values.get("slider_ends", ())),
             "sizes": tuple(PixelSize(**size) for size in values.get("sizes", ())),
             "words": tuple(values.get("words", ())),
         }
@@ -412,9 +416,9 @@ def _damaged(path: Path, error: Exception) -> str:
     return f"The encoded file {path} is gone or damaged ({error}); delete the folder {path.parents[2]} and queue again."
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, stored: Callable[[Path], str]) -> Any:
     if isinstance(value, tuple):
-        return [_plain(v) for v in value]
+        return [_plain(v, stored) for v in value]
     if isinstance(value, PixelSize):
         return dataclasses.asdict(value)
-    return str(value) if isinstance(value, Path) else value
+    return stored(value) if isinstance(value, Path) else value

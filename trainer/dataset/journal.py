@@ -24,6 +24,7 @@ from ..parsers import parse_json
 from ..safefile import replacing, write_text
 from ..temporary import is_temporary_in_dataset, remove_stale, temporary_path
 from .names import shown_name
+from .places import AS_THEY_ARE, Places
 
 log = logging.getLogger(__name__)
 
@@ -51,13 +52,14 @@ class Entry:
 class Journal:
     """The changes of one dataset folder. Callers hold a lock: two changes at once are not meant."""
 
-    def __init__(self, store: Path, root: Path) -> None:
+    def __init__(self, store: Path, root: Path, places: Places = AS_THEY_ARE) -> None:
         """
         Args:
             store: folder of the journals of all datasets.
             root: the dataset's folder.
+            places: by which the journal names it.
         """
-        self.root = root
+        self.root, self._places = root, places
         self._folder = store / hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:32]
 
     def apply(
@@ -90,7 +92,7 @@ class Journal:
             "what": what,
             "names": list(names),
             "time": made.time,
-            "root": str(self.root).encode("utf-8", "replace").decode(),
+            "root": self._places.stored(self.root).encode("utf-8", "replace").decode(),
             "old": {name: _packed(data) for name, data in old.items()},
             "new": {name: _packed(data) for name, data in writes.items()},
             "moves": [list(pair) for pair in moves],
@@ -166,12 +168,12 @@ class Journal:
         return bool(found)
 
     @staticmethod
-    def half_done(store: Path) -> list[Path]:
+    def half_done(store: Path, places: Places = AS_THEY_ARE) -> list[Path]:
         """The dataset folders in which a process died in the middle of a change."""
         roots = set()
         for file in store.glob("*/*.pending"):
             with suppress(KilnError):
-                root = Path(str(_load(file).get("root")))
+                root = places.found(str(_load(file).get("root")))
                 if Journal(store, root)._folder == file.parent:
                     roots.add(root)
         return sorted(roots)

@@ -340,7 +340,7 @@ class TrainingState:
         state = checkpoint.RunState(
             step=progress.step,
             losses=progress.losses,
-            config=self.config.to_dict(),
+            config=self.config.to_record(),
             dataset=self.dataset.fingerprint,
             base_model=self.base_model,
             processes=self.group.size,

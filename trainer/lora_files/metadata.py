@@ -23,7 +23,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..config import Prediction, TrainConfig
+from ..config import Prediction, TrainConfig, without_prompts
 from ..dataset.caption_variants import COMMAS
 from ..dataset.encoded import EncodedDataset, EncodedItem
 from ..families import model_spec
@@ -48,7 +48,6 @@ _FIGURES = re.compile(
     r"|num_train_images|batch_size_per_device|gradient_accumulation_steps|seed|resolution)"
     r"|sshs_model_hash"
 )
-_PROMPTS = ("prompts", "negative_prompt")  # in the settings of samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,10 +178,7 @@ def _without_prompts(text: str) -> str:
         config = parse_json(text)
         if not isinstance(config, dict):
             return ""
-        sample = config.pop("sample", None)
-        if isinstance(sample, dict):
-            config["sample"] = {k: v for k, v in sample.items() if k not in _PROMPTS}
-        return json.dumps(config)
+        return json.dumps(without_prompts(config))
     except (ValueError, RecursionError):
         return ""
 

@@ -124,8 +124,9 @@ def parse_sweep(text: str) -> list[float]:
         if ".." not in piece:
             values.append(parse_number(piece, "strengths"))
             continue
-        span, colon, step_text = piece.rpartition(":")
-        low, high = (parse_number(p, "strengths") for p in (span if colon else piece).split("..", 1))
+        low_text, _, rest = piece.partition("..")
+        high_text, colon, step_text = rest.partition(":")
+        low, high = parse_number(low_text, "strengths"), parse_number(high_text, "strengths")
         step = parse_number(step_text, "strengths") if colon else 0.1
         if step <= 0 or high < low:
             raise KilnError(

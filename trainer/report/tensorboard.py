@@ -41,12 +41,19 @@ class TensorBoardListener:
     are written here at once instead: some 300 bytes a step.
     """
 
-    def __init__(self, folder: Path, every: int = 1, warn: Callable[[str], None] = log.warning) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        every: int = 1,
+        warn: Callable[[str], None] = log.warning,
+        prompts: bool = True,
+    ) -> None:
         """
         Args:
             folder: made when missing.
             every: steps between points of the training curves.
             warn: told, once, that nothing is written any more, and why.
+            prompts: whether samples are named by them.
 
         Raises:
             OSError: the file cannot be made.
@@ -54,6 +61,7 @@ class TensorBoardListener:
         from tensorboard.compat.proto.event_pb2 import Event as Record
 
         self._every, self.warn, self._record, self._works = every, warn, Record, True
+        self._prompts = prompts
         folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{int(time.time()):010}.{os.getpid()}.{next(_NUMBERS)}"
         self._file = (folder / name).open("wb", buffering=0)
@@ -92,7 +100,8 @@ class TensorBoardListener:
             yield text("advice", "\n\n".join(event.advice) or "none")
         elif isinstance(event, SampleEvent):
             picture = np.asarray(Image.open(event.path).convert("RGB"))  # (H, W, 3), uint8
-            yield image(f"samples/{event.place}: {event.prompt[:60]}", picture, dataformats="HWC")
+            name = f"{event.place}: {event.prompt[:60]}" if self._prompts else str(event.place)
+            yield image(f"samples/{name}", picture, dataformats="HWC")
 
     def _write(self, record: Any) -> None:
         """One record of TensorBoard's format. Raises OSError."""

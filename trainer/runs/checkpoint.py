@@ -42,7 +42,7 @@ class RunState:
 
     step: int  # optimizer steps done
     losses: list[float]  # one per step; nan where the step was skipped
-    config: dict[str, Any]  # TrainConfig.to_dict()
+    config: dict[str, Any]  # TrainConfig.to_record()
     dataset: str  # fingerprint
     base_model: str  # fingerprint
     processes: int = 1  # that train together

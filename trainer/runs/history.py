@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..dataset.encoded import EncodedDataset
+from ..dataset.places import AS_THEY_ARE, Places
 from ..errors import KilnError
 from ..events import AdviceEvent, Event, SampleEvent, StepEvent, ValidationEvent
 
@@ -75,7 +76,7 @@ class Record:
     step: int
     seconds: float
     advice: list[str]
-    files: list[str]
+    files: list[str]  # as Places.stored writes them
     message: str  # why it failed
     rating: int  # 1-5 by the user, 0 for none
     notes: str
@@ -91,13 +92,16 @@ class Record:
 class History:
     """The file. Usable from any thread; several processes may have it open."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, places: Places = AS_THEY_ARE) -> None:
         """Opens or makes the file and brings its schema up to date.
+
+        Args:
+            places: by which files are named; whole paths of earlier versions are read, too.
 
         Raises:
             KilnError: it is damaged, or was written by a newer version.
         """
-        self._lock, self._path = threading.RLock(), path
+        self._lock, self._path, self._places = threading.RLock(), path, places
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = _connect(path)
@@ -174,7 +178,7 @@ class History:
         held_out = sum(i.role == "validation" for i in dataset.items)
         now = time.time()
         values = (
-            str(folder),
+            self._places.stored(folder),
             json.dumps(config),
             dataset.fingerprint,
             len(dataset.items) - held_out,
@@ -184,7 +188,8 @@ class History:
             db.execute(
                 "INSERT INTO runs (id, started, updated, status, folder, config, dataset, items, held_out, base_model, "
                 "node, workflow, parent) VALUES (?, ?, ?, 'running', ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO "
-                "UPDATE SET updated = excluded.updated, status = 'running', config = excluded.config, message = '', "
+                "UPDATE SET updated = excluded.updated, status = 'running', folder = excluded.folder, "
+                "config = excluded.config, message = '', "
                 "node = excluded.node, workflow = excluded.workflow",
                 (run_id, now, now, *values, base_model, *place, parent),
             )
@@ -210,8 +215,9 @@ class History:
     def add_sample(self, run_id: str, step: int, prompt: str, path: Path) -> None:
         """A picture that was drawn with the LoRA at that step; drawn again, it replaces what was there."""
         with self._transaction() as db:
-            db.execute("DELETE FROM samples WHERE run = ? AND path = ?", (run_id, str(path)))
-            db.execute("INSERT INTO samples VALUES (?, ?, ?, ?)", (run_id, step, prompt, str(path)))
+            stored = self._places.stored(path)
+            db.execute("DELETE FROM samples WHERE run = ? AND path IN (?, ?)", (run_id, stored, str(path)))
+            db.execute("INSERT INTO samples VALUES (?, ?, ?, ?)", (run_id, step, prompt, stored))
 
     def samples(self, run_id: str) -> list[tuple[int, str, Path]]:
         """(step, prompt, path), by step and in the order in which they were drawn."""
@@ -219,7 +225,7 @@ class History:
             found = self._db.execute(
                 "SELECT step, prompt, path FROM samples WHERE run = ? ORDER BY step, rowid", (run_id,)
             ).fetchall()
-        return [(r["step"], r["prompt"], Path(r["path"])) for r in found]
+        return [(r["step"], r["prompt"], self._places.found(r["path"])) for r in found]
 
     def set_advice(self, run_id: str, advice: Sequence[str]) -> None:
         with self._transaction() as db:
@@ -232,7 +238,14 @@ class History:
         with self._transaction() as db:
             db.execute(
                 "UPDATE runs SET status = ?, updated = ?, seconds = seconds + ?, files = ?, message = ? WHERE id = ?",
-                (status, time.time(), seconds, json.dumps([str(f) for f in files]), message, run_id),
+                (
+                    status,
+                    time.time(),
+                    seconds,
+                    json.dumps(list(map(self._places.stored, files))),
+                    message,
+                    run_id,
+                ),
             )
 
     def end_killed(
@@ -331,7 +344,7 @@ class History:
                 rows = self._db.execute(
                     _WITH_FIGURES + f" WHERE id IN ({', '.join('?' * len(part))})", part
                 ).fetchall()
-            found.update((row["id"], _record(row)) for row in rows)
+            found.update((row["id"], _record(row, self._places)) for row in rows)
         return [found[run] for run in ids if run in found]  # one may be forgotten meanwhile
 
 
@@ -396,13 +409,13 @@ def _connect(path: Path) -> sqlite3.Connection:
         return connect(f"file://{name}?mode=ro{'' if has_log else '&immutable=1'}")
 
 
-def _record(row: sqlite3.Row) -> Record:
+def _record(row: sqlite3.Row, places: Places) -> Record:
     values = {name: row[name] for name in Record.__dataclass_fields__}
     if row["status"] == "running" and time.time() - row["updated"] > SILENT_SECONDS:
         values["status"] = "lost"
     for name in ("config", "advice", "files"):
         values[name] = json.loads(row[name])
-    return Record(**{**values, "folder": Path(row["folder"])})
+    return Record(**{**values, "folder": places.found(row["folder"])})
 
 
 def _holds(row: sqlite3.Row, words: str) -> bool:
@@ -456,9 +469,19 @@ class Recorder:
     What cannot be written, because the disk is full, is kept and written later; the user is told once.
     """
 
-    def __init__(self, history: History, run_id: str, warn: Callable[[str], None] = log.warning) -> None:
-        """warn: told why something cannot be written."""
-        self._history, self._run_id, self._warn = history, run_id, warn
+    def __init__(
+        self,
+        history: History,
+        run_id: str,
+        warn: Callable[[str], None] = log.warning,
+        prompts: bool = True,
+    ) -> None:
+        """
+        Args:
+            warn: told why something cannot be written.
+            prompts: whether those of samples are kept.
+        """
+        self._history, self._run_id, self._warn, self._prompts = history, run_id, warn, prompts
         self._points: list[tuple[str, int, float]] = []
         self._advice: tuple[str, ...] | None = None
         self._samples: list[SampleEvent] = []
@@ -494,7 +517,8 @@ class Recorder:
                 self._points.clear()
             while self._samples:
                 drawn = self._samples[0]
-                self._history.add_sample(self._run_id, drawn.step, drawn.prompt, drawn.path)
+                prompt = drawn.prompt if self._prompts else ""
+                self._history.add_sample(self._run_id, drawn.step, prompt, drawn.path)
                 self._samples.pop(0)
             if self._advice is not None:
                 self._history.set_advice(self._run_id, self._advice)

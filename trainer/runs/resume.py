@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from ..config import AdapterConfig, TrainConfig
+from ..config import AdapterConfig, TrainConfig, without_prompts
 from ..dataset.encoded import EncodedItem
 from ..errors import CannotResume, KilnError, shortened
 from ..parsers import parse_json
@@ -198,7 +198,7 @@ def continue_run(resumed: Path, fresh: Path, config: TrainConfig, dataset: str) 
     try:
         folder = run_folder_for(resumed, fresh, copy=True)
         for copied in folder.glob("step-*"):
-            _adopt(copied, dataset)
+            _adopt(copied, dataset, config)
     except (OSError, KilnError) as error:  # shutil.Error is an OSError
         shutil.rmtree(fresh, ignore_errors=True)
         raise KilnError(
@@ -218,11 +218,12 @@ def _as_it_ended(run_folder: Path) -> Run | None:
         return None
 
 
-def _adopt(copied: Path, dataset: str) -> None:
-    """Make a copied checkpoint one of a run on that dataset."""
+def _adopt(copied: Path, dataset: str, config: TrainConfig) -> None:
+    """Make a copied checkpoint one of a run on that dataset, which keeps metadata or not."""
     file = copied / STATE
     values = parse_json(file.read_text("utf-8"))
-    write_text(file, json.dumps({**values, "dataset": dataset}))
+    before = values["config"] if config.embed_metadata else without_prompts(values["config"])
+    write_text(file, json.dumps({**values, "dataset": dataset, "config": before}))
 
 
 def run_folder_for(resumed: Path, fresh: Path, copy: bool = False) -> Path:

@@ -85,7 +85,7 @@ def save_result(run: Run) -> None:
         KilnError: writing failed.
     """
     values = {
-        "config": run.config.to_dict(),
+        "config": run.config.to_record(),
         "losses": [x if math.isfinite(x) else None for x in run.losses],
         "seconds": run.seconds,
         "stopped": run.stopped,

@@ -6,12 +6,13 @@ Every run of the training node leaves them in its folder; `python headless.py tr
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..config import THEMES, TrainConfig
 from ..dataset.encoded import EncodedDataset, EncodedItem
+from ..dataset.places import AS_THEY_ARE, Places
 from ..errors import KilnError
 from ..parsers import parse_json, parse_toml
 from ..safefile import write_text
@@ -37,23 +38,34 @@ class RunFile:
     config: TrainConfig = field(default_factory=TrainConfig)
 
 
-def write_run_file(folder: Path, run: RunFile, dataset: EncodedDataset) -> Path:
-    """Write both files; returns run.toml's path.
+LEFT_OUT = (
+    "The captions and names of the items are not in dataset.json, for the run kept no metadata (embed_metadata off, or "
+    "--disable-metadata)."
+)
+
+
+def write_run_file(folder: Path, run: RunFile, dataset: EncodedDataset, places: Places = AS_THEY_ARE) -> Path:
+    """Write both files; returns run.toml's path. Of a run with embed_metadata off they hold no prompt, caption, name or
+    trigger word.
+
+    Args:
+        places: by which the encoded files are named.
 
     Raises:
         KilnError: writing failed.
     """
+    words = ("trigger_word", "class_word", "slider") if run.config.embed_metadata else ()
+    items = dataset.items if words else [item.without_words() for item in dataset.items]
     listed = {
-        "items": [item.to_dict() for item in dataset.items],
+        "items": [_at_home(item, places).to_dict(places.stored) for item in items],
         "fingerprint": dataset.fingerprint,
-        "trigger_word": dataset.trigger_word,
-        "class_word": dataset.class_word,
-        "slider": dataset.slider,
+        **{name: getattr(dataset, name) for name in words},
         "text_encoder": dataset.text_encoder,
         "prompt_syntax": dataset.prompt_syntax,
+        **({} if words else {"left_out": True}),
     }
     write_text(folder / run.dataset, json.dumps(listed, indent=1))
-    values = run.config.to_dict()
+    values = run.config.to_record()
     tables = {f"train.{name}": values.pop(name) for name in THEMES}
     top = {"dataset": run.dataset, "output": run.output, "resume": run.resume}
     lines = ["# python headless.py train run.toml", *_pairs(top)]
@@ -101,13 +113,20 @@ def read_run_file(path: Path) -> RunFile:
     return RunFile(**values, config=config)
 
 
-def read_dataset(path: Path) -> EncodedDataset:
+def _at_home(item: EncodedItem, places: Places) -> EncodedItem:
+    """The item; a picture outside the host's folders, which is only to be shown, keeps its name alone."""
+    if item.source is None or not places.named or places.is_inside(item.source):
+        return item
+    return replace(item, source=Path(item.source.name))
+
+
+def read_dataset(path: Path, places: Places = AS_THEY_ARE) -> EncodedDataset:
     """The items that write_run_file listed.
 
     Raises:
         KilnError: the file or an item's file is not there, or the list is malformed.
     """
-    dataset = read_listed_items(path)
+    dataset = read_listed_items(path, places)
     try:
         gone = next((f for item in dataset.items for f in item.files if not f.is_file()), None)
     except (OSError, ValueError) as error:
@@ -117,19 +136,20 @@ def read_dataset(path: Path) -> EncodedDataset:
     return dataset
 
 
-def read_listed_items(path: Path) -> EncodedDataset:
-    """The same without looking for the items' files.
+def read_listed_items(path: Path, places: Places = AS_THEY_ARE) -> EncodedDataset:
+    """The same without looking for the items' files. Where words were left out, its remark says so.
 
     Raises:
         KilnError: the file is not there, or the list is malformed.
     """
     try:
         listed = parse_json(path.read_text("utf-8"))
-        items = tuple(EncodedItem.from_dict(item) for item in listed["items"])
+        items = tuple(EncodedItem.from_dict(item, places.found) for item in listed["items"])
         # Files of earlier versions have none of these
         names = ("trigger_word", "class_word", "slider", "text_encoder")
         trigger_word, class_word, slider, text_encoder = (str(listed.get(name, "")) for name in names)
         prompt_syntax = bool(listed.get("prompt_syntax", False))
+        remarks = (LEFT_OUT,) if listed.get("left_out") else ()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _unreadable(path, error) from error
     return EncodedDataset(
@@ -139,6 +159,7 @@ def read_listed_items(path: Path) -> EncodedDataset:
         slider=slider,
         text_encoder=text_encoder,
         prompt_syntax=prompt_syntax,
+        remarks=remarks,
     )
 
 

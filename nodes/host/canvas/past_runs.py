@@ -82,7 +82,7 @@ def items(run_id: str) -> dict[str, Any]:
     Raises:
         KilnError: the run knows nothing of its items.
     """
-    ends = ranked_items(_folder(run_id))
+    ends = ranked_items(_folder(run_id), paths.places())
     return {name: [_shown_item(i) for i in end] for name, end in zip(("high", "low"), ends, strict=True)}
 
 
@@ -147,7 +147,7 @@ def _described(found: artifacts.Artifacts) -> dict[str, Any]:
 
 @contextmanager
 def _history() -> Iterator[History]:
-    history = History(paths.history_file())
+    history = History(paths.history_file(), paths.places())
     try:
         yield history
     finally:

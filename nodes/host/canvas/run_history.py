@@ -25,7 +25,7 @@ class RunHistory:
 
 def load_run_history(run_id: str, until: int | None = None) -> RunHistory:
     """A run's curves and samples up to a step, all by default; empty when the history holds no such run."""
-    history = History(paths.history_file())
+    history = History(paths.history_file(), paths.places())
     try:
         record = history.record(run_id)
         if record is None:

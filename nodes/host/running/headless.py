@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,13 +14,15 @@ import torch
 
 import nodes
 
+from ....trainer.dataset.places import Places
 from ....trainer.errors import KilnError
 from ....trainer.events import Controls
 from ....trainer.loop.distributed import ProcessGroup
 from ....trainer.report.console import ConsoleListener
 from ....trainer.runs.job import Job
 from ....trainer.runs.run import LORA
-from ....trainer.runs.runfile import RunFile, read_dataset, read_run_file
+from ....trainer.runs.runfile import LEFT_OUT, RunFile, read_dataset, read_run_file
+from .. import paths
 from ..models.fingerprint import model_fingerprint
 from ..models.source import TEXT_LOADERS
 from ..models.text_encoder import HostTextEncoder, text_fingerprint
@@ -36,7 +39,11 @@ def train_file(path: Path, group: ProcessGroup) -> Path | None:
             step, or see trainer.loop.train.
     """
     run_file = read_run_file(path)
-    encoded = read_dataset(path.parent / run_file.dataset)
+    encoded = read_dataset(path.parent / run_file.dataset, _places(path.parent))
+    if run_file.text_encoder and LEFT_OUT in encoded.remarks:
+        raise KilnError(
+            f"{LEFT_OUT} The text encoder, which this run trains too, reads them: train it from its graph again."
+        )
     with torch.inference_mode():  # as the host's nodes run
         model = load_model(run_file, path.parent)
         clip = load_text_encoder(run_file) if run_file.text_encoder else None
@@ -51,7 +58,7 @@ def train_file(path: Path, group: ProcessGroup) -> Path | None:
             encoded,
             run_file.config,
             resume=run_file.resume,
-            source=run_file.model,
+            source=_with_whole_path(run_file.model, path.parent),
             controls=controls,
             listeners=[ConsoleListener()] if group.is_main else [],
             group=group,
@@ -83,6 +90,29 @@ def _copy(run: Any, output: Path) -> None:
     save_lora(output, run.lora)
 
 
+def _places(folder: Path) -> Places:
+    """The host's folders, with the user folder that the run file lies in: a server may have had another one."""
+    found = paths.places()
+    for parent in folder.parents:
+        if parent.name == paths.kiln_directory().name:
+            return replace(found, named={**found.named, "user": parent.parent})
+    return found
+
+
+def _path_of(file: str, folder: Path) -> Path:
+    """Of a model that a run file names by its path: relative to the run file, or below the host's folders as the run
+    files of runs have it."""
+    path = (folder / file).resolve()
+    return path if path.is_file() else paths.places().found(file)
+
+
+def _with_whole_path(source: dict[str, str], folder: Path) -> dict[str, str]:
+    """How the model is loaded; a path is not relative to the run file any more."""
+    if source.get("loader") or not source.get("file"):
+        return source
+    return {**source, "file": str(_path_of(source["file"], folder))}
+
+
 def load_model(run_file: RunFile, folder: Path) -> Any:
     """The MODEL that the file names: by one of the host's loaders, or a path to a diffusion model.
 
@@ -90,7 +120,7 @@ def load_model(run_file: RunFile, folder: Path) -> Any:
         KilnError: the graph's model cannot be made again from a file, the file is not there, or it is another model.
     """
     loader, file = run_file.model.get("loader", ""), run_file.model.get("file", "")
-    path = (folder / file).resolve() if file else folder
+    path = _path_of(file, folder) if file else folder
     if not loader and not path.is_file():
         raise KilnError(
             "The run file names no model: its graph changed the model between the loader and the trainer. Write file = "

@@ -12,6 +12,7 @@ from ....trainer.config import TrainConfig
 from ....trainer.dataset.encoded import EncodedDataset
 from ....trainer.errors import KilnError
 from ....trainer.events import Listener
+from ....trainer.lora_files.metadata import without_local_paths
 from ....trainer.report.tensorboard import TensorBoardListener
 from ....trainer.runs import runfile
 from ....trainer.runs.artifacts import delete_artifacts
@@ -35,24 +36,28 @@ class RunRecord:
         history: History,
         board: TensorBoardListener | None,
         warn: Callable[[str], None],
+        prompts: bool,
     ) -> None:
         self._run_id, self._history, self._warn = run_id, history, warn
-        self._recorder = Recorder(history, run_id, warn)
+        self._recorder = Recorder(history, run_id, warn, prompts)
         self.listeners: list[Listener] = [self._recorder, *([board] if board else [])]
 
-    def end(self, status: str, *, advice: Sequence[str] | None = None, **details: Any) -> None:
+    def end(
+        self, status: str, *, advice: Sequence[str] | None = None, message: str = "", **details: Any
+    ) -> None:
         """Write what is left, and how the run ended; where the disk is full, say so.
 
         Args:
             status: "done", "stopped" or "failed".
             advice: what the curves say.
+            message: why it failed.
             details: see trainer.runs.history.History.end.
         """
         self._recorder.flush()
         try:
             if advice is not None:
-                self._history.set_advice(self._run_id, list(advice))
-            self._history.end(self._run_id, status, **details)
+                self._history.set_advice(self._run_id, without_local_paths(list(advice)))
+            self._history.end(self._run_id, status, message=without_local_paths(message), **details)
         except KilnError as error:
             self._warn(str(error))
 
@@ -90,18 +95,22 @@ def run_record(
     Raises:
         KilnError: run.toml or the history cannot be written; nothing is left of a run that is new.
     """
-    model = {**(source or {"loader": ""}), "fingerprint": base_model.partition("+")[0]}
+    model = {**_at_home(source or {"loader": ""}), "fingerprint": base_model.partition("+")[0]}
+    prompts = config.embed_metadata
     with ExitStack() as at_end:
         try:
             runfile.write_run_file(
-                folder, runfile.RunFile(model=model, text_encoder=text_source or {}, config=config), encoded
+                folder,
+                runfile.RunFile(model=model, text_encoder=text_source or {}, config=config),
+                encoded,
+                paths.places(),
             )
-            history = History(paths.history_file())
+            history = History(paths.history_file(), paths.places())
             at_end.callback(history.close)
             history.start(
                 folder.name,
                 folder,
-                config.to_dict(),
+                config.to_record(),
                 encoded,
                 base_model,
                 place=place,
@@ -114,10 +123,10 @@ def run_record(
                 with suppress(KilnError):
                     delete_artifacts(folder)
             raise
-        board = _open_board(folder.name, warn) if tensorboard else None
+        board = _open_board(folder.name, warn, prompts) if tensorboard else None
         if board is not None:
             at_end.callback(board.close)
-        record = RunRecord(folder.name, history, board, warn)
+        record = RunRecord(folder.name, history, board, warn, prompts)
         try:
             yield record
         except BaseException as error:
@@ -129,7 +138,7 @@ def end_record(run: Run) -> None:
     """Write into the history that a run has ended whose process was killed before it had; another's entry stays as it
     is."""
     try:
-        history = History(paths.history_file())
+        history = History(paths.history_file(), paths.places())
         try:
             history.end_killed(
                 run.run_id,
@@ -144,9 +153,19 @@ def end_record(run: Run) -> None:
         log.warning("%s", error)
 
 
-def _open_board(run_id: str, warn: Callable[[str], None]) -> TensorBoardListener | None:
+def _at_home(source: dict[str, str]) -> dict[str, str]:
+    """How the model was loaded, as run.toml holds it. A file that a run file named by its path, which no loader finds,
+    is told below the host's folders; outside of them by its name alone."""
+    file = source.get("file", "")
+    if source.get("loader") or not file:
+        return source
+    inside = paths.places().is_inside(Path(file))
+    return {**source, "file": paths.places().stored(file) if inside else Path(file).name}
+
+
+def _open_board(run_id: str, warn: Callable[[str], None], prompts: bool) -> TensorBoardListener | None:
     try:
-        return TensorBoardListener(paths.tensorboard_folder(run_id), warn=warn)
+        return TensorBoardListener(paths.tensorboard_folder(run_id), warn=warn, prompts=prompts)
     except OSError as error:
         warn(
             f"No TensorBoard files are written ({error}); training goes on. Free some disk space for the next run."

@@ -25,7 +25,6 @@ from ....trainer.errors import KilnError
 from ....trainer.events import Stopped
 from ....trainer.lora_files.metadata import without_local_paths
 from ....trainer.runs.samples import Sample, sample_path, write_sample
-from ..metadata import metadata_is_written
 from ..models.lora import apply_lora
 from ..models.text_encoder import HostTextEncoder
 
@@ -100,8 +99,7 @@ class HostSampler:
             boundary_of(config.objective)  # raises before anything is trained
         self._model, self._tools, self._config, self._folder = model, tools, config, folder
         self._clip = text_encoder and text_encoder.clip
-        embedded = config.embed_metadata and metadata_is_written()
-        self._graph = without_local_paths(dict(graph)) if embedded else {}
+        self._graph = without_local_paths(dict(graph)) if config.embed_metadata else {}
 
     def draw(self, adapter: dict[str, Tensor] | None, step: int) -> Iterator[Sample]:
         """See trainer.runs.samples.Sampler."""

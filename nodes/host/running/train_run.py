@@ -18,7 +18,7 @@ from ....trainer.errors import KilnError
 from ....trainer.events import Controls, Listener, MemoryPlanEvent, MessageEvent, StartEvent, emitter
 from ....trainer.loop.distributed import ProcessGroup
 from ....trainer.lora_files.lora_weights import LoraWeights
-from ....trainer.lora_files.metadata import Origin, figures_only, origin_metadata
+from ....trainer.lora_files.metadata import Origin, figures_only, origin_metadata, shareable
 from ....trainer.lora_files.save import save_lora
 from ....trainer.memory.estimate import PARTS, Estimate
 from ....trainer.report.tensorboard import missing_sentence
@@ -83,6 +83,8 @@ def train_run(
     if tensorboard and (missing := missing_sentence()):
         raise KilnError(missing)
     group, source, graph = group or ProcessGroup(), source or {}, graph or {}
+    if not metadata_is_written():
+        config = replace(config, embed_metadata=False)
     largest = max((i.shape for i in encoded.items), key=math.prod)
     beside = [] if text_encoder is None else [text_encoder.patcher]
     denoiser = HostDenoiser(model, (config.batch_size, *largest), beside)
@@ -292,7 +294,7 @@ def _as_run(networks: Sequence[torch.nn.Module], result: Any, folder: Path, orig
     if untouched:
         log.info("Not saved, for no gradient reached them: %s", ", ".join(untouched))
     weights = LoraWeights(lora, origin_metadata(origin))
-    if not (config.embed_metadata and metadata_is_written()):
+    if not config.embed_metadata:
         weights = figures_only(weights)
     return Run(
         run_id=folder.name,
@@ -324,7 +326,7 @@ def _save(run: Any) -> tuple[list[Path], str]:
     path: Path = run.folder / LORA
     try:
         if run.losses:
-            save_lora(path, run.lora, title=run.run_id)
+            save_lora(path, shareable(run.lora), title=run.run_id)
             save_result(run)
     except KilnError as error:
         log.warning("%s", error)

@@ -36,7 +36,7 @@ def _remove_twice() -> None:
 
 def _remove() -> None:
     try:
-        recover_all(paths.edit_journals())
+        recover_all(paths.edit_journals(), paths.places())
         freed = remove_stale(written_folders())
         freed += remove_stale(dataset_folders(), known=is_temporary_in_dataset)
         clear_archives(paths.upload_store())

@@ -40,6 +40,15 @@ def test_event_files(tmp_path: Path) -> None:
     )
 
 
+def test_samples_have_no_prompt_without_metadata(tmp_path: Path) -> None:
+    listener = TensorBoardListener(tmp_path, prompts=False)
+    Image.new("RGB", (8, 4), "red").save(tmp_path / "drawn.png")
+    listener(SampleEvent(step=5, place=1, prompt="a red circle", path=tmp_path / "drawn.png", animated=False))
+    listener.close()
+    (events,) = tmp_path.glob("events*")
+    assert b"samples/1" in events.read_bytes() and b"circle" not in events.read_bytes()
+
+
 def test_without_the_package_the_sentence_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer.report.tensorboard.importlib.util.find_spec", lambda name: None)
     assert "pip install tensorboard" in str(missing_sentence())

@@ -13,8 +13,8 @@ from trainer.dataset.encoded import EncodedDataset
 from trainer.errors import KilnError
 from trainer.loop.train import train
 from trainer.runs.checkpoint_list import STATE, newest_checkpoint
-from trainer.runs.hard_items import pointed, ranked_items
-from trainer.runs.runfile import RunFile, write_run_file
+from trainer.runs.hard_items import UNNAMED, pointed, ranked_items
+from trainer.runs.runfile import RunFile, read_dataset, write_run_file
 
 from ..toy import ToyDenoiser, hold_out, make_config, make_encoded
 
@@ -52,6 +52,17 @@ def test_a_list_of_an_earlier_version_names_captions(run: Path) -> None:
     rewrite(listed, "items", [{k: v for k, v in item.items() if k != "source"} for item in items])
     high, _ = ranked_items(run)
     assert high[0].name == f"item {high[0].number - 1}" and high[0].source is None
+
+
+def test_items_of_a_run_without_metadata_have_numbers_only(run: Path) -> None:
+    config = dataclasses.replace(make_config(), embed_metadata=False)
+    encoded = read_dataset(run / "dataset.json")
+    write_run_file(run, RunFile(model={}, config=config), encoded)
+    high, low = ranked_items(run)
+    assert {(i.name, i.source) for i in (*high, *low)} == {("", None)} and {
+        i.number for i in (*high, *low)
+    } == {1, 2, 3}
+    assert pointed(high)[0].lines[0] == f"{high[0].number}. {UNNAMED}"
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from trainer.config import TrainConfig
+from trainer.dataset.places import Places
 from trainer.errors import KilnError
-from trainer.events import AdviceEvent, StepEvent, ValidationEvent
+from trainer.events import AdviceEvent, SampleEvent, StepEvent, ValidationEvent
 from trainer.runs.history import MIGRATIONS, History, Recorder, as_table
 
 from ..toy import hold_out, make_encoded
@@ -68,6 +69,39 @@ def test_a_run_comes_back_with_everything(tmp_path: Path) -> None:
         2.0,
     )
     assert again.samples("a") == [(50, "a red circle", tmp_path / "p.png")]
+
+
+def test_files_are_named_below_the_hosts_folders_and_whole_paths_are_still_read(tmp_path: Path) -> None:
+    picture, lora = tmp_path / "user" / "a" / "p-00.png", tmp_path / "user" / "a" / "lora.safetensors"
+    old = make(tmp_path / "user", "a", "b")  # without places, as versions before wrote it
+    old.add_sample("b", 3, "a red circle", picture)
+    old.end("b", "done", files=[lora])
+    old.close()
+    places = Places({"user": tmp_path / "user", "": tmp_path})
+    history = History(tmp_path / "user" / "history.db", places)
+    for name in ("a", "b"):  # b goes on
+        history.start(name, tmp_path / "user" / name, CONFIG, make_encoded(tmp_path), "model")
+    history.add_sample("a", 3, "a red circle", picture)
+    history.end("a", "done", files=[lora])
+    assert history.samples("a") == history.samples("b") == [(3, "a red circle", picture)]
+    assert [r.folder for r in history.records()] == [tmp_path / "user" / name for name in ("b", "a")]
+    history.add_sample("b", 3, "a blue one", picture)
+    assert history.samples("b") == [(3, "a blue one", picture)]
+    history.end("b", "done", files=[lora])
+    assert history.records()[0].files == ["user/a/lora.safetensors"]
+    with sqlite3.connect(tmp_path / "user" / "history.db") as db:
+        rows = [
+            repr(tuple(row)) for name in ("runs", "samples") for row in db.execute(f"SELECT * FROM {name}")
+        ]
+    assert len(rows) == 4 and not any(str(tmp_path) in row for row in rows)
+
+
+def test_prompts_of_samples_are_kept_only_with_metadata(tmp_path: Path) -> None:
+    history = make(tmp_path, "a", "b")
+    drawn = SampleEvent(step=3, place=0, prompt="a red circle", path=tmp_path / "p.png", animated=False)
+    for name, prompts in (("a", True), ("b", False)):
+        Recorder(history, name, prompts=prompts)(drawn)
+    assert [history.samples(name)[0][1] for name in ("a", "b")] == ["a red circle", ""]
 
 
 def test_filter_and_order(tmp_path: Path) -> None:

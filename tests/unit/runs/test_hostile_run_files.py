@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from trainer.config import TrainConfig
@@ -131,6 +131,7 @@ def test_any_result(value: Any) -> None:
     | st.just("9" * 5000 + ":1")
     | st.just("0..1:1e-999")
 )
+@example(text="0:..")
 def test_any_strengths(text: str) -> None:
     def try_it(parse: Any) -> None:
         try:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 
-from trainer.config import AdapterConfig, OptimizerConfig, TrainConfig
+from trainer.config import AdapterConfig, OptimizerConfig, SampleConfig, TrainConfig
+from trainer.dataset.encoded import EncodedDataset
+from trainer.dataset.places import Places
 from trainer.errors import KilnError
-from trainer.runs.runfile import RunFile, read_dataset, read_run_file, write_run_file
+from trainer.runs.runfile import LEFT_OUT, RunFile, read_dataset, read_run_file, write_run_file
 
 from ..toy import hold_out, make_encoded
 
@@ -51,6 +55,56 @@ def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, message: str
     path.write_text(text.replace(old, new), "utf-8")
     with pytest.raises(KilnError, match=message):
         read_run_file(path)
+
+
+def worded(folder: Path) -> EncodedDataset:
+    """Captions, words and pictures, one of them outside the host's folders."""
+    items = [
+        dataclasses.replace(
+            item, caption=f"a secret caption {n}", words=(f"secret words {n}",), source=source
+        )
+        for n, (item, source) in enumerate(
+            zip(
+                make_encoded(folder).items,
+                [folder / "input" / "secret1.png", Path("/home/me/secret2.png")] * 2,
+                strict=True,
+            )
+        )
+    ]
+    return EncodedDataset(
+        tuple(items), trigger_word="secretword", class_word="secret class", slider="secret slider"
+    )
+
+
+def test_paths_are_below_the_hosts_folders_and_whole_ones_are_still_read(tmp_path: Path) -> None:
+    encoded, places = worded(tmp_path), Places({"": tmp_path})
+    run, folder = RunFile(model={"loader": ""}, config=CONFIG), tmp_path / "run"
+    write_run_file(folder, run, encoded, places)
+    texts = [file.read_text("utf-8") for file in folder.iterdir()]
+    assert not any(str(tmp_path) in text or "/home/me" in text for text in texts)
+    again = read_dataset(folder / run.dataset, places)
+    assert [i.files for i in again.items] == [i.files for i in encoded.items]
+    assert again.fingerprint == encoded.fingerprint and again.items[0] == encoded.items[0]
+    assert again.items[1].name == "'secret2.png'" or again.items[1].name == "secret2.png"
+    write_run_file(folder, run, encoded)  # as versions before wrote it
+    assert read_dataset(folder / run.dataset, places).items == encoded.items
+
+
+def test_without_metadata_no_word_of_the_user_is_in_the_files(tmp_path: Path) -> None:
+    encoded = worded(tmp_path)
+    sample = SampleConfig(prompts="a secret prompt", negative_prompt="secret things", width=64)
+    config = dataclasses.replace(CONFIG, embed_metadata=False, sample=sample)
+    run, folder = RunFile(model={"loader": ""}, config=config), tmp_path / "run"
+    path = write_run_file(folder, run, encoded, Places({"": tmp_path}))
+    texts = [file.read_text("utf-8") for file in folder.iterdir()]
+    assert len(texts) == 2 and not any("secret" in text for text in texts)
+    assert read_run_file(path).config == dataclasses.replace(config, sample=SampleConfig(width=64))
+    again = read_dataset(folder / run.dataset, Places({"": tmp_path}))
+    assert again.remarks == (LEFT_OUT,) and again.fingerprint == encoded.fingerprint
+    assert [i.files for i in again.items] == [i.files for i in encoded.items]
+    assert "left_out" not in json.loads(
+        write_run_file(folder, RunFile(model={}), encoded).with_name("dataset.json").read_text("utf-8")
+    )
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
