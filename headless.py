@@ -157,6 +157,7 @@ def _save(lora: LoraWeights, arguments: argparse.Namespace) -> str:
     _free(out, arguments.force)
     if arguments.format == "peft":
         _free(out.with_suffix(""), arguments.force)
+    lora = engine("lora_files.metadata").shareable(lora)
     return str(save.save_lora(out, lora, format=arguments.format, dtype=arguments.dtype))
 
 

@@ -34,6 +34,7 @@ from .formulas import (
     kind_of,
     listed,
     needs_base_weight,
+    same_shape,
     shape_of,
     unknown_keys,
 )
@@ -130,19 +131,24 @@ def _same_names(layers: dict[str, LayerTensors]) -> dict[str, LayerTensors]:
 
 
 def _sums(name: str, weighted: Sequence[tuple[LayerTensors, float]]) -> LayerTensors:
-    """The weighted sums of one layer's differences. Raises KilnError where they differ in size."""
+    """The weighted sums of one layer's differences. Raises KilnError where they differ in shape."""
     sums: LayerTensors = {}
     for part in _DIFFERENCES:
         differences = [w * tensors[part].float() for tensors, w in weighted if part in tensors]
-        sizes = {difference.numel() for difference in differences}
-        if len(sizes) > 1:
-            raise KilnError(
-                f"The LoRAs are for models of different size: {name}.{part} has "
-                f"{' and '.join(map(str, sorted(sizes)))} values; merge LoRAs of one model."
-            )
+        _check_same_shape(f"{name}.{part}", differences)
         if differences:
             sums[part] = torch.stack([d.reshape(differences[0].shape) for d in differences]).sum(0)
     return sums
+
+
+def _check_same_shape(name: str, tensors: Sequence[Tensor]) -> None:
+    """Raises KilnError where they are not of one shape, but for dimensions of 1."""
+    if not all(same_shape(tensor.shape, tensors[0].shape) for tensor in tensors):
+        shapes = sorted({tuple(tensor.shape) for tensor in tensors})
+        raise KilnError(
+            f"The LoRAs are for models of different size: {name} is {' and '.join(map(str, shapes))}; merge LoRAs of "
+            "one model."
+        )
 
 
 def _dense_sum(weighted: Sequence[tuple[LayerTensors, float]]) -> Tensor:

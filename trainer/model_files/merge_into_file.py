@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -19,11 +19,18 @@ from ..errors import KilnError
 from ..lora_files.formulas import LayerTensors, group_by_layer, same_shape, unknown_keys
 from ..lora_files.keys import PREFIX, model_of
 from ..lora_files.lora_weights import LoraWeights
-from ..lora_files.metadata import figures_only
+from ..lora_files.metadata import figures_only, shareable, without_local_paths
 from ..lora_files.read import to_our_keys
 from ..lora_files.text_encoder_names import is_text_encoder
 from .merged_tensor import MergedTensor, TensorChanges, is_plain_lora, requantised
-from .model_keys import find_prefix, find_scale, is_quantisation_detail, layer_names
+from .model_keys import (
+    belongs_to_packed,
+    find_prefix,
+    find_scale,
+    is_quantisation_detail,
+    layer_names,
+    packed_weights,
+)
 from .pipeline_folder import write_pipeline
 from .safetensors_file import DTYPES, FLOATS, FP8, Entry, PlannedTensor, SafetensorsFile, write_tensors
 from .workers import Workers
@@ -115,10 +122,26 @@ def merge_into_file(
         if layout == "diffusers" and new_dtype is None and has_fp8:
             new_dtype = "BF16"  # diffusers does not load scaled fp8
         grown_scales: dict[str, Tensor] = {}
+        packed = frozenset(packed_weights(source))
+        if packed and layout == "diffusers":
+            name = min(packed)
+            raise KilnError(
+                f"{source.path.name} is quantised ({name} is {source.entries[name].dtype}), which is not written for "
+                "diffusers; use the fp16, bf16 or fp8 file of the model, or the layout comfyui."
+            )
+        kept = {name for name in source.entries if packed and belongs_to_packed(name, packed)}
         plan = [
-            _plan_tensor(source, entry, changes, new_dtype, grown_scales, device, workers)
+            _plan_tensor(
+                source,
+                entry,
+                changes,
+                None if entry.name in kept else new_dtype,
+                grown_scales,
+                device,
+                workers,
+            )
             for entry in source.entries.values()
-            if new_dtype is None or not is_quantisation_detail(entry.name)
+            if new_dtype is None or entry.name in kept or not is_quantisation_detail(entry.name)
         ]
         merged_metadata = _metadata(source, loras, keep_metadata)
         missing = ""
@@ -126,20 +149,24 @@ def merge_into_file(
             missing = write_pipeline(source, prefix, target, plan, merged_metadata, tick, pipeline)
         else:
             write_tensors(target, plan, merged_metadata, tick, replacements=lambda: grown_scales)
-        return _summary(source, changes) + missing
+        stays = sorted(packed) if new_dtype is not None else []
+        return _summary(source, changes, stays) + missing
 
 
 def _metadata(source: SafetensorsFile, loras: Sequence[WeightedLora], keep: bool) -> dict[str, str]:
-    """The base's metadata, less the hash of its weights, and the names and strengths of the LoRAs."""
-    of_base = source.metadata if keep else figures_only(LoraWeights({}, source.metadata)).metadata
+    """The base's metadata, less the hash of its weights and the paths of a machine, and the names and strengths of the
+    LoRAs."""
+    of_base = (shareable if keep else figures_only)(LoraWeights({}, source.metadata)).metadata
     metadata = {k: v for k, v in of_base.items() if not k.startswith(("modelspec.hash", "sshs_"))}
     if keep:
-        metadata["lora_kiln.merged"] = json.dumps([[lora.name, lora.strength] for lora in loras])
+        parts = [[lora.name, lora.strength] for lora in loras]
+        metadata["lora_kiln.merged"] = json.dumps(without_local_paths(parts))
     return metadata
 
 
-def _summary(source: SafetensorsFile, changes: _Changes) -> str:
-    """How many tensors were changed, and which layers of the LoRAs were not used."""
+def _summary(source: SafetensorsFile, changes: _Changes, stays: Sequence[str]) -> str:
+    """How many tensors were changed, which layers of the LoRAs were not used, and which weights stay packed although
+    another type is asked for."""
     count = len(changes.by_tensor)
     of_text = sum(map(is_text_encoder, changes.unmatched))
     others = [layer for layer in changes.unmatched if not is_text_encoder(layer)]
@@ -154,7 +181,8 @@ def _summary(source: SafetensorsFile, changes: _Changes) -> str:
             f"; most of the change is lost in rounding: {100 * differ / values:.1f} % of the values differ from the "
             "base's; choose a greater strength, or the dtype fp32"
         )
-    return f"{count} of {len(source.entries)} tensors changed{unmatched}{lost}{_clipped(changes)}"
+    packed = f"; {len(stays)} quantised weights stay as they are, such as {stays[0]}" if stays else ""
+    return f"{count} of {len(source.entries)} tensors changed{unmatched}{packed}{lost}{_clipped(changes)}"
 
 
 def _clipped(changes: _Changes) -> str:
@@ -270,7 +298,7 @@ def _plan_tensor(
 ) -> PlannedTensor:
     """How one tensor of the base comes into the new file: copied, or computed when its turn comes."""
     dtype = new_dtype if new_dtype is not None and entry.dtype in FLOATS else entry.dtype
-    new = Entry(entry.name, dtype, entry.shape)
+    new = replace(entry, dtype=dtype)
     if entry.name not in changes.by_tensor and dtype == entry.dtype:
         return PlannedTensor(new, (source, entry.name))
     scale = find_scale(source, entry.name)

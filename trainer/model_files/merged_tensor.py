@@ -195,7 +195,7 @@ def requantised(
             factor = float(grown_scales[scale].float().max())  # rounded to the type in which it will be read
 
     def rounded(span: tuple[int, int]) -> Tensor:
-        value = merged(span, factor).cpu()
+        value = merged(span, factor or 1.0).cpu()  # a weight of zeros may have the scale 0
         if scale is None:
             clipped.append(beyond(value, dtype))
         return to_fp8(value, dtype, name, span[0])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 from ..errors import KilnError
 from ..lora_files.keys import lookup
-from .safetensors_file import FP8, SafetensorsFile
+from .safetensors_file import FLOATS, FP8, SafetensorsFile
 
 PREFIXES = (
     "model.diffusion_model.",
@@ -32,6 +33,26 @@ def find_prefix(source: SafetensorsFile) -> str:
 def is_quantisation_detail(name: str) -> bool:
     """Whether a tensor only describes how another is quantised; files of other types leave it out."""
     return name.endswith(QUANTISATION_SUFFIXES) or name.split(".")[-1] == QUANTISATION_MARKER
+
+
+def packed_weights(source: SafetensorsFile) -> list[str]:
+    """The weights whose values are packed or of a kind that no float is: int8, fp4, nf4 and the like. Whole numbers of
+    other tensors, such as positions, are none."""
+    return [
+        entry.name
+        for entry in source.entries.values()
+        if entry.dtype not in FLOATS and entry.name.rpartition(".")[2] in ("weight", "qweight")
+    ]
+
+
+def belongs_to_packed(name: str, packed: Collection[str]) -> bool:
+    """Whether a tensor is a packed weight, or describes one: its scales, tables and offsets lie beside or below it, as
+    layer.weight_scale, layer.comfy_quant and layer.weight.absmax do."""
+    module, _, last = name.rpartition(".")
+    above = [".".join(name.split(".")[:n]) for n in range(1, name.count(".") + 2)]
+    if any(each in packed for each in above):
+        return True
+    return last != "bias" and any(f"{module}.{kind}" in packed for kind in ("weight", "qweight"))
 
 
 def find_scale(source: SafetensorsFile, name: str) -> str | None:
@@ -60,14 +81,23 @@ def find_scale(source: SafetensorsFile, name: str) -> str | None:
 
 
 def read_scalar(source: SafetensorsFile, name: str) -> float:
-    """A scale's value. Raises KilnError: it holds several."""
+    """A scale's value.
+
+    Raises:
+        KilnError: it holds several, is no float, or none by which a weight can be: not finite, or negative.
+    """
     shape = source.entries[name].shape
     if math.prod(shape) != 1:
         raise KilnError(
             f"{name} of {source.path.name} holds {' x '.join(map(str, shape))} scales, and one for the whole weight is "
             "what can be read here; use the fp16 or bf16 file of the model, or fp8 with one scale."
         )
-    return float(source.read(name).float())
+    value = float(source.read(name).float())
+    if not 0 <= value < math.inf:
+        raise KilnError(
+            f"{name} of {source.path.name} is {value}, by which no weight can be scaled; get the file again."
+        )
+    return value
 
 
 def layer_names(source: SafetensorsFile) -> dict[str, str]:

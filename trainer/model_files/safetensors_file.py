@@ -183,6 +183,8 @@ class PlannedTensor:
 
 def byte_size(entry: Entry) -> int:
     """Of the tensor's values, in bytes."""
+    if entry.dtype not in DTYPES:  # only ever copied
+        return entry.end - entry.start
     return math.prod(entry.shape) * DTYPES[entry.dtype].itemsize
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from peft.utils import merge_utils
 from torch import Tensor
 
@@ -159,6 +161,26 @@ def test_what_cannot_be_merged(
 ) -> None:
     with pytest.raises(KilnError, match=message):
         merge_loras([FIRST, second], weights, **options)
+
+
+@pytest.mark.parametrize("part", ["diff", "diff_b"])
+@given(shapes=st.tuples(*[st.lists(st.integers(1, 6), min_size=1, max_size=4)] * 2))
+@example(shapes=([16, 4], [8, 8]))
+@example(shapes=([4, 1, 6], [4, 6, 1]))
+def test_differences_are_added_only_where_each_value_has_its_place(
+    part: str, shapes: tuple[list[int], list[int]]
+) -> None:
+    loras = [LoraWeights({f"{LAYER}.{part}": torch.ones(shape)}) for shape in shapes]
+    if shapes[0][0] == shapes[1][0] and [n for n in shapes[0] if n > 1] == [n for n in shapes[1] if n > 1]:
+        merged, _ = merge_loras(loras, [1.0, 2.0])
+        assert torch.equal(merged[f"{LAYER}.{part}"], torch.full(shapes[0], 3.0))
+        return
+    if [n for n in shapes[0] if n > 1] == [n for n in shapes[1] if n > 1]:
+        return  # a row and a column: either is right
+    with pytest.raises(
+        KilnError, match=r"different size: .* is \(.* and \(.*\); merge LoRAs of one model\.$"
+    ):
+        merge_loras(loras, [1.0, 2.0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

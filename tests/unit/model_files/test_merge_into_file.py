@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -229,6 +230,113 @@ def test_scales_that_cannot_be_read_are_refused_by_name(tmp_path: Path, kind: st
     save_file(base_tensors(), other)
     with pytest.raises(KilnError, match=said):
         extract_lora(tmp_path / "base.safetensors", other, 2)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1.0])
+@pytest.mark.parametrize("ending", [".scale_weight", ".weight_scale"])
+def test_a_scale_that_is_no_number_is_refused_by_name(tmp_path: Path, ending: str, value: float) -> None:
+    base = base_tensors()
+    base[f"{FP8_LAYER}.weight"] = base[f"{FP8_LAYER}.weight"].to(torch.float8_e4m3fn)
+    base[f"{FP8_LAYER}{ending}"] = torch.tensor(value)
+    said = rf"self_attn\.q\{ending} of base\.safetensors is {value}, by which no weight can be scaled; get the file"
+    for dtype in ("base", "bf16"):
+        with pytest.raises(KilnError, match=said):
+            merged(tmp_path, base, (lora(), 1.0), dtype=dtype)
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+    save_file(base_tensors(), tmp_path / "other.safetensors")
+    with pytest.raises(KilnError, match=said):
+        extract_lora(tmp_path / "base.safetensors", tmp_path / "other.safetensors", 2)
+
+
+def test_a_weight_of_zeros_may_have_the_scale_0(tmp_path: Path) -> None:
+    base = base_tensors()
+    base[f"{FP8_LAYER}.weight"] = torch.zeros(48, 32).to(torch.float8_e4m3fn)
+    base[f"{FP8_LAYER}.weight_scale"] = torch.tensor(0.0)
+    nothing = LoraWeights({k: t * ("lora_B" not in k) for k, t in lora().items()})
+    for given, zero in ((lora(), False), (nothing, True)):
+        out = load_file(merged(tmp_path, base, (given, 1.0)))
+        found = out[f"{FP8_LAYER}.weight"].float() * out[f"{FP8_LAYER}.weight_scale"]
+        assert found.isfinite().all() and bool(found.any()) != zero
+
+
+DESCRIBED: dict[str, dict[str, Tensor]] = {
+    "int8": {".weight_scale": torch.rand(48, 1), ".comfy_quant": torch.ones(9, dtype=torch.uint8)},
+    "nvfp4": {
+        ".weight_scale": torch.rand(48, 2).to(torch.float8_e4m3fn),
+        ".weight_scale_2": torch.tensor(0.5),
+        ".input_scale": torch.tensor(1.5),
+        ".comfy_quant": torch.ones(9, dtype=torch.uint8),
+    },
+    "nf4": {
+        ".weight.absmax": torch.rand(24),
+        ".weight.quant_map": torch.rand(16),
+        ".weight.quant_state.bitsandbytes__nf4": torch.ones(30, dtype=torch.uint8),
+    },
+    "gptq": {".scales": torch.rand(4, 48).half(), ".qzeros": torch.ones(4, 6, dtype=torch.int32)},
+}
+"""What lies beside or below a packed weight, by the way in which it is packed."""
+
+
+@pytest.mark.parametrize("dtype", ["base", "fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("kind", DESCRIBED)
+def test_packed_weights_keep_all_that_describes_them(tmp_path: Path, kind: str, dtype: str) -> None:
+    """They are copied as they are, whatever the type of the others becomes: without its scales a weight is wrong."""
+    base, packed = base_tensors(), f"{PRE}blocks.7.ffn.2"
+    base[f"{FP8_LAYER}.weight"] = base[f"{FP8_LAYER}.weight"].to(torch.float8_e4m3fn)
+    base[f"{FP8_LAYER}.weight_scale"] = torch.tensor(2.0)
+    values = torch.randint(0, 99, (48, 16), dtype=torch.int8 if kind == "int8" else torch.uint8)
+    described = {f"{packed}{ending}": tensor for ending, tensor in DESCRIBED[kind].items()}
+    described[f"{packed}.{'qweight' if kind == 'gptq' else 'weight'}"] = values
+    base |= described | {f"{packed}.bias": torch.rand(48), "text.positions": torch.arange(5)}
+    save_file(base, tmp_path / "base.safetensors")
+    loras, path = [WeightedLora(lora(), 1.0)], tmp_path / "out.safetensors"
+    sentence = merge_into_file(tmp_path / "base.safetensors", path, loras, dtype=dtype)
+    out = load_file(path)
+    dropped = set() if dtype == "base" else {f"{FP8_LAYER}.weight_scale"}
+    assert out.keys() == base.keys() - dropped
+    for name, tensor in described.items():
+        found, given = (each.reshape(-1).view(torch.uint8) for each in (out[name], tensor))
+        assert out[name].dtype == tensor.dtype and torch.equal(found, given)
+    assert ("1 quantised weights stay as they are, such as " in sentence) == (dtype != "base")
+    with pytest.raises(
+        KilnError, match=r"is quantised \(.*blocks\.7.* is U?I?8\), which is not written for diff"
+    ):
+        merge_into_file(tmp_path / "base.safetensors", tmp_path / "folder", loras, layout="diffusers")
+
+
+def test_kinds_of_numbers_that_torch_does_not_know_are_copied(tmp_path: Path) -> None:
+    save_file(
+        base_tensors() | {f"{PRE}blocks.7.weight": torch.arange(64, dtype=torch.uint8)},
+        tmp_path / "a.safetensors",
+    )
+    content = (tmp_path / "a.safetensors").read_bytes()
+    assert content.count(b'"dtype":"U8"') == 1
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header[f"{PRE}blocks.7.weight"] |= {"dtype": "F8_E8M0"}
+    text = json.dumps(header).encode()
+    (tmp_path / "b.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size :])
+    loras = [WeightedLora(lora(), 1.0)]
+    sentence = merge_into_file(tmp_path / "b.safetensors", tmp_path / "c.safetensors", loras, dtype="bf16")
+    written = (tmp_path / "c.safetensors").read_bytes()
+    assert bytes(range(64)) in written and b"F8_E8M0" in written and "1 quantised weights stay" in sentence
+
+
+def test_the_base_s_metadata_comes_without_the_paths_of_a_machine(tmp_path: Path) -> None:
+    told = {
+        "format": "pt",
+        "modelspec.title": "a model",
+        "ss_output_dir": "/home/me/models/out",
+        "note": "see C:\\u\\me\\x",
+    }
+    save_file(base_tensors(), tmp_path / "base.safetensors", told)
+    loras = [WeightedLora(lora(), 1.0, "/home/me/loras/a.safetensors")]
+    merge_into_file(tmp_path / "base.safetensors", tmp_path / "x.safetensors", loras)
+    with safe_open(tmp_path / "x.safetensors", "pt") as opened:
+        found = opened.metadata()
+    assert found["modelspec.title"] == "a model" and found["ss_output_dir"] == "out"
+    assert "/home" not in json.dumps(found) and "C:" not in json.dumps(found)
+    assert json.loads(found["lora_kiln.merged"]) == [["a.safetensors", 1.0]]
 
 
 @pytest.mark.parametrize("ending", [".scale_weight", ".weight_scale"])
