@@ -173,6 +173,13 @@ def test_write_set_aside_and_undo(client: HostClient, folder: Path, events: Even
         client, f"{BASE}/write", {"folder": folder.name, "what": "caption", "changes": [change]}
     )
     assert status == 409 and answer["outdated"] == ["0.png"] and answer["items"][0]["caption"] == "new"
+    many = [{"name": f"{n}.png", "version": "old", "caption": ""} for n in range(50_000)]
+    status, answer = ask(client, f"{BASE}/write", {"folder": folder.name, "what": "caption", "changes": many})
+    assert (
+        status == 409
+        and len(answer["outdated"]) == 100
+        and len(answer["items"]) == len(listed(client, folder))
+    )
     seen = [{"name": n, "version": listed(client, folder)[n]["version"]} for n in ("0.png", "1.png")]
     status, answer = ask(client, f"{BASE}/set_aside", {"folder": folder.name, "items": seen})
     assert status == 200 and (folder / "set_aside" / "masks" / "1.png").is_file()

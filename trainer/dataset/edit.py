@@ -35,6 +35,7 @@ MOST_FIELDS = 100
 MOST_NAME = 100  # characters of a field's name
 TRASH = ".kiln_deleted"  # for the moment in which files are deleted
 DELETE = "delete"
+MOST_OUTDATED = 100  # items that are named as changed; when so many are found, no more are looked for
 
 _lock = threading.Lock()  # one change at a time: versions are checked and files written under it
 
@@ -43,18 +44,25 @@ class Outdated(KilnError):
     """Items have changed since they were looked at.
 
     Attributes:
-        names: of these items.
+        names: of these items, MOST_OUTDATED at most.
     """
 
     __module__ = "lora_kiln"
 
     def __init__(self, names: Sequence[str]) -> None:
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        super().__init__(
-            f"Nothing was written: {shown_name(names[0])}{more} changed meanwhile, in another tab or program; look at "
-            "the new state and do it again."
-        )
         self.names = list(names)
+        first, more = shown_name(names[0]), len(names) - 1
+        if not more:
+            super().__init__(
+                f"Nothing was written: {first} changed meanwhile, in another tab or program; look at the new state and "
+                "do it again."
+            )
+            return
+        count = f"{more}+" if len(names) == MOST_OUTDATED else str(more)
+        super().__init__(
+            f"Nothing was written: {first} and {count} more changed meanwhile, in another tab or program; look "
+            "at the new state and do it again."
+        )
 
 
 @dataclass(frozen=True)
@@ -204,14 +212,21 @@ class DatasetEditor:
             raise KilnError("No item is chosen; choose at least one.")
         if len({each.name for each in seen}) < len(seen):
             raise KilnError("An item is named twice; name each once.")
-        paths = [inside(self.root, each.name) for each in seen]
         self._journal.recover()
         contents = Contents(self.root, self._part)
-        there = {item.name: item for path in paths if (item := contents.item(path)) is not None}
-        changed = [s.name for s in seen if s.name not in there or there[s.name].version != s.version]
+        found: list[Listed] = []
+        changed: list[str] = []
+        for each in seen:
+            item = contents.item(inside(self.root, each.name))
+            if item is not None and item.name == each.name and item.version == each.version:
+                found.append(item)
+                continue
+            changed.append(each.name)
+            if len(changed) == MOST_OUTDATED:
+                break
         if changed:
             raise Outdated(changed)
-        return contents, [there[each.name] for each in seen]
+        return contents, found
 
     def _take_out(self, contents: Contents, items: Sequence[Listed], folder: str, what: str) -> Entry:
         """Move items into a sub-folder; what a table says of them goes into sidecars there."""

@@ -10,7 +10,7 @@ import pytest
 
 from tests.media import picture
 from trainer.dataset.browse import Contents, Listed, Part, dataset_folders
-from trainer.dataset.edit import Change, DatasetEditor, Outdated, Seen, recover_all
+from trainer.dataset.edit import MOST_OUTDATED, Change, DatasetEditor, Outdated, Seen, recover_all
 from trainer.dataset.journal import Journal
 from trainer.dataset.scan import ScanOptions, scan_folder
 from trainer.errors import KilnError
@@ -117,6 +117,34 @@ def test_nothing_is_written_when_an_item_has_changed_meanwhile(root: Path, edito
     with pytest.raises(Outdated, match=r"'1.png' changed meanwhile") as refused:
         editor.write([Change(each, "mine") for each in looked], "caption")
     assert refused.value.names == ["1.png"] and files(root) == before
+
+
+@pytest.mark.parametrize("kind", ["that are gone", "that have changed"])
+def test_of_many_outdated_items_only_some_are_looked_for(
+    root: Path, editor: DatasetEditor, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A page, or a program, that sends fifty thousand of them gets the same short answer after as little work."""
+    names = [f"{n}.png" for n in range(50_000)]
+    if kind == "that have changed":
+        names = [f"{n}.png" for n in range(3, 303)]
+        for name in names:
+            (root / name).touch()
+    looked: list[Path] = []
+    item = Contents.item
+    monkeypatch.setattr(Contents, "item", lambda self, path: looked.append(path) or item(self, path))
+    changes = [
+        Change(each, "mine") for each in [*seen(root, "0.png"), *(Seen(name, "old") for name in names)][1:]
+    ]
+    before, looked[:] = files(root), []
+    with pytest.raises(
+        Outdated, match=rf"^Nothing was written: '{names[0]}' and 99\+ more changed meanw"
+    ) as told:
+        editor.write(changes, "caption")
+    assert told.value.names == names[:MOST_OUTDATED] and len(looked) == MOST_OUTDATED
+    looked.clear()
+    with pytest.raises(Outdated, match=" and 98 more changed"):
+        editor.set_aside([change.seen for change in changes[: MOST_OUTDATED - 1]])
+    assert files(root) == before and len(looked) == MOST_OUTDATED - 1
 
 
 def test_nothing_is_written_when_one_file_cannot_be(
