@@ -42,7 +42,8 @@ def train_file(path: Path, group: ProcessGroup) -> Path | None:
     encoded = read_dataset(path.parent / run_file.dataset, _places(path.parent))
     if run_file.text_encoder and LEFT_OUT in encoded.remarks:
         raise KilnError(
-            f"{LEFT_OUT} The text encoder, which this run trains too, reads them: train it from its graph again."
+            "The captions are not in dataset.json, for the run kept no metadata (embed_metadata off, or "
+            "--disable-metadata), and the text encoder, which it trains too, reads them: train it from its graph again."
         )
     with torch.inference_mode():  # as the host's nodes run
         model = load_model(run_file, path.parent)
