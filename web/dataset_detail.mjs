@@ -105,7 +105,7 @@ export class DetailPanel {
     const { folder } = this.page.part;
     const small = () => make("img", { src: server.thumbnail(folder, item, 512), alt: item.name });
     /** @type {HTMLElement} */ let shown = small();
-    if (item.clip) {
+    if (item.clip && !SHOWN_WHOLE.test(item.name)) {
       const video = make("video", { src: server.whole(folder, item), controls: true, loop: true, "aria-label": item.name });
       video.muted = true;
       video.autoplay = !matchMedia("(prefers-reduced-motion: reduce)").matches;

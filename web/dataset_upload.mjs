@@ -18,17 +18,32 @@ const isArchive = ({ file }) => /\.zip$/i.test(file.name);
 /** @param {number} bytes */
 const megabytes = (bytes) => (bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0);
 
-/** The folder that all lie in, as of a dropped folder or a zip; "" for none. @param {Wanted[]} files */
-export function commonFolder(files) {
-  if (files.length === 1 && isArchive(files[0])) return files[0].name.replace(/\.zip$/i, "");
+/** What belongs to a dataset and is none: trainer/dataset/files.py has the same names. */
+const PART = /^(masks?|set_aside|controls?|conditioning)$/i;
+const REPEATED = /^([1-9]\d{0,2}|1000)_/; // 10_photos
+
+/** The folder that all lie in; "" for none. @param {Wanted[]} files */
+function topOf(files) {
   const tops = new Set(files.map(({ name }) => (name.includes("/") ? name.split("/")[0] : "")));
   const [top] = tops;
   return tops.size === 1 ? top : "";
 }
 
-/** photos/a.png, photos/b.png -> a.png, b.png @param {Wanted[]} files */
-export function withoutCommonFolder(files) {
-  if (files.some(isArchive) || !commonFolder(files)) return files;
+/** What a dataset of these files may be called, as the dropped folder or the zip is; "" for nothing. @param {Wanted[]} files */
+export function commonFolder(files) {
+  const name = files.length === 1 && isArchive(files[0]) ? files[0].name.replace(/\.zip$/i, "") : topOf(files);
+  return PART.test(name) ? "" : name;
+}
+
+/**
+ * photos/a.png, photos/b.png -> a.png, b.png. masks/a.png stays, as does 10_photos/a.png unless it goes into a folder of that name.
+ * @param {Wanted[]} files @param {string} into the folder that they go to
+ */
+export function withoutCommonFolder(files, into) {
+  const top = topOf(files);
+  if (!top || files.some(isArchive)) return files;
+  const last = into.split("/").pop() ?? "";
+  if ((PART.test(top) || REPEATED.test(top)) && top.toLowerCase() !== last.toLowerCase()) return files;
   return files.map(({ name, file }) => ({ name: name.slice(name.indexOf("/") + 1), file }));
 }
 
@@ -116,17 +131,20 @@ export function catchDrops(element, then) {
  * @param {string} folder proposed
  * @param {Wanted[]} files
  * @param {(folder: string) => void} done
+ * @param {boolean} [asNamed] keep the folder that all lie in, whatever it is called
  */
-export function uploadTo(folder, files, done) {
+export function uploadTo(folder, files, done, asNamed = false) {
   addStyle();
-  return new UploadDialog(folder, files, done).open();
+  return new UploadDialog(folder, files, done, asNamed).open();
 }
 
 class UploadDialog {
-  /** @param {string} folder @param {Wanted[]} files @param {(folder: string) => void} done */
-  constructor(folder, files, done) {
-    this.files = files;
+  /** @param {string} folder @param {Wanted[]} files @param {(folder: string) => void} done @param {boolean} asNamed */
+  constructor(folder, files, done, asNamed) {
+    this.given = files;
+    this.files = files; // as they are called in the folder
     this.done = done;
+    this.asNamed = asNamed;
     this.total = files.reduce((sum, { file }) => sum + file.size, 0);
     this.stop = new AbortController();
     this.busy = false;
@@ -192,12 +210,14 @@ class UploadDialog {
   async look() {
     const question = ++this.asked;
     this.go.disabled = true;
+    if (!this.asNamed) this.files = withoutCommonFolder(this.given, this.folder.value.trim());
     const plain = this.files.filter((wanted) => !isArchive(wanted)).map(({ name }) => name);
     try {
       const answer = await server.lookOver(this.folder.value.trim(), plain);
       if (question !== this.asked) return;
       this.answer = answer;
-      this.place.textContent = t(answer.exists ? "uploadThere" : "uploadNew");
+      const kept = this.asNamed ? "" : topOf(this.files);
+      this.place.textContent = t(answer.exists ? "uploadThere" : "uploadNew") + (kept ? ` ${t("uploadKept", kept)}` : "");
       this.place.classList.remove("kiln-wrong");
       this.showAnswer(answer);
       this.go.disabled = !this.taken().length;

@@ -134,6 +134,7 @@ export const DATASET = {
   uploadInto: ["Into the folder, below ComfyUI/input", "放入 ComfyUI/input 下的文件夹"],
   uploadNew: ["A new folder.", "新文件夹。"],
   uploadThere: ["The folder is there; the files are added to it.", "文件夹已存在；文件将添加到其中。"],
+  uploadKept: ["They stay in a sub-folder {0}, whose name says what they are.", "它们保留在子文件夹 {0} 中，其名称表明了用途。"],
   uploadRefused: ["Not taken ({0})", "不接受（{0}）"],
   uploadLarge: ["{0} is larger than the {1} MB that ComfyUI takes.", "{0} 超过 ComfyUI 接受的 {1} MB。"],
   uploadClash: ["{0} names are taken already, for example {1}", "{0} 个名称已存在，例如 {1}"],

@@ -168,6 +168,30 @@ def test_a_whole_folder(canvas: Canvas, host: RunningHost, tmp_path: Path) -> No
     canvas.shot("node")
 
 
+def test_a_folder_of_masks_goes_beside_the_pictures(
+    canvas: Canvas, host: RunningHost, tmp_path: Path
+) -> None:
+    made = host.base / "input" / f"masked_{canvas.workflow[:8]}"
+    made.mkdir()
+    (made / "a.jpg").write_bytes(photo(1))
+    for folder in ("masks", "10_more"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.jpg").write_bytes(photo(2))
+    show_node(canvas, made.name)
+    dialog = canvas.page.locator("dialog.kiln-dialog")
+    for folder, proposed in (("masks", made.name), ("10_more", "10_more")):
+        with canvas.page.expect_file_chooser() as chooser:
+            canvas.page.locator("[data-kiln=uploadFolder]").click()
+        chooser.value.set_files(tmp_path / folder)
+        expect(dialog.locator("#kiln-upload-folder")).to_have_value(proposed)
+        dialog.locator("#kiln-upload-folder").fill(made.name)
+        expect(dialog).to_contain_text(f"They stay in a sub-folder {folder}")
+        dialog.locator("[data-kiln=uploadGo]").click()
+        expect(dialog).to_have_count(0)
+    assert names_in(made) == ["10_more/a.jpg", "a.jpg", "masks/a.jpg"]
+    assert (made / "a.jpg").read_bytes() == photo(1)
+
+
 @pytest.mark.parametrize("settings", [CHINESE], ids=["zh"])
 def test_a_zip(canvas: Canvas, host: RunningHost) -> None:
     show_node(canvas, "tiny_concept")

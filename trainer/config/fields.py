@@ -61,7 +61,10 @@ def check_ranges(config: Any) -> None:
 
 
 def _is_comparable(value: Any, default: Any) -> bool:
-    """Whether a value that comes from a file can be checked: numbers are numbers, texts are texts."""
-    if isinstance(default, str):
-        return isinstance(value, str)
-    return isinstance(value, (int, float)) or not isinstance(default, (int, float))
+    """Whether a value that comes from a file is of the kind that is meant: a switch, a whole number, a number, text."""
+    if isinstance(default, bool | str):
+        return isinstance(value, type(default))
+    if isinstance(default, int | float):
+        whole = isinstance(default, int)
+        return isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    return True

@@ -41,8 +41,9 @@ SYSTEM_FOLDERS = frozenset(
 )
 _SYSTEM_FILES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "picasa.ini", "icon\r"))
 _NUMBER = re.compile(r"(\d+)")
-_REPEATS = re.compile(r"(\d{1,4})_(.*)")
-_YEARS = range(1900, 2100)  # 2024_summer is no number of repeats
+_LEADING_NUMBER = re.compile(r"(\d+)_(.*)")
+MOST_REPEATS = 1000  # of a folder's name, as of the node's own: 1031_trip and 2024_summer are dates
+CONTROL_FOLDERS = ("control", "controls", "conditioning")  # as people call those of control pictures
 
 
 def name_key(name: str) -> str:
@@ -108,14 +109,17 @@ def find_files(folder: Path, recursive: bool, also: str = "") -> Found:
 
 
 def folder_state(folder: Path, recursive: bool, also: str = "") -> str:
-    """Changes whenever a file that matters does: names, sizes and times, no contents."""
-    digest = hashlib.sha256()
-    for path in _files_that_matter(find_files(folder, recursive, also)):
+    """Changes whenever something does that is read or named: names, sizes, times and permissions, no contents."""
+    found, digest = find_files(folder, recursive, also), hashlib.sha256()
+    for path in _files_that_matter(found):
         try:
             status = path.stat()
-        except OSError:
-            continue
-        digest.update(os.fsencode(path) + f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+            what = f"{status.st_size} {status.st_mtime_ns} {status.st_mode}"
+        except OSError as error:
+            what = type(error).__name__
+        digest.update(os.fsencode(path) + f"\0{what}\0".encode())
+    for path in (*found.system, *found.set_aside, *found.unentered, *found.links):
+        digest.update(os.fsencode(path) + b"\0")
     return digest.hexdigest()
 
 
@@ -129,7 +133,7 @@ def repeats_of(path: Path, root: Path) -> int:
     """How often the nearest folder named like 10_name asks for its files; 1 without one."""
     for folder in path.parents:
         if (match := _numbered(folder.name)) is not None:
-            return max(1, int(match[1]))
+            return int(match[1])
         if folder == root:
             break
     return 1
@@ -141,10 +145,15 @@ def folder_name(path: Path) -> str:
     return match[2] if match else path.parent.name
 
 
-def is_year_folder(name: str) -> bool:
-    """Whether a folder is named like 2024_summer, which could be mistaken for repeats."""
-    match = _REPEATS.fullmatch(name)
-    return match is not None and int(match[1]) in _YEARS
+def looks_numbered(name: str) -> bool:
+    """Whether a folder is named like 2024_summer, 0731_trip or 01_first: with a number that is none of repeats."""
+    return _LEADING_NUMBER.fullmatch(name) is not None and _numbered(name) is None
+
+
+def means_something(name: str) -> bool:
+    """Whether a folder's name says what its files are: masks, control pictures, repeated, or set aside."""
+    key = name_key(name)
+    return key in (*MASK_FOLDERS, *CONTROL_FOLDERS, SET_ASIDE) or _numbered(name) is not None
 
 
 def is_system_file(name: str) -> bool:
@@ -153,7 +162,12 @@ def is_system_file(name: str) -> bool:
 
 
 def _numbered(name: str) -> re.Match[str] | None:
-    return None if is_year_folder(name) else _REPEATS.fullmatch(name)
+    """kohya's rule takes any number; here those with a leading zero and above MOST_REPEATS are names."""
+    match = _LEADING_NUMBER.fullmatch(name)
+    is_count = (
+        match is not None and match[1][0] != "0" and len(match[1]) <= 4 and int(match[1]) <= MOST_REPEATS
+    )
+    return match if is_count else None
 
 
 def _enters(found: Found, path: Path, wanted: bool) -> bool:
@@ -205,7 +219,12 @@ def _is_no_file(path: Path) -> bool:
 
 
 def _files_that_matter(found: Found) -> Iterator[Path]:
+    """What is read or named. Tables and json files may name control pictures anywhere in the folder."""
     yield from (*found.media, *found.sidecars, *found.labels, *found.unread)
     yield from sorted(found.tables.values())
     for folder in found.mask_folders:
         yield from found.masks(folder)
+    if found.tables or any(ending(path.name) == ".json" for path in found.sidecars):
+        for directory, folders, names in os.walk(found.root):
+            folders.sort()
+            yield from (Path(directory, name) for name in sorted(names) if ending(name) in ENDINGS)

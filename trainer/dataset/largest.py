@@ -7,8 +7,9 @@ from pathlib import Path
 
 from .buckets import Bucket, BucketOptions, bucket_of, fit_frames, fit_size
 from .facts_cache import FactsCache
-from .files import VIDEO_ENDINGS, ending, find_files
+from .files import find_files
 from .items import Item
+from .pixels import is_clip
 
 FRAMES_PER_LATENT = 4  # of video VAEs; the first frame stands alone
 
@@ -45,5 +46,5 @@ def _sizes(
         if facts is not None:
             yield bucket_of(Item(path, facts), options)
         else:
-            moves = ending(path.name) in (*VIDEO_ENDINGS, ".gif")
-            yield Bucket(fit_frames(options.max_frames, options.max_frames) if moves else 1, height, width)
+            frames = fit_frames(options.max_frames, options.max_frames) if is_clip(path) else 1
+            yield Bucket(frames, height, width)

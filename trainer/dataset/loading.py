@@ -15,7 +15,7 @@ from .augment import augment, crop_of
 from .buckets import Bucket
 from .files import VIDEO_ENDINGS, ending
 from .items import Control, Item
-from .pixels import flatten, is_animation, open_still, read_mask, read_pixels, shown
+from .pixels import flatten, is_clip, open_still, read_mask, read_pixels, shown
 from .video import MIDDLE, pick_frames, pick_times, read_frames, read_times
 
 
@@ -134,7 +134,7 @@ def read_thumbnail(path: Path, frames: int, side: int) -> Image.Image:
     Raises:
         KilnError: the file cannot be read.
     """
-    if frames > 1 or ending(path.name) in VIDEO_ENDINGS or is_animation(path):
+    if frames > 1 or is_clip(path):
         image = read_frames(path, [frames // 2], lambda picture: picture)[0]
     else:
         image = read_pixels(path, at_least=side)

@@ -12,8 +12,7 @@ from pathlib import Path
 from PIL import Image, ImageChops
 
 from ..errors import KilnError
-from .files import VIDEO_ENDINGS, ending
-from .pixels import MAX_PIXELS, flatten, is_animation, open_still, read_mask, shown
+from .pixels import MAX_PIXELS, flatten, is_clip, open_still, read_mask, shown
 from .video import read_frames
 
 MOST_SIDE = 2048  # pixels of what is painted on
@@ -29,7 +28,7 @@ def paintable(media: Path, mask: Path | None) -> Image.Image:
     Raises:
         KilnError: one of them cannot be read.
     """
-    if ending(media.name) in VIDEO_ENDINGS or is_animation(media):
+    if is_clip(media):
         picture = read_frames(media, [0], lambda frame: frame)[0]
     else:
         picture = open_still(media)[0]

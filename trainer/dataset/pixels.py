@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import KilnError
-from .files import HEIF_ENDINGS, JXL_ENDINGS, ending
+from .files import HEIF_ENDINGS, JXL_ENDINGS, VIDEO_ENDINGS, ending
 
 T = TypeVar("T")
 
@@ -54,12 +54,15 @@ def shown(path: Path) -> str:
     return str(path).encode("utf-8", "replace").decode()
 
 
-def open_still(path: Path, at_least: int = 0) -> tuple[Image.Image, tuple[int, int]]:
+def open_still(
+    path: Path, at_least: int = 0, smallest: int = MIN_SIDE
+) -> tuple[Image.Image, tuple[int, int]]:
     """One image, upright, as RGB or RGBA (RGBA only when some of it is transparent).
 
     Args:
         path: an image file.
         at_least: pixels; a jpeg may be decoded smaller as long as its shorter side keeps this many. 0: full size.
+        smallest: pixels; the shorter side of the smallest image that is taken.
 
     Returns:
         The image, and its full size (width, height) when upright.
@@ -69,7 +72,7 @@ def open_still(path: Path, at_least: int = 0) -> tuple[Image.Image, tuple[int, i
     """
 
     def read(opened: Image.Image) -> tuple[Image.Image, tuple[int, int]]:
-        _check_header(opened, path)
+        _check_header(opened, path, smallest)
         full = opened.size
         if at_least and opened.format == "JPEG":
             shrink = max(1, min(full) // at_least)
@@ -98,6 +101,11 @@ def open_still(path: Path, at_least: int = 0) -> tuple[Image.Image, tuple[int, i
         raise KilnError(
             f"The image {shown(path)} cannot be read ({error or type(error).__name__}); replace or remove it."
         ) from error
+
+
+def is_clip(path: Path) -> bool:
+    """Whether a file is a video, or a picture that moves."""
+    return ending(path.name) in VIDEO_ENDINGS or is_animation(path)
 
 
 def is_animation(path: Path) -> bool:
@@ -152,12 +160,12 @@ def flatten(image: Image.Image) -> Image.Image:
 
 
 def read_mask(path: Path) -> Image.Image:
-    """A mask file as grey: white counts. Its transparency, where it has any, is the mask instead.
+    """A mask file as grey, of any size: white counts. Its transparency, where it has any, is the mask instead.
 
     Raises:
         KilnError: the file cannot be decoded.
     """
-    image = open_still(path)[0]
+    image = open_still(path, smallest=1)[0]
     return image.getchannel("A") if image.mode == "RGBA" else image.convert("L")
 
 
@@ -222,13 +230,13 @@ def _has_package(name: str, kind: str) -> bool:
     return True
 
 
-def _check_header(opened: Image.Image, path: Path) -> None:
+def _check_header(opened: Image.Image, path: Path, smallest: int) -> None:
     width, height = opened.size
     if width * height > MAX_PIXELS:
         raise KilnError(_too_large(path, f"{width}x{height} pixels"))
-    if min(width, height) < MIN_SIDE:
+    if min(width, height) < smallest:
         raise KilnError(
-            f"The image {shown(path)} has {width}x{height} pixels; at least {MIN_SIDE}x{MIN_SIDE} are needed. "
+            f"The image {shown(path)} has {width}x{height} pixels; at least {smallest}x{smallest} are needed. "
             "Remove it or replace it by a larger one."
         )
     frames = getattr(opened, "n_frames", 1)

@@ -6,10 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from .files import CAPTION_ENDINGS, SET_ASIDE, Found, ending, is_year_folder
+from .files import CAPTION_ENDINGS, MOST_REPEATS, SET_ASIDE, Found, ending, looks_numbered, repeats_of
 from .pixels import shown
 
 MOST_NAMES = 12
+MANY_REPEATS = 100  # of a folder's name, above which it may mean something else
 
 
 def unread_sentences(paths: Sequence[Path]) -> list[str]:
@@ -33,9 +34,26 @@ def folder_remarks(found: Found) -> Iterator[str]:
         )
     if found.set_aside:
         yield f"What lies in {len(found.set_aside)} folders {SET_ASIDE} was not read."
-    years = {p.parent for p in found.media if is_year_folder(p.parent.name)}
-    if years:
-        yield f"Folders named by a year are seen once, as if they had no number: {names_of(sorted(years))}."
+    folders = _with_parents(found)
+    if dates := [each for each in folders if looks_numbered(each.name)]:
+        yield (
+            f"Folders whose number is a date, is above {MOST_REPEATS} or begins with 0 are seen once, as if they had "
+            f"none: {names_of(dates)}."
+        )
+    if many := [each for each in folders if repeats_of(each / "a", each) > MANY_REPEATS]:
+        yield (
+            f"Items of {names_of(many)} are seen more than {MANY_REPEATS} times in an epoch, as the folder's number "
+            "says; rename it if that means something else."
+        )
+
+
+def _with_parents(found: Found) -> list[Path]:
+    """The folders of a dataset's media and those above them, the dataset's own among them."""
+    folders: set[Path] = set()
+    for folder in {path.parent for path in found.media}:
+        inside = [each for each in folder.parents if each == found.root or found.root in each.parents]
+        folders.update([folder, *inside])
+    return sorted(folders)
 
 
 def caption_remarks(

@@ -21,10 +21,10 @@ from .combine import hold_out
 from .controls import Controls
 from .facts import SIDE, Facts, measure
 from .facts_cache import FactsCache, MaskFacts
-from .files import VIDEO_ENDINGS, Found, ending, find_files, folder_name, repeats_of
+from .files import Found, find_files, folder_name, repeats_of
 from .items import Control, Dataset, Item
 from .masks import Masks
-from .pixels import flatten, is_animation, open_still, read_mask, shown
+from .pixels import flatten, is_clip, open_still, read_mask, shown
 from .remarks import (
     all_reasons,
     caption_remarks,
@@ -109,7 +109,7 @@ def scan_folder(
     if reasons and options.on_bad_file == "stop":
         raise KilnError(all_reasons(reasons, [path for path, _ in bad]))
     if not items:
-        raise KilnError(_nothing_found(found, options))
+        raise _nothing_found(found, options, reasons, [path for path, _ in bad])
     dataset = Dataset(
         tuple(items),
         skipped=tuple(dict.fromkeys(reasons)),
@@ -127,7 +127,7 @@ def measure_file(path: Path) -> Facts:
     """
     if not path.exists():
         raise KilnError(f"The file {shown(path)} is a link that leads nowhere; replace or remove it.")
-    if ending(path.name) in VIDEO_ENDINGS or is_animation(path):
+    if is_clip(path):
         clip = probe_clip(path)
         picture, size = clip.first, clip.first.size
         facts = Facts(width=size[0], height=size[1], frames=clip.frames, fps=clip.fps, even=clip.even)
@@ -245,12 +245,18 @@ class _Beside:
         yield from self.controls.remarks()
 
 
-def _nothing_found(found: Found, options: ScanOptions) -> str:
-    if found.media:
-        reason = f"none of its {len(found.media)} images can be read"
-    else:
-        reason = "it holds no image"
-        if not options.recursive and found.unentered:
-            reason += " itself; to read its sub-folders switch recursive on"
-    known = "png, jpg, webp, mp4, mov and more kinds are read"
-    return f"The folder {shown(found.root)} cannot be used: {reason} ({known})."
+def _nothing_found(found: Found, options: ScanOptions, reasons: list[str], bad: list[Path]) -> KilnError:
+    place = shown(found.root)
+    if bad:
+        why = all_reasons(reasons, bad)
+        return KilnError(
+            f"The folder {place} cannot be used: none of its {len(bad)} images can be read. {why}"
+        )
+    if found.unentered and not options.recursive:
+        return KilnError(
+            f"The folder {place} cannot be used: it holds no image itself; to read its sub-folders switch recursive on "
+            "(png, jpg, webp, mp4, mov and more kinds are read)."
+        )
+    return KilnError(
+        f"The folder {place} cannot be used: it holds no image (png, jpg, webp, mp4, mov and more kinds are read)."
+    )

@@ -27,6 +27,7 @@ from .files import (
     SYSTEM_FOLDERS,
     TABLES,
     ending,
+    means_something,
     name_key,
 )
 from .names import check_new_name, inside, shown_name
@@ -212,7 +213,7 @@ def look_into(archive: Path, folder: Path) -> Answer:
         KilnError: it is no zip archive, or is refused as a whole.
     """
     with _opened(archive) as opened:
-        entries, refused = _entries(opened)
+        entries, refused = _entries(opened, folder.name)
     answer = look_over(folder, [entry.name for entry in entries])
     return replace(answer, refused=[*refused, *answer.refused])
 
@@ -239,7 +240,7 @@ def unpack(
             by then stay.
     """
     with _opened(archive) as opened:
-        entries = {entry.name: entry for entry in _entries(opened)[0]}
+        entries = {entry.name: entry for entry in _entries(opened, folder.name)[0]}
         answer = look_over(folder, list(entries))
         check_room(folder, sum(entries[name].info.file_size for name in answer.taken))
         if clash == "refuse" and answer.clashing:
@@ -321,8 +322,9 @@ def _check_directory(archive: Path) -> None:
         )
 
 
-def _entries(opened: zipfile.ZipFile) -> tuple[list[_Entry], list[tuple[str, str]]]:
-    """The files of an archive below the one folder that holds them all, and those refused for what they are."""
+def _entries(opened: zipfile.ZipFile, into: str) -> tuple[list[_Entry], list[tuple[str, str]]]:
+    """The files of an archive below the one folder that holds them all, and those refused for what they are. `into` is
+    the name of the folder that they go to."""
     infos = [info for info in opened.infolist() if not info.is_dir() and not is_junk(info.filename)]
     if len(infos) > MOST_ENTRIES:
         raise KilnError(f"The archive holds {len(infos)} files; at most {MOST_ENTRIES} are taken. Split it.")
@@ -347,7 +349,7 @@ def _entries(opened: zipfile.ZipFile) -> tuple[list[_Entry], list[tuple[str, str
     names = [entry.name for entry in good]
     if len({name.casefold() for name in names}) < len(names):
         raise KilnError("The archive holds two files of one name; pack it again.")
-    return _without_common_folder(good), refused
+    return _without_common_folder(good, into), refused
 
 
 def _size_of(opened: zipfile.ZipFile) -> int:
@@ -367,10 +369,13 @@ def _refused_entry(info: zipfile.ZipInfo) -> str:
     return ""
 
 
-def _without_common_folder(entries: list[_Entry]) -> list[_Entry]:
-    """photos/a.png, photos/b.png -> a.png, b.png"""
+def _without_common_folder(entries: list[_Entry], into: str) -> list[_Entry]:
+    """photos/a.png, photos/b.png -> a.png, b.png. masks/a.png stays; 10_photos/a.png too, unless it goes into a folder
+    of that name. web/dataset_upload.mjs has the same rule for files."""
     tops = {entry.name.split("/")[0] for entry in entries if "/" in entry.name}
     if len(tops) != 1 or any("/" not in entry.name for entry in entries) or tops & {"", ".", ".."}:
+        return entries
+    if means_something(top := next(iter(tops))) and name_key(top) != name_key(into):
         return entries
     return [_Entry(entry.info, entry.name.split("/", 1)[1]) for entry in entries]
 

@@ -31,6 +31,17 @@ from trainer.loop.optim import make_schedule
         ),
         (lambda: ObjectiveConfig(min_timestep=0.5, max_timestep=0.5), "the minimum must be smaller"),
         (lambda: TrainConfig(steps=0), "steps is 0; it must lie between 1 and 1e"),
+        (
+            lambda: TrainConfig.from_dict({"steps": 2.5}),
+            r"steps is 2.5; it must be of the kind of \d+ \(int\)",
+        ),
+        (lambda: TrainConfig.from_dict({"steps": True}), "steps is True; it must be of the kind of"),
+        (lambda: TrainConfig.from_dict({"adapter": {"rank": 4.5}}), "rank is 4.5; it must be of the kind of"),
+        (
+            lambda: TrainConfig.from_dict({"adapter": {"alpha": False}}),
+            "alpha is False; it must be of the kind",
+        ),
+        (lambda: TrainConfig.from_dict({"memory": {"compile_blocks": 1}}), "compile_blocks is 1; it must be"),
         (lambda: TrainConfig.from_dict({"stepz": 3}), "Unknown setting 'stepz'; known here are adapter"),
     ],
 )

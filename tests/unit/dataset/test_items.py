@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from tests.media import HOSTILE, clip, hostile_folder, moving_gif, picture, scene
 from trainer.dataset import scan
+from trainer.dataset.browse import Contents, Part
 from trainer.dataset.files import folder_state
 from trainer.dataset.items import Dataset
 from trainer.dataset.loading import crop_to, read_thumbnail
@@ -66,6 +68,9 @@ def test_every_kind_of_clip(tmp_path: Path, name: str, codec: str) -> None:
 @pytest.mark.parametrize("name", ["a.gif", "a.png", "a.apng", "a.webp", "a.avif"])
 def test_a_moving_picture_is_a_clip(tmp_path: Path, name: str) -> None:
     moving_gif(tmp_path / name)
+    assert [listed.clip for listed in Contents(tmp_path, Part()).items()] == [True], (
+        "the page and the node agree"
+    )
     (item,) = scan_folder(tmp_path).items
     assert item.facts.frames == 9 and item.facts.fps > 10
     assert "0 images and 1 clips" in scan_folder(tmp_path).describe()
@@ -216,8 +221,12 @@ def test_names_that_are_not_text(tmp_path: Path) -> None:
 
 def test_only_bad_files(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
-    with pytest.raises(KilnError, match="none of its 1 images can be read"):
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(
+        KilnError, match=r"none of its 2 images can be read. The image .*empty.png cannot be"
+    ) as caught:
         skipping(tmp_path)
+    assert "1 more files cannot be used: text.png" in str(caught.value)
 
 
 def test_pixels_are_upright_rgb_on_white(tmp_path: Path) -> None:
@@ -274,6 +283,61 @@ def test_folder_state_follows_files(tmp_path: Path) -> None:
     picture(tmp_path / "masks" / "a.png")
     states.append(folder_state(tmp_path, False))
     assert len(set(states)) == 6
+
+
+@pytest.mark.parametrize("named_in", ["metadata.csv", "a.json"])
+@pytest.mark.parametrize("place", ["", "before", "set_aside", "masks/deep"])
+def test_folder_state_follows_what_a_column_names(tmp_path: Path, named_in: str, place: str) -> None:
+    picture(tmp_path / "a.png", caption="one")
+    control = tmp_path / place / "c.png"
+    picture(control)
+    name = control.relative_to(tmp_path).as_posix()
+    table = f"file_name,control_path\na.png,{name}\n"
+    (tmp_path / named_in).write_text(
+        table if named_in.endswith("csv") else json.dumps({"control_path": name})
+    )
+    (item,) = [i for i in scan_folder(tmp_path).items if i.path.name == "a.png"]
+    assert [c.path for c in item.controls] == [control], "it is read"
+    before = folder_state(tmp_path, False)
+    assert folder_state(tmp_path, False) == before
+    picture(control, (48, 48), "blue")
+    assert folder_state(tmp_path, False) != before
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_folder_state_follows_whatever_a_scan_tells(tmp_path: Path, seed: int) -> None:
+    """Whenever another change makes another dataset of a folder, its state is another one too."""
+    draw = random.Random(seed)
+    folders = ("", "sub", "10_x", "masks", "set_aside", "@eaDir", "sub/masks")
+    names = ("a.png", "b.png", "a.txt", "a.json", "metadata.csv", "b-masklabel.png", "c.md", "b_control.png")
+    picture(tmp_path / "a.png")
+    recursive = draw.random() < 0.5
+
+    def told() -> object:
+        try:
+            options = ScanOptions(on_bad_file="skip", recursive=recursive, control_folders=controls)
+            return scan_folder(tmp_path, options)
+        except KilnError as error:
+            return str(error)
+
+    controls = (tmp_path,) if draw.random() < 0.3 else ()
+    before, state = told(), folder_state(tmp_path, recursive)
+    for _ in range(12):
+        file = tmp_path / draw.choice(folders) / draw.choice(names)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.exists() and draw.random() < 0.5:
+            file.unlink()
+        elif file.suffix == ".png":
+            picture(file, (draw.randint(16, 90), 40))
+        else:
+            file.write_text(
+                draw.choice(
+                    ("", '{"light": "soft"}', "file_name,text\na.png,x\n", "word " * draw.randint(1, 9))
+                )
+            )
+        after, new = told(), folder_state(tmp_path, recursive)
+        assert new != state or after == before, file
+        before, state = after, new
 
 
 def test_crop_takes_the_middle() -> None:

@@ -35,6 +35,16 @@ def grey(path: Path, level: int, part: tuple[int, int, int, int] | None = None) 
     image.save(path)
 
 
+@pytest.mark.parametrize("size", [(8, 8), (1, 1), (640, 640)])
+def test_a_mask_is_scaled_to_its_image(tmp_path: Path, size: tuple[int, int]) -> None:
+    picture(tmp_path / "a.png", SIZE, caption="one")
+    (tmp_path / "masks").mkdir()
+    Image.new("L", size, 255).save(tmp_path / "masks" / "a.png")
+    dataset = scan_folder(tmp_path)
+    assert dataset.items[0].kept == 1 and not dataset.items[0].mask_is_stretched
+    assert encode(dataset, tmp_path).items[0]
+
+
 def encode(dataset: Dataset, tmp_path: Path) -> EncodedDataset:
     return encode_dataset(dataset, ToyEncoder(), tmp_path / "kept", BucketOptions(resolution=64))
 

@@ -431,8 +431,27 @@ def test_a_year_is_no_number_of_repeats(tmp_path: Path) -> None:
     dataset = scan_folder(tmp_path / "2024_summer")
     assert dataset.items[0].repeats == 1 and dataset.items[0].folder == "2024_summer"
     assert plan(dataset, BucketOptions()).steps().startswith("steps per epoch: 1 at batch size 1")
-    assert "2024_summer" in remark(dataset, "named by a year")
+    assert "2024_summer" in remark(dataset, "seen once")
     assert scan_folder(tmp_path / "20_summer").items[0].repeats == 20
+
+
+@pytest.mark.parametrize(
+    "name", ["0731_trip", "1031_trip", "01_first", "0_none", "20240731_trip", "1001_nights"]
+)
+def test_dates_and_ordinals_are_no_number_of_repeats(tmp_path: Path, name: str) -> None:
+    picture(tmp_path / name / "deep" / "a.png")
+    dataset = scan_folder(tmp_path, ScanOptions(recursive=True))
+    assert dataset.items[0].repeats == 1
+    assert remark(dataset, "seen once").endswith(f": {name}.")
+
+
+def test_many_repeats_are_said(tmp_path: Path) -> None:
+    picture(tmp_path / "100_few" / "a.png")
+    picture(tmp_path / "731_trip" / "deep" / "a.png")
+    picture(tmp_path / "1000_most" / "a.png")
+    dataset = scan_folder(tmp_path, ScanOptions(recursive=True))
+    assert sorted(i.repeats for i in dataset.items) == [100, 731, 1000]
+    assert "Items of 1000_most, 731_trip are seen more than 100 times" in remark(dataset, "times in an epoch")
 
 
 def test_what_is_set_aside_stays_aside(tmp_path: Path) -> None:

@@ -165,6 +165,29 @@ def test_archives_lose_their_one_outer_folder(folder: Path, pack: Callable[..., 
     assert sorted(found(folder)) == ["10_x/b (1).png", "10_x/b.png", "a (1).png", "a.png"]
 
 
+@pytest.mark.parametrize(
+    ("outer", "into", "kept"),
+    [
+        ("masks", "set", True),
+        ("Mask", "set", True),
+        ("set_aside", "set", True),
+        ("control", "set", True),
+        ("10_zorb", "set", True),
+        ("10_zorb", "10_zorb", False),
+        ("2024_summer", "set", False),
+        ("photos", "set", False),
+    ],
+)
+def test_an_outer_folder_that_means_something_is_kept(
+    tmp_path: Path, pack: Callable[..., Path], outer: str, into: str, kept: bool
+) -> None:
+    archive = pack(**{f"{outer}/a.png": b"1", f"{outer}/b.png": b"2"})
+    names = [f"{outer}/a.png", f"{outer}/b.png"] if kept else ["a.png", "b.png"]
+    assert look_into(archive, tmp_path / into).taken == names
+    unpack(archive, tmp_path / into, "refuse")
+    assert sorted(found(tmp_path / into)) == names
+
+
 def test_archive_entries_that_lead_elsewhere(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "bad.zip"
     with zipfile.ZipFile(path, "w") as archive:
