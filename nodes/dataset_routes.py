@@ -25,9 +25,8 @@ from ..trainer.dataset.loading import read_thumbnail
 from ..trainer.dataset.masks import Masks
 from ..trainer.dataset.names import inside
 from ..trainer.dataset.pixels import open_still, read_mask
-from ..trainer.dataset.remarks import unread_sentences
 from ..trainer.errors import KilnError
-from .dataset_scans import figures
+from .dataset_scans import figures, told
 from .guards import Refused, answering, choice, json_body, number, text_field
 from .host import paths
 from .host.canvas.dataset_changes import tell_pages
@@ -49,6 +48,7 @@ def add_dataset_routes() -> None:
     routes.get(BASE + "/glance")(answering(glance))
     routes.get(BASE + "/items")(answering(items))
     routes.get(BASE + "/figures")(answering(figures_of_items))
+    routes.get(BASE + "/left_out")(answering(left_out))
     routes.get(BASE + "/thumbnail")(answering(thumbnail))
     routes.get(BASE + "/overlay")(answering(overlay))
     routes.get(BASE + "/file")(answering(file))
@@ -84,7 +84,6 @@ async def glance(request: web.Request) -> web.Response:
             "without": sum(not item.caption for item in read),
             "by_model": sum("caption" in item.by_model for item in read),
             "aside": len(every) - len(read),
-            "left_out": [*unread_sentences(contents.unread()), *(item.error for item in read if item.error)],
             "first": [{"name": i.name, "stamp": i.stamp, "clip": i.clip} for i in read[:FIRST]],
         }
 
@@ -115,6 +114,12 @@ async def figures_of_items(request: web.Request) -> web.Response:
         fps=number(query.get("fps", "16"), "fps", 0, 240),
     )
     return web.json_response(await asyncio.to_thread(figures, folder, part_of(query), options))
+
+
+async def left_out(request: web.Request) -> web.Response:
+    """?folder=&recursive=&also= -> see dataset_scans.told."""
+    folder = folder_of(request.query.get("folder"))
+    return web.json_response(await asyncio.to_thread(told, folder, part_of(request.query)))
 
 
 async def thumbnail(request: web.Request) -> web.Response:

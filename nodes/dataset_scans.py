@@ -17,7 +17,6 @@ from ..trainer.dataset import files
 from ..trainer.dataset.browse import Part
 from ..trainer.dataset.buckets import BucketOptions, bucket_of, crop_lost
 from ..trainer.dataset.items import Dataset
-from ..trainer.dataset.remarks import unread_sentences
 from ..trainer.dataset.report import DatasetReport
 from ..trainer.dataset.scan import ScanOptions, scan_folder
 from ..trainer.errors import KilnError
@@ -58,6 +57,36 @@ def figures(folder: Path, part: Part, options: BucketOptions) -> dict[str, Any]:
         {"ready": false, "done": n, "total": n}, or {"ready": true, "error": "", "items": {name: figures},
         "skipped": [sentence], "remarks": [sentence]}; figures as in web/dataset_api.mjs.
     """
+    scan = _look(folder, part)
+    if not scan.ended:
+        return {"ready": False, "done": scan.done, "total": scan.total}
+    if options not in scan.reports:
+        scan.reports = {options: _figures(scan, folder, options)}
+    return scan.reports[options]
+
+
+def told(folder: Path, part: Part) -> dict[str, Any]:
+    """The same without the items, for the node.
+
+    Returns:
+        {"ready": false, "done": n, "total": n}, or {"ready": true, "error", "skipped", "remarks", "count", "clips",
+        "without"}: items that are read, clips among them and those without a caption.
+    """
+    scan = _look(folder, part)
+    if not scan.ended:
+        return {"ready": False, "done": scan.done, "total": scan.total}
+    items = scan.dataset.items if scan.dataset is not None else ()
+    return {
+        "ready": True,
+        "count": len(items),
+        "clips": sum(item.facts.frames > 1 for item in items),
+        "without": sum(not item.caption for item in items),
+        **_left_out(scan),
+    }
+
+
+def _look(folder: Path, part: Part) -> Scan:
+    """The look at a folder as it is now, which may have to be begun."""
     key = (str(folder), part, files.folder_state(folder, part.recursive, part.also))
     with _lock:
         scan = _scans.get(key)
@@ -70,11 +99,7 @@ def figures(folder: Path, part: Part, options: BucketOptions) -> dict[str, Any]:
                 del _scans[old]
             _pool.submit(_run, scan, key, folder)
         scan.asked = time.monotonic()
-    if not scan.ended:
-        return {"ready": False, "done": scan.done, "total": scan.total}
-    if options not in scan.reports:
-        scan.reports = {options: _figures(scan, folder, options)}
-    return scan.reports[options]
+    return scan
 
 
 def _run(scan: Scan, key: Key, folder: Path) -> None:
@@ -104,7 +129,7 @@ def _run(scan: Scan, key: Key, folder: Path) -> None:
 def _figures(scan: Scan, folder: Path, options: BucketOptions) -> dict[str, Any]:
     dataset = scan.dataset
     if dataset is None:
-        return {"ready": True, "error": scan.error, "items": {}, "skipped": [], "remarks": []}
+        return {"ready": True, "items": {}, **_left_out(scan)}
     found: dict[int, list[dict[str, Any]]] = {}
     for problem in DatasetReport(dataset, options).problems:
         told = {"kind": problem.kind, "text": problem.text, "severe": problem.severe}
@@ -123,5 +148,11 @@ def _figures(scan: Scan, folder: Path, options: BucketOptions) -> dict[str, Any]
             "masked": item.masked,
             "warnings": found.get(index, []),
         }
-    left_out = [*dataset.skipped, *unread_sentences(dataset.unread)]
-    return {"ready": True, "error": "", "items": items, "skipped": left_out, "remarks": list(dataset.remarks)}
+    return {"ready": True, "items": items, **_left_out(scan)}
+
+
+def _left_out(scan: Scan) -> dict[str, Any]:
+    """What the report has under Left out and under Remarks."""
+    if scan.dataset is None:
+        return {"error": scan.error, "skipped": [], "remarks": []}
+    return {"error": "", "skipped": scan.dataset.left_out(), "remarks": list(scan.dataset.remarks)}

@@ -35,9 +35,11 @@ import { address, ask, askBytes, ServerError } from "./api.mjs";
  * @typedef {{folder: string, writable: boolean, items: Item[], undo: Undo | null}} Listing
  * @typedef {{ready: boolean, done?: number, total?: number, error?: string, items?: Record<string, Figures>,
  *   skipped?: string[], remarks?: string[]}} Measured
+ * @typedef {{ready: boolean, done?: number, total?: number, error?: string, skipped?: string[], remarks?: string[], count?: number,
+ *   clips?: number, without?: number}} Told
  * @typedef {{changed: boolean, files: number, items: Item[], undo: Undo | null}} Changed
  * @typedef {{name: string, version: string, caption?: string, fields?: Record<string, string>}} Change
- * @typedef {{missing?: string, count: number, clips: number, without: number, by_model: number, aside: number, left_out: string[],
+ * @typedef {{missing?: string, count: number, clips: number, without: number, by_model: number, aside: number,
  *   first: {name: string, stamp: number, clip: boolean}[]}} Glance
  * @typedef {{taken: string[], clashing: string[], refused: [string, string][], renamed: Record<string, string>,
  *   exists: boolean, limit?: number, token?: string}} Answer what becomes of files that are to be uploaded
@@ -66,6 +68,9 @@ export const listItems = (part, most) => ask(`${BASE}/items${query(most ? { ...p
 
 /** @param {Part} part @param {Sizes} sizes @returns {Promise<Measured>} ask again until it is ready */
 export const measured = (part, sizes) => ask(`${BASE}/figures${query({ ...part, ...sizes })}`);
+
+/** @param {Part} part @returns {Promise<Told>} what the node says of it; ask again until it is ready */
+export const leftOut = (part) => ask(`${BASE}/left_out${query(part)}`);
 
 /** @param {Part} part @param {string} what @param {Change[]} changes @returns {Promise<Changed>} */
 export const writeChanges = (part, what, changes) => ask(`${BASE}/write`, { ...body(part), what, changes });

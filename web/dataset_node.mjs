@@ -4,9 +4,9 @@
 // The widget `folder` stays as it is, so that any value can be typed and saved workflows keep theirs; the list here sets it.
 // Widgets tell nobody when they are changed by undo or by another extension, so they are looked at a few times a second.
 import { onDataset, onPromptStart, onReconnected } from "./api.mjs";
-import { glance, listFolders, thumbnail } from "./dataset_api.mjs";
+import { glance, leftOut, listFolders, thumbnail } from "./dataset_api.mjs";
 import { DatasetPage } from "./dataset_page.mjs";
-import { catchDrops, chooseFiles, commonFolder, dropped, holdsFiles, uploadTo, withoutCommonFolder } from "./dataset_upload.mjs";
+import { catchDrops, chooseFiles, commonFolder, dropped, holdsFiles, uploadTo } from "./dataset_upload.mjs";
 import { addStyle, make } from "./dom.mjs";
 import { allNodes, keepWithNode } from "./find_node.mjs";
 import { followNodeWidth } from "./panel.mjs";
@@ -15,7 +15,10 @@ import { inUsersLanguage, t } from "./texts.mjs";
 const HEIGHT = 150; // canvas units
 const SIDE = 128; // pixels of a thumbnail
 const PERIOD = 400; // milliseconds between two looks
+const MEASURING = 700; // milliseconds between two questions for what is measured
 const NOT_FIELDS = new Set(["caption", "name", "folder"]); // what a caption template knows of every item
+/** @typedef {import("./dataset_api.mjs").Part} Part */
+/** @typedef {import("./dataset_api.mjs").Glance} Glance */
 /** @type {Set<Strip>} */
 const strips = new Set();
 
@@ -150,8 +153,10 @@ class Strip {
       const found = await glance(part);
       if (question !== this.asked) return;
       const below = !/^([/~]|\.\.|[A-Za-z]:)/.test(part.folder); // then it can be made
-      if (!found.missing) this.show(part.folder, found);
-      else this.say(below ? t("glanceNoFolder") : inUsersLanguage(found.missing));
+      if (!found.missing) {
+        this.show(part.folder, found);
+        void this.measure(question, part, found).catch(() => undefined); // it stays as it was seen at first
+      } else this.say(below ? t("glanceNoFolder") : inUsersLanguage(found.missing));
     } catch (error) {
       if (question === this.asked) this.say(inUsersLanguage(/** @type {Error} */ (error).message));
     }
@@ -167,13 +172,33 @@ class Strip {
   show(folder, found) {
     const pictures = found.first.map((item) => make("img", { src: thumbnail(folder, item, SIDE), alt: item.name, title: item.name, loading: "lazy", draggable: "false" }));
     this.pictures.replaceChildren(...pictures);
-    const { count, clips, without, by_model: byModel, aside, left_out: left } = found;
+    this.tell(found);
+  }
+
+  /** Ask what the node would say of the folder until that is known. @param {number} question @param {Part} part @param {Glance} found */
+  async measure(question, part, found) {
+    const told = await leftOut(part);
+    if (question !== this.asked || !this.node.graph) return;
+    this.tell(found, told);
+    if (!told.ready) setTimeout(() => void this.measure(question, part, found).catch(() => undefined), MEASURING);
+  }
+
+  /** @param {Glance} found @param {import("./dataset_api.mjs").Told} [told] */
+  tell(found, told) {
+    const read = told?.ready && !told.error;
+    const [count, clips, without] = read ? [told.count ?? 0, told.clips ?? 0, told.without ?? 0] : [found.count, found.clips, found.without];
+    const left = told?.error ? [told.error] : (told?.skipped ?? []);
+    const remarks = told?.remarks ?? [];
     const parts = [clips ? t("glance", count - clips, clips, without) : t("glanceStills", count, without)];
-    if (byModel) parts.push(t("glanceByModel", byModel));
-    if (left.length) parts.push(t("datasetLeftOut", left.length));
-    if (aside) parts.push(t("glanceAside", aside));
-    this.figures.textContent = count || left.length ? parts.join(" · ") : t("glanceEmpty");
-    this.figures.title = [this.figures.textContent, ...left.map(inUsersLanguage)].join("\n");
+    if (found.by_model) parts.push(t("glanceByModel", found.by_model));
+    if (found.aside) parts.push(t("glanceAside", found.aside));
+    if (told?.error) parts.push(inUsersLanguage(told.error));
+    else if (left.length) parts.push(t("datasetLeftOut", left.length));
+    if (remarks.length) parts.push(t("remarks", remarks.length));
+    if (told && !told.ready && told.total) parts.push(t("datasetMeasuring", told.done ?? 0, told.total));
+    const nothing = told?.error ? inUsersLanguage(told.error) : t("glanceEmpty");
+    this.figures.textContent = count ? parts.join(" · ") : nothing;
+    this.figures.title = [this.figures.textContent, ...[...left, ...remarks].map(inUsersLanguage)].join("\n");
   }
 
   openPage() {
@@ -197,7 +222,7 @@ class Strip {
     if (!files.length) return;
     const own = commonFolder(files);
     const known = this.folders.some(([name]) => name === this.folder);
-    void uploadTo(own && known ? own : this.folder || own || "my_dataset", withoutCommonFolder(files), async (folder) => {
+    void uploadTo(own && known ? own : this.folder || own || "my_dataset", files, async (folder) => {
       this.seen = ""; // the node has the folder before the dialog is gone: Run may be the next click
       this.setFolder(folder);
       await this.refreshFolders();

@@ -9,7 +9,7 @@ import { kindOf, passes, tagCounts } from "./captions.mjs";
 import * as server from "./dataset_api.mjs";
 import { BulkPanel } from "./dataset_bulk.mjs";
 import { DetailPanel } from "./dataset_detail.mjs";
-import { catchDrops, chooseFiles, uploadTo, withoutCommonFolder } from "./dataset_upload.mjs";
+import { catchDrops, chooseFiles, uploadTo } from "./dataset_upload.mjs";
 import { addStyle, make } from "./dom.mjs";
 import { Grid } from "./grid.mjs";
 import { paint } from "./mask_editor.mjs";
@@ -42,6 +42,7 @@ export class DatasetPage {
     this.writable = true;
     /** @type {Map<string, Item>} */ this.items = new Map();
     /** @type {Record<string, Figures>} */ this.figures = {};
+    this.there = false; // whether there is such a folder
     /** @type {Item[]} */ this.shown = [];
     /** @type {Set<string>} */ this.selected = new Set();
     this.active = ""; // name of the item that the keys go from
@@ -233,11 +234,13 @@ export class DatasetPage {
       if (question !== this.asked) return;
       this.writable = found.writable;
       this.items = new Map(found.items.map((item) => [item.name, item]));
+      this.there = true;
       this.undoable = found.undo;
       if (!found.writable) this.say(t("datasetReadOnly"));
     } catch (error) {
       if (question !== this.asked) return;
       this.items = new Map();
+      this.there = false;
       if (/** @type {any} */ (error).status !== 404) this.say(/** @type {Error} */ (error).message, true);
     }
     this.refresh();
@@ -256,7 +259,7 @@ export class DatasetPage {
   /** Ask for sizes and warnings until they are there. */
   async measure() {
     clearTimeout(this.measuring);
-    if (!open.has(this) || !this.items.size) return;
+    if (!open.has(this) || !this.there) return;
     /** @type {import("./dataset_api.mjs").Measured} */
     const found = await server.measured(this.part, this.sizes).catch((error) => ({ ready: true, error: error.message }));
     if (!found.ready) {
@@ -468,14 +471,15 @@ export class DatasetPage {
    */
   upload(files, asNamed = false) {
     if (!files) return chooseFiles((chosen) => this.upload(chosen));
-    return uploadTo(this.part.folder, asNamed ? files : withoutCommonFolder(files), (folder) => {
+    const done = (/** @type {string} */ folder) => {
       if (folder === this.part.folder) return void this.reload();
       this.part = { ...this.part, folder };
       this.heading.textContent = t("dataset", folder);
       this.items = new Map();
       this.figures = {};
       return void this.reload();
-    });
+    };
+    return uploadTo(this.part.folder, files, done, asNamed);
   }
 }
 

@@ -21,6 +21,9 @@ from PIL import Image
 from scripts.host import RunningHost
 from scripts.host_client import EventStream, HostClient
 from tests.media import clip, picture, scene
+from trainer.dataset.buckets import BucketOptions
+from trainer.dataset.report import DatasetReport
+from trainer.dataset.scan import ScanOptions, scan_folder
 
 BASE = "/lora_kiln/dataset"
 BYTES = "application/octet-stream"
@@ -73,10 +76,10 @@ def listed(client: HostClient, folder: Path, **query: Any) -> dict[str, Any]:
     return {item["name"]: item for item in answer["items"]} | {"": answer}
 
 
-def wait_figures(client: HostClient, folder: Path) -> dict[str, Any]:
+def wait_figures(client: HostClient, folder: Path, **query: Any) -> dict[str, Any]:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        status, answer = get(client, "figures", folder=folder.name, resolution=64, max_frames=9)
+        status, answer = get(client, "figures", folder=folder.name, resolution=64, max_frames=9, **query)
         assert status == 200, answer
         if answer["ready"]:
             found: dict[str, Any] = answer
@@ -117,6 +120,60 @@ def test_what_is_in_a_folder(client: HostClient, folder: Path) -> None:
     assert figures["items"]["1.png"]["masked"] and figures["items"]["clip.mp4"]["frames"] == 20
     assert [w["kind"] for w in figures["items"]["clip.mp4"]["warnings"]].count("no caption") == 1
     assert len(figures["skipped"]) == 1 and "broken.png" in figures["skipped"][0]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_node_the_page_and_the_report_leave_out_the_same(
+    client: HostClient, folder: Path, seed: int
+) -> None:
+    """Of a folder of odd things: what the strip says, what the page lists, what the node and the report say."""
+    draw = random.Random(seed)
+    odd: dict[str, bytes] = {
+        "broken.png": b"no picture",
+        "orphan.txt": b"of nothing",
+        "deep/c.png": (folder / "0.png").read_bytes(),
+        "metadata.csv": b"file_name,text\n1.png,one, of two\ngone.png,lost\n",
+        "2.png.json": b"{broken",
+        "notes.md": b"x",
+        "masks/gone.png": (folder / "0.png").read_bytes(),
+        "0731_trip/d.png": (folder / "1.png").read_bytes(),
+        "set_aside/e.png": (folder / "1.png").read_bytes(),
+        "@eaDir/f.jpg": b"",
+        "0.json": b'{"prompt": {"3": {}}}',
+    }
+    for name in draw.sample(sorted(odd), 5):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(odd[name])
+    recursive = draw.random() < 0.5
+    dataset = scan_folder(folder, ScanOptions(on_bad_file="skip", recursive=recursive))
+    page = wait_figures(client, folder, recursive=int(recursive))
+    told = get(client, "left_out", folder=folder.name, recursive=int(recursive))[1]
+    assert told == {
+        "ready": True,
+        "error": "",
+        "skipped": page["skipped"],
+        "remarks": page["remarks"],
+        "count": len(dataset.items),
+        "clips": 1,
+        "without": sum(not item.caption for item in dataset.items),
+    }
+    assert len(page["items"]) == len(dataset.items)
+    report, said = DatasetReport(dataset, BucketOptions()).markdown(), dataset.describe()
+    sentences = [*told["skipped"], *told["remarks"]]
+    assert sentences
+    for sentence in sentences:
+        assert sentence in said and sentence.replace("`", "'") in report, sentence
+    assert len(sentences) == sum(line.startswith(("skipped: ", "note: ")) for line in said.splitlines())
+
+
+def test_a_folder_of_bad_files_alone_is_said(client: HostClient, folder: Path) -> None:
+    for file in folder.iterdir():
+        if file.is_file():
+            file.unlink()
+    (folder / "broken.png").write_bytes(b"no picture")
+    page = wait_figures(client, folder)
+    told = get(client, "left_out", folder=folder.name)[1]
+    assert "none of its 1 images can be read. The image" in told["error"] and told["error"] == page["error"]
 
 
 def test_pictures(client: HostClient, folder: Path) -> None:
@@ -356,7 +413,7 @@ def test_fuzzed_requests_touch_nothing_outside(
         "upload/unpack",
         "mask/sheet",
     )
-    gets = ("items", "glance", "figures", "thumbnail", "overlay", "file", "folders")
+    gets = ("items", "glance", "figures", "left_out", "thumbnail", "overlay", "file", "folders")
     allowed = {200, 400, 403, 404, 409, 413, 415}  # 403: the input folder itself is only shown
     for number in range(400):
         what = rng.choice((*posts, *gets, "upload/file", "upload/archive", "mask"))

@@ -17,7 +17,6 @@ from .files import (
     MASK_FOLDERS,
     SET_ASIDE,
     SYSTEM_FOLDERS,
-    VIDEO_ENDINGS,
     Found,
     ending,
     find_files,
@@ -25,6 +24,7 @@ from .files import (
 )
 from .masks import Masks
 from .model_marks import ModelMarks
+from .pixels import is_clip
 from .sidecars import Sidecars
 from .tables import Row, Tables
 
@@ -102,7 +102,7 @@ class Contents:
             version=_version(beside.sidecars.of(path), row),
             bytes=status.st_size,
             stamp=status.st_mtime_ns // 1_000_000,
-            clip=ending(path.name) in VIDEO_ENDINGS,
+            clip=is_clip(path),
             mask=mask is not None,
             mask_stamp=0 if mask is None else _stamp(mask),
             aside=beside is self._aside,
@@ -139,10 +139,6 @@ class Contents:
         if len(beside.alike[os.path.dirname(path), name_key(path.stem)]) > 1:
             files = [f for f in files if name_key(f.name).startswith(name_key(path.name))]
         return list(dict.fromkeys([path, *files]))
-
-    def unread(self) -> list[Path]:
-        """Files of kinds that are not read."""
-        return self._read.found.unread
 
     def tables(self) -> list[Path]:
         """The tables that are read."""

@@ -86,6 +86,10 @@ class Dataset:
     remarks: tuple[str, ...] = ()  # what may not be as it was meant
     trigger_word: str = ""  # set by the caption template
 
+    def left_out(self) -> list[str]:
+        """A sentence for each bad file and each kind of files that is not read."""
+        return [*self.skipped, *unread_sentences(self.unread)]
+
     def describe(self) -> str:
         """What was found, for the node's text."""
         captioned = sum(bool(i.caption) for i in self.items)

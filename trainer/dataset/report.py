@@ -19,7 +19,6 @@ from .quality import (
     fused_words,
     tag_counts,
 )
-from .remarks import unread_sentences
 
 MUCH_LOST = 0.25  # share of an item's pixels
 MOST_LINES = 40  # of a list; the rest is counted
@@ -47,8 +46,7 @@ class DatasetReport:
             "## Buckets\n\n" + self._buckets(),
             "## Roles\n\n" + self._roles(),
         ]
-        left_out = [*self.dataset.skipped, *unread_sentences(self.dataset.unread)]
-        if left_out:
+        if left_out := self.dataset.left_out():
             sections.append("## Left out\n\n" + _bullets([_plain(s) for s in left_out]))
         if self.dataset.remarks:
             sections.append("## Remarks\n\n" + _bullets([_plain(s) for s in self.dataset.remarks]))
