@@ -55,7 +55,8 @@ def figures(folder: Path, part: Part, options: BucketOptions) -> dict[str, Any]:
 
     Returns:
         {"ready": false, "done": n, "total": n}, or {"ready": true, "error": "", "items": {name: figures},
-        "skipped": [sentence], "remarks": [sentence]}; figures as in web/dataset_api.mjs.
+        "bad": {name: why it is left out}, "skipped": [sentence], "remarks": [sentence]}; figures as in
+        web/dataset_api.mjs.
     """
     scan = _look(folder, part)
     if not scan.ended:
@@ -129,7 +130,7 @@ def _run(scan: Scan, key: Key, folder: Path) -> None:
 def _figures(scan: Scan, folder: Path, options: BucketOptions) -> dict[str, Any]:
     dataset = scan.dataset
     if dataset is None:
-        return {"ready": True, "items": {}, **_left_out(scan)}
+        return {"ready": True, "items": {}, "bad": {}, **_left_out(scan)}
     found: dict[int, list[dict[str, Any]]] = {}
     for problem in DatasetReport(dataset, options).problems:
         told = {"kind": problem.kind, "text": problem.text, "severe": problem.severe}
@@ -148,7 +149,8 @@ def _figures(scan: Scan, folder: Path, options: BucketOptions) -> dict[str, Any]
             "masked": item.masked,
             "warnings": found.get(index, []),
         }
-    return {"ready": True, "items": items, **_left_out(scan)}
+    bad = {path.relative_to(folder).as_posix(): reason for path, reason in dataset.bad}
+    return {"ready": True, "items": items, "bad": bad, **_left_out(scan)}
 
 
 def _left_out(scan: Scan) -> dict[str, Any]:

@@ -78,6 +78,9 @@ export function tagCounts(items) {
 /** The word by which warnings of a kind are known: "like 3" -> "like". @param {string} kind */
 export const kindOf = (kind) => (kind.startsWith("caption of") ? "same" : kind.startsWith("caption") ? "length" : kind.split(" ")[0]);
 
+/** Whether it is a clip; one of a single frame is a still. @param {Item} item @param {Figures | undefined} figures */
+export const moves = (item, figures) => (figures ? figures.frames > 1 : item.clip);
+
 /**
  * @param {Item} item
  * @param {Figures | undefined} figures
@@ -89,8 +92,8 @@ export function passes(item, figures, { words, tag, show, below }) {
   if (show === "missing" && item.caption) return false;
   if (show === "model" && !item.by_model.length) return false;
   if (show === "warnings" && !item.error && !figures?.warnings.length) return false;
-  if (show === "clips" && !item.clip) return false;
-  if (show === "stills" && item.clip) return false;
+  if (show === "clips" && !moves(item, figures)) return false;
+  if (show === "stills" && moves(item, figures)) return false;
   if (show === "masked" && !item.mask && !figures?.masked) return false;
   if (show.startsWith("kind:") && !figures?.warnings.some((warning) => kindOf(warning.kind) === show.slice(5))) return false;
   if (below && (!figures || Math.sqrt(figures.width * figures.height) >= below)) return false;

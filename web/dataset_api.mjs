@@ -34,7 +34,7 @@ import { address, ask, askBytes, ServerError } from "./api.mjs";
  * @typedef {{resolution: number, max_frames: number, fps: number}} Sizes of Encode Dataset
  * @typedef {{folder: string, writable: boolean, items: Item[], undo: Undo | null}} Listing
  * @typedef {{ready: boolean, done?: number, total?: number, error?: string, items?: Record<string, Figures>,
- *   skipped?: string[], remarks?: string[]}} Measured
+ *   bad?: Record<string, string>, skipped?: string[], remarks?: string[]}} Measured
  * @typedef {{ready: boolean, done?: number, total?: number, error?: string, skipped?: string[], remarks?: string[], count?: number,
  *   clips?: number, without?: number}} Told
  * @typedef {{changed: boolean, files: number, items: Item[], undo: Undo | null}} Changed

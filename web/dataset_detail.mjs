@@ -142,7 +142,8 @@ export class DetailPanel {
       lines.push(t("factsBucket", bucket, Math.round(lost * 100), repeats));
     }
     this.facts.replaceChildren(...lines.map((text) => make("div", { text })));
-    const said = [...(item.error ? [item.error] : []), ...(figures?.warnings ?? []).map((warning) => warning.text)];
+    const wrong = this.page.wrongWith(item);
+    const said = [...(wrong ? [wrong] : []), ...(figures?.warnings ?? []).map((warning) => warning.text)];
     this.warnings.replaceChildren(...said.map((text) => make("li", { text: inUsersLanguage(text) })));
     this.showMask();
   }

@@ -190,11 +190,11 @@ class Strip {
     const left = told?.error ? [told.error] : (told?.skipped ?? []);
     const remarks = told?.remarks ?? [];
     const parts = [clips ? t("glance", count - clips, clips, without) : t("glanceStills", count, without)];
-    if (found.by_model) parts.push(t("glanceByModel", found.by_model));
-    if (found.aside) parts.push(t("glanceAside", found.aside));
     if (told?.error) parts.push(inUsersLanguage(told.error));
     else if (left.length) parts.push(t("datasetLeftOut", left.length));
     if (remarks.length) parts.push(t("remarks", remarks.length));
+    if (found.by_model) parts.push(t("glanceByModel", found.by_model));
+    if (found.aside) parts.push(t("glanceAside", found.aside));
     if (told && !told.ready && told.total) parts.push(t("datasetMeasuring", told.done ?? 0, told.total));
     const nothing = told?.error ? inUsersLanguage(told.error) : t("glanceEmpty");
     this.figures.textContent = count ? parts.join(" · ") : nothing;

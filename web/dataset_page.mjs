@@ -5,7 +5,7 @@
 // Files are the truth. A change names the version of each item that is shown here; where another tab or program was
 // faster, the server writes nothing and sends the items as they are now.
 import { onDataset } from "./api.mjs";
-import { kindOf, passes, tagCounts } from "./captions.mjs";
+import { kindOf, moves, passes, tagCounts } from "./captions.mjs";
 import * as server from "./dataset_api.mjs";
 import { BulkPanel } from "./dataset_bulk.mjs";
 import { DetailPanel } from "./dataset_detail.mjs";
@@ -42,6 +42,7 @@ export class DatasetPage {
     this.writable = true;
     /** @type {Map<string, Item>} */ this.items = new Map();
     /** @type {Record<string, Figures>} */ this.figures = {};
+    /** @type {Record<string, string>} */ this.bad = {}; // why items are left out, as far as that is known
     this.there = false; // whether there is such a folder
     /** @type {Item[]} */ this.shown = [];
     /** @type {Set<string>} */ this.selected = new Set();
@@ -185,15 +186,20 @@ export class DatasetPage {
     };
   }
 
+  /** Why it is left out; "" when it is not. @param {Item} item */
+  wrongWith(item) {
+    return item.error || this.bad[item.name] || "";
+  }
+
   /** Short words on a tile: what it is, and what is wrong with it. @param {Item} item @returns {[string, string][]} */
   marks(item) {
     const figures = this.figures[item.name];
     /** @type {[string, string][]} */ const marks = [];
-    if (item.clip) marks.push([figures ? `▶ ${figures.seconds} s` : "▶", ""]);
+    if (moves(item, figures)) marks.push([figures ? `▶ ${figures.seconds} s` : "▶", ""]);
     if (item.mask || figures?.masked) marks.push([t("kind_mask"), ""]);
     if (figures && figures.repeats > 1) marks.push([`×${figures.repeats}`, ""]);
     if (item.by_model.length) marks.push([t("byModel"), "kiln-by-model"]);
-    if (item.error) marks.push(["!", "kiln-severe"]);
+    if (this.wrongWith(item)) marks.push(["!", "kiln-severe"]);
     for (const warning of figures?.warnings ?? []) {
       const kind = kindOf(warning.kind);
       if (kind !== "no") marks.push([t(`kind_${kind}`), warning.severe ? "kiln-severe" : "kiln-mild"]);
@@ -269,6 +275,7 @@ export class DatasetPage {
     }
     this.progress.textContent = found.error ? inUsersLanguage(found.error) : "";
     this.figures = found.items ?? {};
+    this.bad = found.bad ?? {};
     this.list(this.left, "leftOut", found.skipped ?? []);
     this.list(this.remarks, "remarks", found.remarks ?? []);
     this.showKinds();
@@ -292,7 +299,7 @@ export class DatasetPage {
   /** Everything that hangs on items, figures and filter. */
   refresh() {
     const all = [...this.items.values()];
-    this.shown = all.filter((item) => passes(item, this.figures[item.name], this.filter));
+    this.shown = all.filter((item) => passes(this.bad[item.name] ? { ...item, error: this.bad[item.name] } : item, this.figures[item.name], this.filter));
     for (const name of this.selected) if (!this.items.has(name)) this.selected.delete(name);
     let place = this.shown.findIndex((item) => item.name === this.active);
     if (place < 0) place = Math.min(this.grid.active, this.shown.length - 1);
@@ -476,7 +483,7 @@ export class DatasetPage {
       this.part = { ...this.part, folder };
       this.heading.textContent = t("dataset", folder);
       this.items = new Map();
-      this.figures = {};
+      this.figures = this.bad = {};
       return void this.reload();
     };
     return uploadTo(this.part.folder, files, done, asNamed);

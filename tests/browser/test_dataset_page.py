@@ -64,6 +64,25 @@ def show_node(canvas: Canvas, name: str) -> None:
     canvas.page.wait_for_selector(".kiln-strip", state="visible")
 
 
+def test_the_node_and_its_page_leave_out_the_same(canvas: Canvas, folder: Path) -> None:
+    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "orphan.txt").write_text("of nothing")
+    picture(folder / "deep" / "a.png")
+    show_node(canvas, folder.name)
+    strip = canvas.page.locator(".kiln-strip .kiln-figures")
+    expect(strip).to_contain_text("11 images, 1 clips, 3 without caption · 2 left out · Remarks (3)")
+    canvas.shot("node")
+    first, *sentences = (strip.get_attribute("title") or "").split("\n")
+    assert first == strip.text_content() and "broken.png cannot be read" in sentences[0]
+    canvas.page.locator("[data-kiln=openDataset]").click()
+    page = canvas.page.locator("dialog.kiln-page")
+    expect(tile(page, "broken.png")).to_contain_text("!")
+    assert page.locator("details.kiln-left li").all_text_contents() == sentences
+    tile(page, "broken.png").click()
+    expect(page.locator(".kiln-right-column li").first).to_contain_text("broken.png cannot be read")
+    canvas.shot("page")
+
+
 def tile(page: Locator, name: str) -> Locator:
     return page.locator(".kiln-tile").filter(has=page.page.get_by_text(name, exact=True))
 

@@ -158,6 +158,13 @@ def test_the_node_the_page_and_the_report_leave_out_the_same(
         "without": sum(not item.caption for item in dataset.items),
     }
     assert len(page["items"]) == len(dataset.items)
+    assert {folder / name: reason for name, reason in page["bad"].items()} == dict(dataset.bad)
+    pictures = {
+        name
+        for name, item in listed(client, folder, recursive=int(recursive)).items()
+        if name and not item["aside"]
+    }
+    assert {*page["items"], *page["bad"]} == pictures, "every tile has figures or a reason"
     report, said = DatasetReport(dataset, BucketOptions()).markdown(), dataset.describe()
     sentences = [*told["skipped"], *told["remarks"]]
     assert sentences

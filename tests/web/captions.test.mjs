@@ -25,6 +25,14 @@ test("text is replaced as it is written", () => {
   assert.equal(changed("abc", "replaceText", "", "x"), "abc");
 });
 
+test("a clip of one frame is a still once it is measured", () => {
+  const clip = item("1.mp4", "", { clip: true });
+  assert.equal(passes(clip, undefined, filter({ show: "clips" })), true);
+  assert.equal(passes(clip, figures(), filter({ show: "clips" })), false);
+  assert.equal(passes(clip, figures(), filter({ show: "stills" })), true);
+  assert.equal(passes(item("1.gif"), figures({ frames: 9 }), filter({ show: "clips" })), true);
+});
+
 test("what a model wrote is shown alone", () => {
   assert.equal(passes(item("1", "a cat", { by_model: ["caption"] }), undefined, filter({ show: "model" })), true);
   assert.equal(passes(item("2", "mine"), undefined, filter({ show: "model" })), false);

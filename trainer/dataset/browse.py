@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from ..errors import KilnError
@@ -102,7 +103,7 @@ class Contents:
             version=_version(beside.sidecars.of(path), row),
             bytes=status.st_size,
             stamp=status.st_mtime_ns // 1_000_000,
-            clip=is_clip(path),
+            clip=_is_clip(path, status.st_size, status.st_mtime_ns),
             mask=mask is not None,
             mask_stamp=0 if mask is None else _stamp(mask),
             aside=beside is self._aside,
@@ -185,6 +186,12 @@ def dataset_folders(base: Path) -> list[tuple[str, int]]:
         if count and folder != base:
             found.append((folder.relative_to(base).as_posix(), count))
     return sorted(found)
+
+
+@lru_cache(1 << 16)
+def _is_clip(path: Path, size: int, changed: int) -> bool:
+    """Whether a file of this size and time moves; it is looked into once."""
+    return is_clip(path)
 
 
 def _version(sidecars: list[Path], row: Row) -> str:

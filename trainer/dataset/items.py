@@ -81,10 +81,11 @@ class Dataset:
     """Items in their natural order, and a sentence for everything beside them that is not used."""
 
     items: tuple[Item, ...]
-    skipped: tuple[str, ...] = ()  # bad files: path and reason
+    skipped: tuple[str, ...] = ()  # bad files, and whatever else must be mended: the reasons
     unread: tuple[Path, ...] = ()  # files of kinds that are not read
     remarks: tuple[str, ...] = ()  # what may not be as it was meant
     trigger_word: str = ""  # set by the caption template
+    bad: tuple[tuple[Path, str], ...] = ()  # pictures and clips of the folder that are no items, and why
 
     def left_out(self) -> list[str]:
         """A sentence for each bad file and each kind of files that is not read."""

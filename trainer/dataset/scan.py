@@ -113,6 +113,7 @@ def scan_folder(
     dataset = Dataset(
         tuple(items),
         skipped=tuple(dict.fromkeys(reasons)),
+        bad=tuple((path, str(error)) for path, error in bad),
         unread=(*found.unread, *beside.masks.unread),
         remarks=tuple(beside.remarks(items)),
     )
