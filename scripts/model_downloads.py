@@ -35,6 +35,11 @@ WAN_VAE = _file("vae", f"{_WAN21}/vae/wan_2.1_vae.safetensors")
 _WAN22 = "Comfy-Org/Wan_2.2_ComfyUI_Repackaged/resolve/main/split_files/diffusion_models"
 WAN22_HIGH = _file("diffusion_models", f"{_WAN22}/wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors")
 WAN22_LOW = _file("diffusion_models", f"{_WAN22}/wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors")
+# video_wan2_2_5B_ti2v
+WAN22_5B = _file("diffusion_models", f"{_WAN22}/wan2.2_ti2v_5B_fp16.safetensors")
+WAN22_VAE = _file(
+    "vae", "Comfy-Org/Wan_2.2_ComfyUI_Repackaged/resolve/main/split_files/vae/wan2.2_vae.safetensors"
+)
 # sdxl_simple_example
 SDXL = _file(
     "checkpoints", "stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors"

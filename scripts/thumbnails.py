@@ -18,6 +18,7 @@ from playwright.sync_api import Page, sync_playwright
 from scripts import model_downloads
 from scripts.edit_template import EDITS
 from scripts.experts_template import TITLE as EXPERTS
+from scripts.first_frame_template import TITLE as FIRST_FRAME
 from scripts.host import start_host
 from scripts.host_client import HostClient
 from scripts.host_files import fetch_frontend, workspace
@@ -31,6 +32,7 @@ SIDE, BAND = 512, 240  # pixels: the picture, its text
 SMALL = ImageFont.load_default(19)
 OTHERS = {
     EXPERTS: "in: your pictures\nout: a LoRA file for each expert, a picture drawn with both",
+    FIRST_FRAME: "in: your clips, a picture\nout: a LoRA file, the loss, the picture set in motion without and with it",
     SLIDER: "in: words for both ends\nout: a LoRA file, one picture at five strengths from -1 to 1",
     "Compare strengths": "in: your LoRA\nout: one picture, your LoRA at six strengths side by side",
     "Caption a dataset": "in: your pictures, a model that looks at them\nout: a caption beside each, a report",
@@ -121,6 +123,10 @@ def main() -> None:
         place = base / "models" / file.directory / file.name
         place.parent.mkdir(parents=True, exist_ok=True)
         place.touch()  # the host marks loaders whose file is missing
+    (base / "input").mkdir(exist_ok=True)
+    Image.new("RGB", (SIDE, SIDE), "#2f4f3f").save(
+        base / "input" / "example.png"
+    )  # it says so of pictures, too
     root = ["--front-end-root", str(fetch_frontend(FRONTENDS[-1]))]
     with start_host(base, extra_args=root) as host, sync_playwright() as playwright:
         HostClient(host.url).post_json(

@@ -52,6 +52,9 @@ class Story:
     """What the trigger word is one of, where the model is to stay as it was for it."""
 
     resolution: int = 512
+    more_resolutions: str = ""
+    """Sizes beside it."""
+
     clips: int = 1
     """Most frames of an item; 1 for pictures."""
 
@@ -274,6 +277,23 @@ STORIES = (
         guidance=3.5,
     ),
     Story(
+        title="Flux dev - pictures at several sizes",
+        heading="A Flux dev LoRA for several sizes",
+        more="*resolution* and *more_resolutions* on Encode Dataset: every picture is trained at 512, 768 and 1024 "
+        "pixels, each at the sizes that it fills (the sizes of ai-toolkit's examples for Flux). Take it when the LoRA "
+        "is to draw at more than one size; for one size, train at that one: an epoch has up to three times the steps, "
+        "and the largest size says how much memory is needed. The node's text says how many pictures each size has. "
+        f"{_FAMILY} {_EXPECT}",
+        preset="Flux",
+        loaders=flux(),
+        prefix="kiln/flux_sizes",
+        memory={"level": "auto", "base_precision": "fp8"},
+        sampling={"steps": 20, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple"},
+        size=768,
+        more_resolutions="768, 1024",
+        guidance=3.5,
+    ),
+    Story(
         title="Qwen-Image - pictures",
         heading="A Qwen-Image LoRA",
         more="The model has 20 billion parameters; its file is in fp8, 20 GB. *auto* streams its blocks from CPU"
@@ -327,7 +347,8 @@ def training_template(info: Info, story: Story) -> Graph:
     model, clip, vae = story.loaders(graph)
     graph.step("2 Pictures" if story.clips == 1 else "2 Clips", GREEN)
     graph.column(360)
-    encoded = pictures(graph, clip, vae, story.resolution, story.clips, story.fps, story.class_word)
+    more = {"more_resolutions": story.more_resolutions} if story.more_resolutions else {}
+    encoded = pictures(graph, clip, vae, story.resolution, story.clips, story.fps, story.class_word, **more)
     graph.step("3 Train", BROWN)
     graph.column(360)
     settings = _settings(graph, story, clip, vae)
@@ -361,8 +382,10 @@ def pictures(
     clips: int = 1,
     fps: float = Story.fps,
     class_word: str = "",
+    **encoding: Any,
 ) -> Link:
-    """The nodes of step 2, from the user's folder to the encoded dataset; the last four arguments are a Story's."""
+    """The nodes of step 2, from the user's folder to the encoded dataset; the last four arguments are a Story's, and
+    further ones values on Encode Dataset."""
     graph.add("dataset", "KilnLoadDataset", color=YOURS, folder="my_dataset")
     graph.add(
         "captions",
@@ -383,6 +406,7 @@ def pictures(
         resolution=resolution,
         max_frames=max(clips, 33),
         fps=fps,
+        **encoding,
     )
     return ("encoded", 0)
 

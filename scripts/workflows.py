@@ -16,6 +16,8 @@ from scripts import model_downloads as files
 from scripts.edit_template import EDITS, edit_template
 from scripts.experts_template import TITLE as EXPERTS
 from scripts.experts_template import experts_template
+from scripts.first_frame_template import TITLE as FIRST_FRAME
+from scripts.first_frame_template import first_frame_template
 from scripts.host_client import HostClient
 from scripts.host_files import REPO
 from scripts.slider_template import TITLE as SLIDER
@@ -173,6 +175,7 @@ def all_graphs(info: Info) -> dict[Path, Graph]:
         **{TEMPLATES / f"{edit.title}.json": edit_template(info, edit) for edit in EDITS},
         TEMPLATES / f"{EXPERTS}.json": experts_template(info),
         TEMPLATES / f"{SLIDER}.json": slider_template(info),
+        TEMPLATES / f"{FIRST_FRAME}.json": first_frame_template(info),
         TEMPLATES / "Compare strengths.json": compare(info),
         TEMPLATES / "Look at a dataset.json": workshop(info),
         TEMPLATES / "Caption a dataset.json": captioning(info),

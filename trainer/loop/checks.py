@@ -148,8 +148,8 @@ def _check_used(denoiser: Denoiser, alike: Sequence[EncodedItem], of: int) -> No
     latents = torch.zeros((1, *item.shape), device=denoiser.device)
     if whole.pop(NOISE_MASK, None) is not None and not denoiser.takes_given_parts:
         raise KilnError(
-            f"{len(alike)} of {of} items give the first frame within the latent ({_names(alike)}), and this model takes "
-            "none there; connect the VAE of this model to Encode Dataset, or set first_frame to none."
+            f"{len(alike)} of {of} items give the first frame within the latent ({_names(alike)}), and this model "
+            "takes none there; connect the VAE of this model to Encode Dataset, or set first_frame to none."
         )
 
     def model_gets(entry: ItemConditioning) -> object:
