@@ -141,7 +141,7 @@ async def overlay(request: web.Request) -> web.Response:
     path = media_of(request.query)
 
     def draw() -> bytes:
-        mask_file = Masks(find_files(path.parent, False)).of(path)
+        mask_file = Masks(find_files(folder_of(request.query.get("folder")), True)).of(path)
         if mask_file is not None:
             mask = read_mask(mask_file)
         else:

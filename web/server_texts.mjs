@@ -283,6 +283,7 @@ export const CHINESE = {
   "Sub-folders were not read, as recursive is off: {}; switch it on to read them.": "“包含子文件夹”未打开，没有读取子文件夹：{}；需要读取请打开。",
   "What lies in {} folders {} was not read.": "没有读取 {} 个 {} 文件夹中的内容。",
   "{} items have values in json that are no text, as a saved workflow has; they are neither captions nor fields: {}.": "{} 个样本的 json 中有不是文本的值（例如保存的工作流）；它们既不是描述也不是字段：{}。",
+  "Row {} of {} has a quotation mark that is never closed; close it or leave it out.": "{1} 的第 {0} 行有一个没有闭合的引号；请补上或去掉。",
   "Row {} of {} has {} values for {} columns; put a text that holds {} in quotes, and name every column.": "{1} 的第 {0} 行有 {2} 个值，而列只有 {3} 个；请给含有 {4} 的文本加上引号，并写出每一列的列名。",
   "Folders whose number is a date, is above {} or begins with 0 are seen once, as if they had none: {}.": "数字为日期、大于 {} 或以 0 开头的文件夹按一次计，如同没有数字：{}。",
   "Items of {} are seen more than {} times in an epoch, as the folder's number says; rename it if that means something else.": "{} 中的样本在一轮中出现超过 {} 次，这是由文件夹名中的数字决定的；若数字另有含义，请重命名。",

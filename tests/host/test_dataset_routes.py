@@ -194,6 +194,12 @@ def test_pictures(client: HostClient, folder: Path) -> None:
         "a white mask hides nothing"
     )
     assert get(client, "overlay", folder=folder.name, name="0.png")[0] == 404
+    for place in ("sub", "masks/sub"):
+        picture(folder / place / "b.png", (96, 80), "black")
+    status, red = get(client, "overlay", folder=folder.name, name="sub/b.png")
+    assert status == 200 and Image.open(io.BytesIO(red)).getextrema()[3] == (170, 170), (
+        "a black one hides all"
+    )
     (folder / "broken.png").write_bytes(b"no picture")
     assert get(client, "thumbnail", folder=folder.name, name="broken.png")[0] == 409
 

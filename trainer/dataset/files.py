@@ -74,13 +74,16 @@ class Found:
     locked: list[OSError] = field(default_factory=list)  # why folders cannot be read
     unentered: list[Path] = field(default_factory=list)  # other sub-folders, as recursive is off
 
-    def masks(self, folder: Path) -> Iterator[Path]:
-        """What lies in a folder's folders of masks, by name; one that cannot be read goes to `locked`."""
-        for inside in self.mask_folders[folder]:
-            try:
-                yield from (path for path in sorted(inside.iterdir()) if not _is_no_file(path))
-            except OSError as error:
-                self.locked.append(error)
+    def masks(self) -> Iterator[tuple[Path, Path]]:
+        """What lies in folders of masks, with the folder of images that it is for: masks/sub is for sub. The nearest
+        come first; a folder that cannot be read goes to `locked`."""
+        for folder in sorted(self.mask_folders, key=lambda path: (-len(path.parts), path)):
+            for masks in self.mask_folders[folder]:
+                for directory, folders, names in os.walk(masks, onerror=self.locked.append):
+                    folders[:] = sorted(name for name in folders if name_key(name) not in SYSTEM_FOLDERS)
+                    place = folder / Path(directory).relative_to(masks)
+                    paths = (Path(directory, name) for name in sorted(names))
+                    yield from ((place, path) for path in paths if not _is_no_file(path))
 
 
 def find_files(folder: Path, recursive: bool, also: str = "") -> Found:
@@ -222,8 +225,7 @@ def _files_that_matter(found: Found) -> Iterator[Path]:
     """What is read or named. Tables and json files may name control pictures anywhere in the folder."""
     yield from (*found.media, *found.sidecars, *found.labels, *found.unread)
     yield from sorted(found.tables.values())
-    for folder in found.mask_folders:
-        yield from found.masks(folder)
+    yield from (path for _, path in found.masks())
     if found.tables or any(ending(path.name) == ".json" for path in found.sidecars):
         for directory, folders, names in os.walk(found.root):
             folders.sort()

@@ -1,6 +1,6 @@
 """Where the mask of an image or clip lies, and masks that belong to none.
 
-    photo.png   masks/photo.png or mask/photo.png   white counts
+    photo.png   masks/photo.png or mask/photo.png   white counts; of sub/photo.png masks/sub/photo.png, too
                 photo-masklabel.png                 as OneTrainer writes it
                 its own transparency                what is opaque counts
 
@@ -28,12 +28,11 @@ class Masks:
         self._used: set[Path] = set()
         self.conditions = [p for p in found.labels if p.stem.lower().endswith(CONDITION_LABEL)]
         self.unread: list[Path] = []
-        for folder in found.mask_folders:
-            for path in found.masks(folder):
-                if ending(path.name) in STILL_ENDINGS and not path.name.startswith("."):
-                    self._add(folder, path.stem, path)
-                elif path.is_file() and not is_system_file(path.name):
-                    self.unread.append(path)
+        for folder, path in found.masks():
+            if ending(path.name) in STILL_ENDINGS and not path.name.startswith("."):
+                self._add(folder, path.stem, path)
+            elif path.is_file() and not is_system_file(path.name):
+                self.unread.append(path)
         for path in found.labels:
             if path.stem.lower().endswith(MASK_LABEL):
                 self._add(path.parent, path.stem[: -len(MASK_LABEL)], path)

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..errors import KilnError
 from ..parsers import lines_of, parse_json
 from .files import ending
-from .tables import NAME_KEYS, SEPARATORS, FileNames, plain_path, value_of
+from .tables import NAME_KEYS, SEPARATORS, FileNames, plain_path, reader_of, value_of
 
 
 def without_rows(table: Path, media: Sequence[Path], gone: Container[Path]) -> bytes | None:
@@ -85,7 +85,7 @@ def _csv_lines(lines: list[str], names: FileNames, goes: Callable[[object], bool
 
 def _records(lines: list[str], separator: str) -> list[tuple[list[str], list[str]]]:
     """Every record with the lines that it takes."""
-    reader, start = csv.reader(lines, delimiter=separator), 0
+    reader, start = reader_of(lines, separator), 0
     found = []
     for record in reader:
         found.append((record, lines[start : reader.line_num]))

@@ -180,17 +180,18 @@ def _csv_rows(path: Path, text: str, names: FileNames) -> list[tuple[int, Row]]:
         separators = lines.pop(0)[4]
     try:
         for separator in separators:
-            rows = list(csv.reader(lines, delimiter=separator))
+            rows = list(reader_of(lines, separator))
             columns = [c.strip() for c in rows[0]] if rows else []
+            between = separator + " " * _is_spaced(lines, separator)
             if {c.lower() for c in columns} & set(NAME_KEYS):
-                return [
-                    (n, _by_column(path, n, columns, row, separator)) for n, row in enumerate(rows[1:], 2)
-                ]
+                _check_quotes(path, lines, separator)
+                return [(n, _by_column(path, n, columns, row, between)) for n, row in enumerate(rows[1:], 2)]
             if len(columns) > 1 and any(names.find(plain_path(columns[0]))):  # no header at all
+                _check_quotes(path, lines, separator)
                 # Rows of several lengths have captions with commas and without quotes
                 width = len(columns) if len({len(row) for row in rows if row}) == 1 else 2
                 columns = ["file_name", "text", *(f"column_{n}" for n in range(3, width + 1))]
-                return [(n, _by_column(path, n, columns, row, separator)) for n, row in enumerate(rows, 1)]
+                return [(n, _by_column(path, n, columns, row, between)) for n, row in enumerate(rows, 1)]
     except csv.Error as error:
         raise KilnError(f"The table {shown(path)} cannot be read ({error}); save it again as CSV.") from error
     if lines:
@@ -200,7 +201,31 @@ def _csv_rows(path: Path, text: str, names: FileNames) -> list[tuple[int, Row]]:
     return []
 
 
-def _by_column(path: Path, number: int, columns: list[str], row: list[str], separator: str) -> Row:
+def reader_of(lines: list[str], separator: str, strict: bool = False) -> Any:
+    """The records of a table. Where a space stands behind the first separator, one does behind all of them."""
+    return csv.reader(
+        lines, delimiter=separator, skipinitialspace=_is_spaced(lines, separator), strict=strict
+    )
+
+
+def _is_spaced(lines: list[str], separator: str) -> bool:
+    return bool(lines) and lines[0].partition(separator)[2].startswith(" ")
+
+
+def _check_quotes(path: Path, lines: list[str], separator: str) -> None:
+    """Raise KilnError for a quote that is never closed: it takes all rows behind it into one value."""
+    whole = 0
+    try:
+        for _ in reader_of(lines, separator, strict=True):
+            whole += 1
+    except csv.Error as error:
+        if "end of data" in str(error):
+            raise KilnError(
+                f"Row {whole + 1} of {shown(path)} has a quotation mark that is never closed; close it or leave it out."
+            ) from error
+
+
+def _by_column(path: Path, number: int, columns: list[str], row: list[str], between: str) -> Row:
     """A row's values by column. Has it more than there are columns, its last one is a caption that holds separators and
     has no quotes, or nobody can tell which value is too many."""
     filled, named = _without_empty_end(row), _without_empty_end(columns)
@@ -208,11 +233,11 @@ def _by_column(path: Path, number: int, columns: list[str], row: list[str], sepa
     if len(filled) <= len(named):
         return values
     if named == columns and columns[-1].lower() in CAPTION_KEYS:
-        return {**values, columns[-1]: separator.join(filled[len(columns) - 1 :])}
+        return {**values, columns[-1]: between.join(filled[len(columns) - 1 :])}
     return BadRow(
         values,
         f"Row {number} of {shown(path)} has {len(filled)} values for {len(named)} columns; put a text that holds "
-        f"{separator!r} in quotes, and name every column.",
+        f"{between[0]!r} in quotes, and name every column.",
     )
 
 

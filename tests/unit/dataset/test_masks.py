@@ -35,6 +35,24 @@ def grey(path: Path, level: int, part: tuple[int, int, int, int] | None = None) 
     image.save(path)
 
 
+def test_masks_in_folders_like_those_of_the_images(tmp_path: Path) -> None:
+    for name in ("a", "sub/b", "sub/deep/c", "sub/d"):
+        picture(tmp_path / f"{name}.png", SIZE, caption=name)
+        grey(tmp_path / "masks" / f"{name}.png", 255)
+    grey(tmp_path / "sub" / "masks" / "d.png", 255)
+    grey(tmp_path / "masks" / "other" / "a.png", 255)
+    dataset = scan_folder(tmp_path, ScanOptions(recursive=True))
+    used = {i.path.stem: i.mask.relative_to(tmp_path).as_posix() for i in dataset.items if i.mask}
+    assert used == {
+        "a": "masks/a.png",
+        "b": "masks/sub/b.png",
+        "c": "masks/sub/deep/c.png",
+        "d": "sub/masks/d.png",
+    }, "the nearest counts"
+    (orphans,) = [r for r in dataset.remarks if "masks are not used" in r]
+    assert "2 masks" in orphans and "a.png" in orphans and "d.png" in orphans
+
+
 @pytest.mark.parametrize("size", [(8, 8), (1, 1), (640, 640)])
 def test_a_mask_is_scaled_to_its_image(tmp_path: Path, size: tuple[int, int]) -> None:
     picture(tmp_path / "a.png", SIZE, caption="one")

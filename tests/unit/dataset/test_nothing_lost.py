@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
 from tests.media import clip, picture, scene
-from trainer.dataset import pixels
+from trainer.dataset import files, pixels
 from trainer.dataset.browse import Contents
 from trainer.dataset.browse import Part as Shown
 from trainer.dataset.buckets import BucketOptions, plan
@@ -163,6 +163,9 @@ def test_a_table_that_cannot_be_understood_is_named(tmp_path: Path) -> None:
         "a.png,a red zorb, on snow, at night\nb.png,plain\n",
         "b.png,plain\na.png,a red zorb, on snow, at night\n",
         "file_name;text\na.png;a red zorb, on snow, at night\nb.png;plain\n",
+        "file_name, text\na.png, a red zorb, on snow, at night\nb.png, plain\n",
+        'file_name, text\na.png, "a red zorb, on snow, at night"\nb.png, plain\n',
+        'a.png, "a red zorb, on snow, at night"\nb.png, plain\n',
     ],
 )
 def test_a_caption_with_commas_and_without_quotes_is_whole(tmp_path: Path, table: str) -> None:
@@ -189,6 +192,26 @@ def test_a_row_with_a_value_too_many_is_named_by_its_number(tmp_path: Path) -> N
     with pytest.raises(KilnError, match="Row 3 of"):
         DatasetEditor(tmp_path, Shown(), tmp_path / ".journal").set_aside([Seen(bad.name, bad.version)])
     assert table.read_bytes() == before and (tmp_path / "a.png").exists()
+
+
+def test_a_quote_that_is_never_closed_is_named(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        picture(tmp_path / f"{name}.png")
+    (tmp_path / "metadata.csv").write_text('file_name,text\na.png,"a "red" zorb"\nb.png,plain\n')
+    assert captions(tmp_path)["b.png"] == "plain", "quotes within quotes are taken as they come"
+    (tmp_path / "metadata.csv").write_text('file_name,text\na.png,"a red zorb\nb.png,plain\n')
+    with pytest.raises(KilnError, match=r"Row 2 of .*metadata.csv has a quotation mark that is never closed"):
+        captions(tmp_path)
+
+
+def test_a_row_leaves_a_table_whose_columns_have_spaces_between(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        picture(tmp_path / f"{name}.png")
+    table = tmp_path / "metadata.csv"
+    table.write_text('light, text, file_name\nsoft, "one, two\nthree", a.png\nhard, "four, five", b.png\n')
+    assert captions(tmp_path) == {"a.png": "one, two\nthree", "b.png": "four, five"}
+    kept = without_rows(table, [tmp_path / "a.png", tmp_path / "b.png"], {tmp_path / "a.png"})
+    assert kept == b'light, text, file_name\nhard, "four, five", b.png\n'
 
 
 def test_a_row_whose_very_name_is_shifted_is_named_by_its_number(tmp_path: Path) -> None:
@@ -419,8 +442,9 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
     dataset = scan_folder(tmp_path, ScanOptions(recursive=True, on_bad_file="skip"))
     assert len(dataset.items) == 1 and "locked" in dataset.skipped[0]
     picture(tmp_path / "masks" / "a.png")
-    monkeypatch.setattr(Path, "iterdir", lambda path: scandir(f"{path} locked"))
-    with pytest.raises(KilnError, match=r"The folder .*masks locked cannot be read"):
+    (tmp_path / "masks").rename(tmp_path / "masks_locked")
+    monkeypatch.setattr(files, "MASK_FOLDERS", ("masks_locked",))
+    with pytest.raises(KilnError, match=r"The folder .*masks_locked cannot be read"):
         scan_folder(tmp_path)
     assert folder_state(tmp_path, False)
 
