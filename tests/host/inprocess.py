@@ -27,7 +27,12 @@ def load_file(name: str, path: Path, package: Path | None = None) -> ModuleType:
 
 
 def start(cpu: bool = True) -> None:
-    """Make `comfy`, `folder_paths` and the host's `nodes` importable, and the pack as `lora_kiln`."""
+    """Make `comfy`, `folder_paths` and the host's `nodes` importable, and the pack as `lora_kiln`.
+
+    Once: in a fork of fork_server.py it is done.
+    """
+    if "lora_kiln" in sys.modules:
+        return
     sys.path.insert(0, os.getcwd())
     sys.argv = [sys.argv[0], *(["--cpu"] if cpu else [])]
     load_file("launch_host", REPO / "scripts" / "launch_host.py").prepare(Path.cwd())
