@@ -6,9 +6,11 @@ host that is moved finds its runs again.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -24,19 +26,19 @@ class Places:
     opened: Sequence[Path] = ()
     """Further folders, each told by a mark of its own."""
 
+    @functools.cached_property
+    def _roots(self) -> list[tuple[str, Path]]:
+        """What is written for each folder, and the folder, also without links; in the order in which they are tried."""
+        marked = [(f"{OPENED}/{_mark(folder)}", folder) for folder in self.opened]
+        named = [(name, folder) for name, folder in self.named.items() if name]
+        rest = [("", self.named[""])] if "" in self.named else []
+        return [(name, root) for name, folder in (*named, *marked, *rest) for root in (folder, _real(folder))]
+
     def stored(self, path: Path | str) -> str:
         """As it is written: below one of the folders, with forward slashes. Outside of all it stays as it is."""
-        for name, folder in self.named.items():
-            for root in (folder, _real(folder)):
-                if name and (below := _below(path, root)) is not None:
-                    return str(PurePosixPath(name, below))
-        for folder in self.opened:
-            if (below := _below(path, folder)) is not None:
-                return str(PurePosixPath(OPENED, _mark(folder), below))
-        if "" in self.named:
-            for root in (self.named[""], _real(self.named[""])):
-                if (below := _below(path, root)) is not None:
-                    return below
+        for name, root in self._roots:
+            with suppress(ValueError):
+                return str(PurePosixPath(name, Path(path).relative_to(root).as_posix()))
         return str(path)
 
     def found(self, text: str) -> Path:
@@ -58,13 +60,6 @@ class Places:
 
 
 AS_THEY_ARE = Places()
-
-
-def _below(path: Path | str, folder: Path) -> str | None:
-    try:
-        return Path(path).relative_to(folder).as_posix()
-    except ValueError:
-        return None
 
 
 def _real(folder: Path) -> Path:
