@@ -11,7 +11,7 @@ from ..trainer.dataset import files
 from ..trainer.dataset.combine import Part, combine
 from ..trainer.dataset.from_graph import images_to_dataset
 from ..trainer.dataset.items import Dataset
-from ..trainer.dataset.scan import ScanOptions, scan_folder
+from ..trainer.dataset.scan import ScanOptions, columns_state, scan_folder
 from ..trainer.parsers import split_list
 from . import types
 from .host import paths
@@ -107,9 +107,11 @@ class KilnLoadDataset(io.ComfyNode):
     def fingerprint_inputs(
         cls, folder: str, recursive: bool, validation_folder: str = "", control_folders: str = "", **_: Any
     ) -> Any:
-        state = files.folder_state(paths.dataset_folder(folder), recursive, validation_folder.strip())
-        controls = control_folders_of(control_folders, paths.dataset_folder(folder))
-        return [state, *(files.folder_state(each, recursive=True) for each in controls)]
+        place, also = paths.dataset_folder(folder), validation_folder.strip()
+        controls = control_folders_of(control_folders, place)
+        options = ScanOptions(recursive=recursive, validation_folder=also, control_folders=controls)
+        states = [files.folder_state(each, recursive=True) for each in controls]
+        return [files.folder_state(place, recursive, also), columns_state(place, options), *states]
 
     @classmethod
     def execute(

@@ -46,9 +46,14 @@ def writing(size: tuple[int, int] = (640, 480), text: str = "OPEN ALL NIGHT") ->
 
 
 def clip(
-    path: Path, frames: int = 20, size: tuple[int, int] = (64, 48), fps: int = 16, codec: str = "mpeg4"
+    path: Path,
+    frames: int = 20,
+    size: tuple[int, int] = (64, 48),
+    fps: int = 16,
+    codec: str = "mpeg4",
+    step: float = 10,
 ) -> None:
-    """A clip whose frames grow brighter, 10 per frame, so that a frame tells its number."""
+    """A clip whose frames grow brighter, by `step` of 255 per frame, so that a frame tells its number."""
     import av
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +63,7 @@ def clip(
         stream.bit_rate = 4_000_000
         container.start_encoding()  # a clip without frames has a header, too
         for number in range(frames):
-            pixels = np.full((size[1], size[0], 3), min(255, number * 10), np.uint8)
+            pixels = np.full((size[1], size[0], 3), min(255, round(number * step)), np.uint8)
             for packet in stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")):
                 container.mux(packet)
         for packet in stream.encode():

@@ -38,6 +38,7 @@ export const DATASET = {
   kind_crop: ["cropped much", "裁切较多"],
   kind_mask: ["mask", "遮罩"],
   kind_stretched: ["stretched mask", "遮罩变形"],
+  kind_control: ["control cropped", "控制图被裁"],
   kind_empty: ["empty mask", "空遮罩"],
   datasetSize: ["Size", "尺寸"],
   size_0: ["all sizes", "所有尺寸"],

@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..errors import KilnError
+from .controls import target_beside
 from .files import (
     ENDINGS,
     MASK_FOLDERS,
@@ -132,14 +133,24 @@ class Contents:
         alone = len(self._beside(path).alike[os.path.dirname(path), name_key(path.stem)]) == 1
         return path.parent / MASK_FOLDERS[0] / f"{path.stem if alone else path.name}.png"
 
-    def belongings(self, path: Path) -> list[Path]:
-        """An item and what belongs to it alone: photo.txt stays where photo.png and photo.jpg share it."""
+    def belongings(self, path: Path, pictures: bool = True) -> list[Path]:
+        """An item and what belongs to it alone: photo.txt stays where photo.png and photo.jpg share it.
+
+        pictures: with photo_control.png, which the page shows as an item of its own; with a caption it is one.
+        """
         beside = self._beside(path)
         mask = beside.masks.of(path)
         files = [*beside.sidecars.of(path), *([mask] if mask is not None else [])]
+        for control in beside.controls.get((os.path.dirname(path), name_key(path.stem)), ()):
+            if control in beside.labels or (pictures and self._is_silent(control)):
+                files.append(control)
         if len(beside.alike[os.path.dirname(path), name_key(path.stem)]) > 1:
             files = [f for f in files if name_key(f.name).startswith(name_key(path.name))]
         return list(dict.fromkeys([path, *files]))
+
+    def _is_silent(self, path: Path) -> bool:
+        item = self.item(path)
+        return item is not None and not (item.caption or item.fields or item.error)
 
     def tables(self) -> list[Path]:
         """The tables that are read."""
@@ -157,11 +168,19 @@ class Contents:
 class _Beside:
     found: Found
     alike: dict[tuple[str, str], list[Path]] = field(default_factory=dict)  # pictures of one stem
+    controls: dict[tuple[str, str], list[Path]] = field(
+        default_factory=dict
+    )  # pictures named like controls of one
+    labels: frozenset[Path] = frozenset()  # those of them that are never items
 
     def __post_init__(self) -> None:
         self.tables, self.sidecars, self.masks = Tables(self.found), Sidecars(self.found), Masks(self.found)
         for path in self.found.media:
             self.alike.setdefault((os.path.dirname(path), name_key(path.stem)), []).append(path)
+        self.labels = frozenset(self.masks.conditions)
+        for path in (*self.found.media, *self.masks.conditions):
+            if (target := target_beside(path)) is not None:
+                self.controls.setdefault((os.path.dirname(path), name_key(target)), []).append(path)
 
 
 def dataset_folders(base: Path) -> list[tuple[str, int]]:

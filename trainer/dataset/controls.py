@@ -2,7 +2,8 @@
 
     control folder      photo.png, or photo_0.png and photo_1.png for several, beside the target photo.png
     the same folder     photo_control.png, photo_control_1.png, or OneTrainer's photo-condlabel.png; asked for as "."
-    a table or .json    the column control_path (control_path_0, control_path_1 ...), relative to its folder
+    a table or .json    the column control_path or conditioning_image (control_path_0, control_path_1 ...), relative to
+                        its folder or to the dataset's
 
 Names are compared as those of captions and masks are. A target may have another ending than its control picture.
 """
@@ -10,39 +11,69 @@ Names are compared as those of captions and masks are. A target may have another
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import KilnError, shortened
-from .files import CONDITION_LABEL, ENDINGS, Found, ending, find_files, name_key
+from .files import CONDITION_LABEL, ENDINGS, Found, ending, find_files, name_key, natural_key
 from .names import inside
 from .pixels import shown
 from .remarks import names_of
 
-COLUMN = re.compile(r"control(?:_path|_image)?(?:_(\d{1,2}))?$")
-"""Names of the columns that other trainers read control pictures from."""
+COLUMN = re.compile(
+    r"(?:control|(?:control|condition|conditioning)_image)(?:_path|_file_name)?(?:_(\d{1,2}))?"
+)
+"""Names of the columns that other trainers read control pictures from: control_path and control_path_0 of
+musubi-tuner, conditioning_image of diffusers, and with _file_name as Hugging Face's imagefolder has it."""
 
 _NUMBERED = re.compile(r"(.+)_(\d{1,2})$")
 _BESIDE = re.compile(r"(.+)_control(?:_(\d{1,2}))?$", re.IGNORECASE)
 
+Name = tuple[str, str]
+"""The folder below the dataset's or the control folder, and the key of a file's name."""
+
 
 class Controls:
-    """The control pictures of a dataset's items."""
+    """The control pictures of a dataset's items.
 
-    def __init__(self, folders: Sequence[Path], found: Found) -> None:
-        """folders: in the order in which the pictures are given to the model; the dataset's own folder stands for
-        pictures beside their targets."""
+    Attributes:
+        used: those that `of` has given.
+        beside: pictures of the dataset's folder that are no items, as they are named like control pictures.
+        unread: files of the control folders of kinds that are not read.
+    """
+
+    def __init__(
+        self, folders: Sequence[Path], found: Found, speaks: Callable[[Path], bool] = lambda path: False
+    ) -> None:
+        """
+        Args:
+            folders: in the order in which the pictures are given to the model; the dataset's own folder stands for
+                pictures beside their targets.
+            found: what lies in the dataset's folder.
+            speaks: whether something is said of a file of it, as of an item.
+        """
         self._root = found.root
         self.used: set[Path] = set()
-        self._files: dict[Path, dict[tuple[str, str], dict[int, Path]]] = {}
-        self.beside: frozenset[Path] = frozenset()  # media that are no items
+        self.unread: list[Path] = []
+        self._doubles: set[Path] = set()
+        self._files: dict[Path, dict[Name, list[Path]]] = {}
+        self._named_beside = list(_controls_beside(found.media))
+        self.beside: frozenset[Path] = frozenset()
+        if found.root in folders:
+            lonely = (p for p in found.media if _BESIDE.fullmatch(p.stem) and not speaks(p))
+            self.beside = frozenset((*self._named_beside, *lonely))
+        targets = _Targets(found.root, [path for path in found.media if path not in self.beside])
         for folder in folders:
             if folder == found.root:
-                self.beside = frozenset(_beside(found.media))
                 pictures = [*self.beside, *(p for p in found.labels if _is_condition(p))]
                 self._files[folder] = _by_target(pictures, folder, _name_beside)
             else:
-                self._files[folder] = _by_target(find_files(folder, True).media, folder, _name_apart)
+                others = frozenset((*folders, found.root)) - {folder}
+                there = find_files(folder, True, apart=others)
+                self.unread += there.unread
+                self._files[folder] = _by_target(there.media, folder, targets.name_apart)
 
     def of(self, media: Path, fields: Mapping[str, str]) -> list[Path]:
         """The control pictures of an item, in order.
@@ -57,102 +88,149 @@ class Controls:
         found = [
             path for folder, files in self._files.items() for path in self._in_folder(folder, files, media)
         ]
-        found += self._of_columns(media, fields)
+        found += self.of_columns(media, fields)
         self.used.update(found)
         return found
 
-    def remarks(self) -> Iterator[str]:
-        """On control pictures that belong to no item."""
-        for folder, files in self._files.items():
-            surplus = sorted(p for group in files.values() for p in group.values() if p not in self.used)
-            if surplus:
-                yield (
-                    f"{len(surplus)} pictures of the control folder {shown(folder)} belong to no item: "
-                    f"{names_of(surplus)}."
-                )
+    def of_columns(self, media: Path, fields: Mapping[str, str]) -> Iterator[Path]:
+        """Those that columns name.
 
-    def _in_folder(
-        self, folder: Path, files: dict[tuple[str, str], dict[int, Path]], media: Path
-    ) -> list[Path]:
+        Raises:
+            KilnError: a file is not there.
+        """
+        columns = [
+            (int(match[1] or -1), name) for name in fields if (match := COLUMN.fullmatch(column_key(name)))
+        ]
+        for _, name in sorted(columns):
+            value = fields[name].strip()
+            whole = self._picture(media, value)
+            # A list in a json file has become a text with commas
+            parts = [value] if whole is not None else [part.strip() for part in value.split(",")]
+            for part in filter(None, parts):
+                path = whole or self._picture(media, part)
+                if path is None:
+                    raise KilnError(
+                        f"The column {name} of {shown(media)} names {shortened(part, 80)!r}, which is no picture of "
+                        "the dataset's folder; write a path relative to the folder of the table."
+                    )
+                yield path
+
+    def remarks(self) -> Iterator[str]:
+        """On control pictures that belong to no item, and on items that may be control pictures."""
+        doubles = self._doubles - self.used
+        if doubles:
+            yield (
+                f"{len(doubles)} control pictures are not used, as another one of the same name is: "
+                f"{names_of(sorted(doubles))}."
+            )
+        for folder, files in self._files.items():
+            unused = {p for group in files.values() for p in group} - self.used - doubles
+            if unused:
+                yield (
+                    f"{len(unused)} pictures of the control folder {shown(folder)} belong to no item: "
+                    f"{names_of(sorted(unused))}."
+                )
+        items = [p for p in self._named_beside if p not in self.beside and p not in self.used]
+        if items:
+            yield (
+                f"{len(items)} pictures are named like the control picture of another one ({names_of(items)}); they "
+                "are items of their own unless control_folders on Load Dataset holds a dot."
+            )
+
+    def _in_folder(self, folder: Path, files: dict[Name, list[Path]], media: Path) -> list[Path]:
         place = media.parent.relative_to(self._root).as_posix()
-        for key in ((place, media.stem), (place, media.name), ("", media.stem), (".", media.stem)):
+        for key in ((place, media.stem), (place, media.name), (".", media.stem), (".", media.name)):
             group = files.get((key[0], name_key(key[1])))
             if group:
-                return [group[number] for number in sorted(group)]
+                return self._one_of_each_name(group, media)
         raise KilnError(
             f"{shown(media)} has no control picture in {shown(folder)}; put one with the same name there, or take the "
             "item out."
         )
 
-    def _of_columns(self, media: Path, fields: Mapping[str, str]) -> Iterator[Path]:
-        columns = [(int(match[1] or 0), name) for name in fields if (match := COLUMN.fullmatch(name))]
-        for _, name in sorted(columns):
-            value = fields[name].strip()
-            if not value:
-                continue
-            path = next((p for p in self._places(media, value) if p.is_file()), None)
-            if path is None or ending(path.name) not in ENDINGS:
-                raise KilnError(
-                    f"The column {name} of {shown(media)} names {shortened(value, 80)!r}, which is no picture of the "
-                    "dataset's folder; write a path relative to the folder of the table."
-                )
-            yield path
+    def _one_of_each_name(self, group: list[Path], media: Path) -> list[Path]:
+        """Of photo.png and photo.jpg the one with the item's own ending, else the first."""
+        alike: dict[str, list[Path]] = defaultdict(list)
+        for path in group:
+            alike[name_key(path.stem)].append(path)
+        chosen = [min(paths, key=lambda p: ending(p.name) != ending(media.name)) for paths in alike.values()]
+        self._doubles |= set(group) - set(chosen)
+        return chosen
+
+    def _picture(self, media: Path, value: str) -> Path | None:
+        return next(
+            (p for p in self._places(media, value) if p.is_file() and ending(p.name) in ENDINGS), None
+        )
 
     def _places(self, media: Path, value: str) -> Iterator[Path]:
         """Where a path of a table may lead to; never out of the dataset's folder."""
         value = value.replace("\\", "/")
-        for folder in (media.parent, self._root):
+        for folder in media.parents:
             name = value
             if value.startswith("/") and Path(value).is_relative_to(folder):
                 name = Path(value).relative_to(folder).as_posix()
-            try:
-                path = inside(self._root, (folder / name).relative_to(self._root).as_posix())
-            except (KilnError, ValueError):
-                continue
+            with suppress(KilnError, ValueError):
+                yield inside(self._root, (folder / name).relative_to(self._root).as_posix())
+            if folder == self._root:
+                break
+
+
+class _Targets:
+    """Which names are an item's own."""
+
+    def __init__(self, root: Path, media: Iterable[Path]) -> None:
+        self._names: set[Name] = set()
+        for path in media:
+            place = path.parent.relative_to(root).as_posix()
+            for name in (path.stem, path.name):  # a control folder may hold all pictures in one place
+                self._names |= {(place, name_key(name)), (".", name_key(name))}
+
+    def name_apart(self, place: str, path: Path) -> tuple[str, int]:
+        """photo_1 is a picture of photo, unless an item is called so."""
+        match = None if self._has(place, path.stem) else _NUMBERED.fullmatch(path.stem)
+        return (match[1], int(match[2])) if match and self._has(place, match[1]) else (path.stem, -1)
+
+    def _has(self, place: str, stem: str) -> bool:
+        return (place, name_key(stem)) in self._names
+
+
+def _controls_beside(media: Iterable[Path]) -> Iterator[Path]:
+    """Files named like the control picture of another one."""
+    media = list(media)
+    stems = {(p.parent, name_key(p.stem)) for p in media}
+    for path in media:
+        target = target_beside(path)
+        if target is not None and (path.parent, name_key(target)) in stems:
             yield path
+
+
+def target_beside(control: Path) -> str | None:
+    """The stem of what a picture is named as the control picture of; None for other names."""
+    match = _BESIDE.fullmatch(control.stem)
+    return control.stem[: -len(CONDITION_LABEL)] if _is_condition(control) else match[1] if match else None
+
+
+def column_key(name: str) -> str:
+    """A column's name as COLUMN has it: "Control Path" -> control_path."""
+    return re.sub(r"[\s-]+", "_", name.strip().casefold())
 
 
 def _is_condition(path: Path) -> bool:
     return path.stem.lower().endswith(CONDITION_LABEL)
 
 
-def _beside(media: Iterable[Path]) -> Iterator[Path]:
-    """Files named like the control picture of another one."""
-    media = list(media)
-    stems = {(p.parent, name_key(p.stem)) for p in media}
-    for path in media:
-        match = _BESIDE.fullmatch(path.stem)
-        if match and (path.parent, name_key(match[1])) in stems:
-            yield path
-
-
-def _name_beside(path: Path) -> tuple[str, int]:
-    if _is_condition(path):
-        return path.stem[: -len(CONDITION_LABEL)], 0
+def _name_beside(place: str, path: Path) -> tuple[str, int]:
     match = _BESIDE.fullmatch(path.stem)
-    assert match is not None
-    return match[1], int(match[2] or 0)
-
-
-def _name_apart(path: Path) -> tuple[str, int]:
-    return path.stem, -1
+    return target_beside(path) or path.stem, int(match[2] or -1) if match else -1
 
 
 def _by_target(
-    pictures: Iterable[Path], folder: Path, named: Callable[[Path], tuple[str, int]]
-) -> dict[tuple[str, str], dict[int, Path]]:
-    """(folder below, name of the target) -> number -> picture. A picture photo_1 is the second one of photo unless a
-    target is called so, which finds it by its whole name first."""
-    groups: dict[tuple[str, str], dict[int, Path]] = {}
+    pictures: Iterable[Path], folder: Path, named: Callable[[str, Path], tuple[str, int]]
+) -> dict[Name, list[Path]]:
+    """The pictures of each target in the order of their numbers."""
+    groups: dict[Name, list[tuple[int, list[tuple[int, int, str]], Path]]] = defaultdict(list)
     for path in pictures:
         place = path.parent.relative_to(folder).as_posix()
-        name, number = named(path)
-        groups.setdefault((place, name_key(name)), {})[number] = path
-    for (place, _), group in list(groups.items()):
-        numbered = group.get(-1)
-        match = None if numbered is None else _NUMBERED.fullmatch(numbered.stem)
-        if numbered is not None and match:
-            key = (place, name_key(match[1]))
-            if -1 not in groups.get(key, {}):
-                groups.setdefault(key, {})[int(match[2])] = numbered
-    return groups
+        name, number = named(place, path)
+        groups[place, name_key(name)].append((number, natural_key(path), path))
+    return {key: [path for *_, path in sorted(group)] for key, group in groups.items()}

@@ -173,6 +173,7 @@ class DatasetEditor:
                     raise KilnError(f"{shown_name(item.name)} is not set aside; choose items that are.")
                 names = map(self._name, contents.belongings(self.root / item.name))
                 moves += [(name, name.removeprefix(f"{SET_ASIDE}/")) for name in names]
+            moves = list(dict.fromkeys(moves))  # a control picture may be chosen beside its item
             self._check_free(moves)
             entry = self._journal.apply("bring back", [s.name for s in seen], {}, moves)
             self._remove_empty(SET_ASIDE)
@@ -234,7 +235,7 @@ class DatasetEditor:
         writes: dict[str, bytes | None] = {}
         for item in items:
             media = self.root / item.name
-            files = contents.belongings(media)
+            files = contents.belongings(media, pictures=folder != TRASH)  # what is shown as an item is kept
             moves += [(self._name(path), f"{folder}/{self._name(path)}") for path in files]
             if contents.row(media):
                 writes.update(self._named(_own_sidecars(item, self.root / folder / item.name, files)))
@@ -243,6 +244,7 @@ class DatasetEditor:
             after = without_rows(table, contents.media_below(table.parent), gone)
             if after is not None:
                 writes[self._name(_no_link(table))] = after
+        moves = list(dict.fromkeys(moves))  # a control picture may be chosen beside its item
         self._check_free(moves)
         return self._journal.apply(what, [i.name for i in items], writes, moves)
 

@@ -13,7 +13,7 @@ from ..errors import KilnError
 from .buckets import Bucket, BucketOptions, bucket_of
 from .caption_variants import caption_variants
 from .encoded import FORMAT, Encoder, address_of, cache_path
-from .items import Item
+from .items import Control, Item
 from .video import MIDDLE, stride_of
 
 
@@ -54,7 +54,15 @@ def job_of(item: Item, options: BucketOptions, variant: int, encoder: Encoder, c
 
 
 def _controls_id(item: Item) -> list[str]:
-    return [c.facts.sha256 for c in item.controls]
+    """A clip of another frame rate than its target was read by number once."""
+    return [
+        c.facts.sha256 + (" at the target's times" if _at_other_times(item, c) else "") for c in item.controls
+    ]
+
+
+def _at_other_times(item: Item, control: Control) -> bool:
+    clips = min(item.facts.frames, control.facts.frames) > 1
+    return clips and bool(item.facts.fps and control.facts.fps) and not control.same_rate(item.facts)
 
 
 def _pictures_id(item: Item, job: Job, encoder: Encoder, way: str) -> list[str]:

@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,20 +86,23 @@ class Found:
                     yield from ((place, path) for path in paths if not _is_no_file(path))
 
 
-def find_files(folder: Path, recursive: bool, also: str = "") -> Found:
+def find_files(folder: Path, recursive: bool, also: str = "", apart: Collection[Path] = frozenset()) -> Found:
     """Every file of a folder by what it is for. Hidden ones are left out, links to folders are not followed.
 
     Args:
         folder: must exist.
         recursive: enter sub-folders.
         also: a sub-folder that is entered in any case; "" for none.
+        apart: folders that are left out without a word, since they are for something else.
     """
     found = Found(folder)
     for directory, folders, names in os.walk(folder, onerror=found.locked.append):
         here = Path(directory)
         entered = []
         for name in sorted(folders):
-            if _enters(found, here / name, recursive or here != folder or name == also):
+            if not _is_among(here / name, apart) and _enters(
+                found, here / name, recursive or here != folder or name == also
+            ):
                 entered.append(name)
         folders[:] = entered
         for name in names:
@@ -171,6 +174,10 @@ def _numbered(name: str) -> re.Match[str] | None:
         match is not None and match[1][0] != "0" and len(match[1]) <= 4 and int(match[1]) <= MOST_REPEATS
     )
     return match if is_count else None
+
+
+def _is_among(path: Path, folders: Collection[Path]) -> bool:
+    return bool(folders) and (path in folders or (path.is_symlink() and path.resolve() in folders))
 
 
 def _enters(found: Found, path: Path, wanted: bool) -> bool:

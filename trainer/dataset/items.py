@@ -22,6 +22,9 @@ from .video import MIDDLE
 SAME_SHAPE = 0.02
 """Relative difference of width / height up to which two shapes are one."""
 
+SAME_RATE = 0.002
+"""Relative difference of frame rates up to which two are one: 24 and 23.976 are."""
+
 Role = Literal["subject", "regularisation", "validation"]
 """What an item is for: learned, kept as it was (prior preservation), or only looked at for the validation loss."""
 
@@ -32,6 +35,16 @@ class Control:
 
     path: Path
     facts: Facts
+
+    def lost(self, target: Facts) -> float:
+        """Share 0-1 of it that is cut off, since it has another shape than its target."""
+        across, down = self.facts.width * target.height, self.facts.height * target.width
+        return 1 - min(across, down) / max(across, down)
+
+    def same_rate(self, target: Facts) -> bool:
+        """Whether a clip shows its frames when its target does, so that they are counted alike."""
+        rates = self.facts.fps, target.fps
+        return self.facts.even == target.even and abs(rates[0] - rates[1]) <= SAME_RATE * max(rates)
 
 
 @dataclass(frozen=True)

@@ -93,13 +93,36 @@ def _read_control(item: Item, control: Control, size: Bucket, frames: int, fps: 
         else:
             image = flatten(open_still(control.path)[0])
         return cut(image)[None].copy()
-    if control.facts.frames < target.frames:
+    known = bool(control.facts.fps and target.fps)
+    if not known or target.frames == 1 or control.same_rate(target):
+        if control.facts.frames < target.frames:
+            raise KilnError(
+                f"The control clip {shown(control.path)} has {control.facts.frames} frames and {shown(item.path)} "
+                f"{target.frames}; make it as long as its target."
+            )
+        steered = replace(item, path=control.path, facts=replace(control.facts, frames=target.frames))
+        return np.stack(_read_clip(steered, frames, fps, cut))
+    if control.facts.seconds + 1 / control.facts.fps < target.seconds:
         raise KilnError(
-            f"The control clip {shown(control.path)} has {control.facts.frames} frames and {shown(item.path)} "
-            f"{target.frames}; make it as long as its target."
+            f"The control clip {shown(control.path)} is {control.facts.seconds:.2f} s long and {shown(item.path)} "
+            f"{target.seconds:.2f} s; make it as long as its target."
         )
-    steered = replace(item, path=control.path, facts=replace(control.facts, frames=target.frames))
-    return np.stack(_read_clip(steered, frames, fps, cut))
+    nearest = 0.5 / control.facts.fps if control.facts.even else 0.0
+    return np.stack(read_times(control.path, [t + nearest for t in _times(item, frames, fps)], cut))
+
+
+def _times(item: Item, frames: int, fps: float) -> list[float]:
+    """When the frames stand that are trained on, in seconds from the clip's first frame on; its rate is known."""
+    facts = item.facts
+    if _by_number(item, fps):
+        return [n / facts.fps for n in pick_frames(facts.frames, facts.fps, frames, fps, item.place)]
+    return pick_times(facts.frames, facts.fps, frames, fps, item.place)
+
+
+def _by_number(item: Item, fps: float) -> bool:
+    """Whether a clip's frames are counted; else their time stamps are read."""
+    facts = item.facts
+    return not facts.fps or not fps or (facts.even and item.place == MIDDLE)
 
 
 def crop_offset(item: Item, bucket: Bucket, variant: int = 0) -> tuple[int, int]:
@@ -166,7 +189,7 @@ def _read_clip(
     item: Item, frames: int, fps: float, change: Callable[[Image.Image], np.ndarray]
 ) -> list[np.ndarray]:
     facts = item.facts
-    if not facts.fps or not fps or (facts.even and item.place == MIDDLE):
+    if _by_number(item, fps):
         return read_frames(item.path, pick_frames(facts.frames, facts.fps, frames, fps, item.place), change)
     nearest = (
         0.5 / facts.fps if facts.even else 0.0

@@ -21,6 +21,7 @@ from .pixels import shown
 
 FEW_ITEMS, GOOD_ITEMS = 20, 50
 SMALL_SIDE, GOOD_SIDE = 512, 1024
+MUCH_LOST = 0.25  # share of an item's pixels, or of its control picture's
 NEAR_BITS = 6  # of 64 bits of the perceptual hash may differ in a near-duplicate
 NEAR_COLOUR = 8.0  # and this much of 0-255 in the mean colours
 COMMON = frozenset("a an and at by for from in is it its of on or the this to with".split())  # noqa: SIM905
@@ -128,6 +129,14 @@ def _picture_problems(items: Sequence[Item], side: int) -> Iterator[Problem]:
             mask = f"{item.mask_size[0]}x{item.mask_size[1]}"
             text = f"its mask has another shape, {mask} pixels instead of {size}, and is stretched"
             yield Problem(index, "stretched mask", text)
+        for control in item.controls:
+            if (lost := control.lost(facts)) > MUCH_LOST:
+                other = f"{control.facts.width}x{control.facts.height}"
+                text = (
+                    f"its control picture {control.path.name} has another shape, {other} pixels instead of {size}, and "
+                    f"{lost:.0%} of it is cut off"
+                )
+                yield Problem(index, "control cropped", text)
         held = f"{round(facts.width * facts.detail)}x{round(facts.height * facts.detail)}"
         if facts.detail == 0:
             yield Problem(

@@ -106,6 +106,15 @@ def mask_remarks(
         yield f"{len(conditions)} pictures to condition on are not used: {names_of(conditions)}."
 
 
+def silent_controls(paths: Sequence[Path]) -> Iterator[str]:
+    """On pictures that columns name as control pictures of others, and of which nothing is said."""
+    if paths:
+        yield (
+            f"{len(paths)} pictures that a column names as control pictures have no caption, and are no items: "
+            f"{names_of(paths)}."
+        )
+
+
 def folders_not_entered(found: Found) -> Iterator[str]:
     """A sentence for each that should have been: those that cannot be read, and links."""
     for error in found.locked:

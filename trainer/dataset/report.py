@@ -13,6 +13,7 @@ from .quality import (
     FEW_ITEMS,
     GOOD_ITEMS,
     GOOD_SIDE,
+    MUCH_LOST,
     SMALL_SIDE,
     Problem,
     find_problems,
@@ -20,7 +21,6 @@ from .quality import (
     tag_counts,
 )
 
-MUCH_LOST = 0.25  # share of an item's pixels
 MOST_LINES = 40  # of a list; the rest is counted
 
 

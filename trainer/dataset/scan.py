@@ -10,6 +10,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -32,8 +33,9 @@ from .remarks import (
     folders_not_entered,
     mask_remarks,
     names_of,
+    silent_controls,
 )
-from .sidecars import Sidecars
+from .sidecars import Said, Sidecars
 from .tables import Tables
 from .video import probe_clip
 
@@ -85,9 +87,10 @@ def scan_folder(
         raise KilnError(
             f"The folder {shown(folder)} does not exist; put your images in a folder under ComfyUI/input."
         )
-    found = find_files(folder, options.recursive, options.validation_folder)
+    found = find_files(folder, options.recursive, options.validation_folder, options.control_folders)
     beside = _Beside(found, FactsCache(facts_cache, folder), options, facts_cache)
     found.media = [path for path in found.media if path not in beside.controls.beside]
+    found.media = [path for path in found.media if path not in beside.named_by_columns()]
     items: list[Item] = []
     bad: list[tuple[Path, KilnError]] = []
     with ThreadPoolExecutor(THREADS) as pool:
@@ -114,7 +117,7 @@ def scan_folder(
         tuple(items),
         skipped=tuple(dict.fromkeys(reasons)),
         bad=tuple((path, str(error)) for path, error in bad),
-        unread=(*found.unread, *beside.masks.unread),
+        unread=(*found.unread, *beside.masks.unread, *beside.controls.unread),
         remarks=tuple(beside.remarks(items)),
     )
     return hold_out(dataset, options.validation_share, options.validation_folder, folder)
@@ -178,9 +181,11 @@ class _Beside:
     ) -> None:
         self.cache = cache
         self._found, self._options = found, options
-        self.controls = Controls(options.control_folders, found)
-        self._caches = {f: FactsCache(facts_cache, f) for f in options.control_folders if f != found.root}
         self._tables, self._sidecars, self.masks = Tables(found), Sidecars(found), Masks(found)
+        self._said: dict[Path, Said | KilnError] = {}
+        self.controls = Controls(options.control_folders, found, self._speaks)
+        self._caches = {f: FactsCache(facts_cache, f) for f in options.control_folders if f != found.root}
+        self._silent_controls: list[Path] = []
 
     def item(self, path: Path, facts: Facts) -> Item:
         """One item with all that belongs to it.
@@ -189,7 +194,7 @@ class _Beside:
             KilnError: a sidecar or the mask cannot be used.
         """
         options = self._options
-        said = self._sidecars.read(path, self._tables.row(path))
+        said = self._what_is_said(path)
         mask = self.masks.of(path)
         digest, kept, *size = "", 1.0, 0, 0
         if mask is not None and options.masks:
@@ -209,6 +214,35 @@ class _Beside:
             controls=tuple(self._control(p) for p in self.controls.of(path, said.fields)),
             root=self._found.root,
         )
+
+    def named_by_columns(self) -> frozenset[Path]:
+        """The control pictures among the files, of which nothing is said as of an item: they are none."""
+        named: set[Path] = set()
+        for path in self._found.media:
+            with suppress(KilnError):  # raised again where the item is made
+                named.update(self.controls.of_columns(path, self._what_is_said(path).fields))
+        self._silent_controls = [p for p in self._found.media if p in named and not self._speaks(p)]
+        return frozenset(self._silent_controls)
+
+    def _what_is_said(self, path: Path) -> Said:
+        """Of a file, read once."""
+        if path not in self._said:
+            try:
+                self._said[path] = self._sidecars.read(path, self._tables.row(path))
+            except KilnError as error:
+                self._said[path] = error
+        said = self._said[path]
+        if isinstance(said, KilnError):
+            raise said
+        return said
+
+    def _speaks(self, path: Path) -> bool:
+        """Whether a file has a caption or fields, as an item has."""
+        try:
+            said = self._what_is_said(path)
+        except KilnError:
+            return True
+        return bool(said.caption or said.fields)
 
     def save(self) -> None:
         """Keep what was measured."""
@@ -238,12 +272,33 @@ class _Beside:
                 "mend them or switch masks off."
             )
         sidecars, masks = self._sidecars, self.masks
+        entered = {folder for path in self.controls.used for folder in path.parents}
+        self._found.unentered = [folder for folder in self._found.unentered if folder not in entered]
         yield from folder_remarks(self._found)
         yield from self._tables.remarks
         yield from caption_remarks(sidecars.orphans(), sidecars.unused, sidecars.empty, sidecars.nested)
         conditions = [p for p in masks.conditions if p not in self.controls.used]
         yield from mask_remarks(masks.orphans(), conditions, nothing)
         yield from self.controls.remarks()
+        yield from silent_controls(self._silent_controls)
+
+
+def columns_state(folder: Path, options: ScanOptions) -> str:
+    """Changes whenever a control picture does that a column names, wherever it lies; "" without such columns."""
+    found = find_files(folder, options.recursive, options.validation_folder, options.control_folders)
+    tables, sidecars = Tables(found), Sidecars(found)
+    controls, digest = Controls((), found), hashlib.sha256()
+    for path in found.media if found.tables or found.sidecars else ():
+        with suppress(KilnError):
+            row = tables.row(path)
+            if row or any(ending(p.name) == ".json" for p in sidecars.of(path)):
+                for control in controls.of_columns(path, sidecars.read(path, row).fields):
+                    controls.used.add(control)
+    for control in sorted(controls.used):
+        with suppress(OSError):
+            status = control.stat()
+            digest.update(os.fsencode(control) + f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+    return digest.hexdigest() if controls.used else ""
 
 
 def _nothing_found(found: Found, options: ScanOptions, reasons: list[str], bad: list[Path]) -> KilnError:

@@ -20,10 +20,12 @@ from trainer.dataset.batches import ItemStore, SampleDraw
 from trainer.dataset.buckets import Bucket, BucketOptions
 from trainer.dataset.contact_sheet import GAP, SIDE, contact_sheet
 from trainer.dataset.encode import encode_dataset
+from trainer.dataset.encode_jobs import job_of
 from trainer.dataset.encoded import NOISE_MASK, EncodedItem
 from trainer.dataset.items import Dataset, Item
 from trainer.dataset.loading import load_controls, load_pixels
-from trainer.dataset.scan import ScanOptions, scan_folder
+from trainer.dataset.quality import find_problems
+from trainer.dataset.scan import ScanOptions, columns_state, scan_folder
 from trainer.errors import KilnError
 
 PLAIN = Augmentation(
@@ -75,6 +77,160 @@ def test_a_target_with_a_number_keeps_its_own(tmp_path: Path) -> None:
         picture(tmp_path / place / "a_1.png")
     found = names(scan(tmp_path / "set", tmp_path / "before"))
     assert found == {"a.png": ["a.png"], "a_1.png": ["a_1.png"]}
+
+
+def test_numbered_targets_do_not_take_each_others_pictures(tmp_path: Path) -> None:
+    """A folder of img.png, img_1.png and img_2.png, with one control picture for each."""
+    for name in ("img", "img_1", "img_2"):
+        picture(tmp_path / "set" / f"{name}.png")
+        picture(tmp_path / "before" / f"{name}.jpg")
+    picture(tmp_path / "before" / "img_2_0.png")
+    found = names(scan(tmp_path / "set", tmp_path / "before"))
+    assert found == {
+        "img.png": ["img.jpg"],
+        "img_1.png": ["img_1.jpg"],
+        "img_2.png": ["img_2.jpg", "img_2_0.png"],
+    }
+    (tmp_path / "set" / "img_2.png").unlink()
+    found = names(scan(tmp_path / "set", tmp_path / "before"))
+    assert found["img.png"] == ["img.jpg", "img_2.jpg"], "which is no target's own any more"
+
+
+def test_a_folder_of_numbered_targets_below_and_controls_in_one_place(tmp_path: Path) -> None:
+    for name in ("img", "img_1"):
+        picture(tmp_path / "set" / "deep" / f"{name}.png")
+        picture(tmp_path / "before" / f"{name}.png")
+    found = names(scan(tmp_path / "set", tmp_path / "before", recursive=True))
+    assert found == {"img.png": ["img.png"], "img_1.png": ["img_1.png"]}
+
+
+def test_of_two_of_one_name_one_is_used_and_the_other_named(folder: Path, tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.png", "b.webp", "b.jpg"):
+        picture(tmp_path / "before" / name)
+    dataset = scan(folder, tmp_path / "before")
+    assert names(dataset) == {"a.png": ["a.png"], "b.png": ["b.jpg"]}
+    assert any("2 control pictures are not used" in r and "a.jpg, b.webp" in r for r in dataset.remarks)
+    assert not any("belong to no item" in r for r in dataset.remarks)
+    picture(folder / "a.jpg")
+    dataset = scan(folder, tmp_path / "before")
+    assert names(dataset)["a.jpg"] == ["a.jpg"] and names(dataset)["a.png"] == ["a.png"]
+    assert any("1 control pictures are not used" in r for r in dataset.remarks)
+
+
+def test_a_control_folder_within_the_dataset_is_no_part_of_it(folder: Path) -> None:
+    for place in ("before", "before/depth"):
+        picture(folder / place / "a.png")
+        picture(folder / place / "b.png")
+    for recursive in (False, True):
+        dataset = scan(folder, folder / "before", folder / "before" / "depth", recursive=recursive)
+        assert names(dataset) == {"a.png": ["a.png", "a.png"], "b.png": ["b.png", "b.png"]}
+        assert dataset.remarks == ()
+
+
+def test_a_linked_control_folder_within_the_dataset(folder: Path, tmp_path: Path) -> None:
+    """The node resolves the folders that it is told."""
+    for name in ("a", "b"):
+        picture(tmp_path / "elsewhere" / f"{name}.png")
+    (folder / "before").symlink_to(tmp_path / "elsewhere")
+    dataset = scan(folder, tmp_path / "elsewhere", recursive=True)
+    assert names(dataset) == {"a.png": ["a.png"], "b.png": ["b.png"]} and dataset.remarks == ()
+
+
+def test_what_a_column_names_is_no_item_unless_something_is_said_of_it(folder: Path) -> None:
+    """As of a chain of edits, whose middle is made and made from."""
+    picture(folder / "ctl" / "p.png")
+    picture(folder / "c.png")
+    rows = [
+        {"file_name": "a.png", "control_path": "ctl/p.png"},
+        {"file_name": "b.png", "control_path": "a.png"},
+        {"file_name": "a.png", "control_path": "c.png"},
+    ]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows[:2])), "utf-8")
+    for recursive, pictures in ((False, 3), (True, 3)):
+        dataset = scan(folder, recursive=recursive)
+        assert len(dataset.items) == pictures, names(dataset)
+        assert not any("recursive is off" in r for r in dataset.remarks)
+    assert any("1 pictures that a column names" in r and "p.png" in r for r in dataset.remarks)
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows[1:])), "utf-8")
+    assert names(scan(folder)) == {"a.png": ["c.png"], "b.png": ["a.png"]}
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        "conditioning_image",
+        "Control_Path",
+        " control path ",
+        "control_image_file_name",
+        "conditioning_image_1",
+    ],
+)
+def test_columns_as_other_trainers_name_them(folder: Path, column: str) -> None:
+    picture(folder / "from" / "1.png")
+    row = {"file_name": "a.png", "text": "x", column: "from/1.png"}
+    (folder / "metadata.jsonl").write_text(json.dumps(row), "utf-8")
+    assert names(scan(folder)) == {"a.png": ["1.png"], "b.png": []}
+
+
+def test_a_column_with_a_list(folder: Path) -> None:
+    for name in ("1", "2", "x, y"):
+        picture(folder / "from" / f"{name}.png")
+    rows = [
+        {"file_name": "a.png", "control_path": ["from/2.png", "from/1.png"]},
+        {"file_name": "b.png", "control_path": "from/x, y.png"},
+    ]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    assert names(scan(folder)) == {"a.png": ["2.png", "1.png"], "b.png": ["x, y.png"]}
+
+
+def test_a_replaced_picture_that_a_column_names_is_noticed(folder: Path) -> None:
+    options = ScanOptions()
+    assert columns_state(folder, options) == ""
+    control = picture(folder / "from" / "1.png")
+    (folder / "a.json").write_text(json.dumps({"control_path": "from/1.png"}), "utf-8")
+    before = columns_state(folder, options)
+    assert before and columns_state(folder, options) == before
+    picture(control, "blue", (128, 96))
+    assert columns_state(folder, options) != before
+
+
+def test_pictures_named_like_controls_are_told_where_they_are_items(folder: Path) -> None:
+    picture(folder / "a_control.png")
+    assert any("a_control.png" in r and "unless control_folders" in r for r in scan(folder).remarks)
+    picture(folder / "b_control.png")
+    assert not any("unless" in r for r in scan(folder, folder).remarks)
+
+
+def test_one_whose_target_is_gone_is_no_item(folder: Path) -> None:
+    for name in ("a_control", "b_control", "gone_control", "remote_control"):
+        picture(folder / f"{name}.png")
+    (folder / "remote_control.txt").write_text("a remote control", "utf-8")
+    with pytest.raises(KilnError, match=r"remote_control.png has no control picture"):
+        scan(folder, folder)
+    dataset = scan(folder, folder, on_bad_file="skip")
+    assert names(dataset) == {"a.png": ["a_control.png"], "b.png": ["b_control.png"]}
+    assert any("belong to no item: gone_control.png" in r for r in dataset.remarks)
+
+
+def test_beside_with_and_without_a_number(folder: Path) -> None:
+    for name in ("a_control_1", "a_control", "a_control_0", "b_control"):
+        picture(folder / f"{name}.png")
+    assert names(scan(folder, folder))["a.png"] == ["a_control.png", "a_control_0.png", "a_control_1.png"]
+
+
+def test_files_of_control_folders_that_are_not_read_are_named(folder: Path, tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        picture(tmp_path / "before" / name)
+    (tmp_path / "before" / "layers.xcf").write_bytes(b"x")
+    assert any(p.name == "layers.xcf" for p in scan(folder, tmp_path / "before").unread)
+
+
+def test_a_picture_of_which_much_is_cut_off_is_a_problem(folder: Path, tmp_path: Path) -> None:
+    picture(tmp_path / "before" / "a.png", size=(640, 48))
+    picture(tmp_path / "before" / "b.png", size=(76, 48))
+    found = [p for p in find_problems(scan(folder, tmp_path / "before")) if p.kind == "control cropped"]
+    assert [p.item for p in found] == [0]
+    assert "640x48 pixels instead of 64x48, and 90% of it is cut off" in found[0].text
 
 
 def test_beside_their_targets(folder: Path) -> None:
@@ -189,6 +345,54 @@ def test_clips(tmp_path: Path) -> None:
     (short,) = scan(tmp_path / "set", tmp_path / "short").items
     with pytest.raises(KilnError, match=r"has 9 frames and .*a\.mp4 20"):
         load_controls(short, bucket, 16)
+
+
+def timed_clip(path: Path, seconds: float, fps: int) -> None:
+    """Its brightness says the time: 100 in a second."""
+    clip(path, frames=round(seconds * fps), size=(64, 64), fps=fps, step=100 / fps)
+
+
+@pytest.mark.parametrize("place", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("fps", [8, 16, 24, 50])
+def test_a_clip_of_another_rate_shows_what_its_target_shows(tmp_path: Path, fps: int, place: float) -> None:
+    timed_clip(tmp_path / "set" / "a.mp4", 2, 16)
+    timed_clip(tmp_path / "before" / "a.mp4", 2, fps)
+    (item,) = scan(tmp_path / "set", tmp_path / "before").items
+    item = replace(item, place=place)
+    bucket = Bucket(frames=9, height=64, width=64)
+    for rate in (16.0, 8.0, 0.0):
+        (control,) = load_controls(item, bucket, rate)
+        target = load_pixels(item, bucket, rate).frames
+        apart = np.abs(control - target).max()
+        assert apart <= 100 / 255 / min(fps, 16) + 0.03, "no more than a frame and the codec"
+
+
+def test_a_clip_is_long_enough_by_its_seconds(tmp_path: Path) -> None:
+    timed_clip(tmp_path / "set" / "a.mp4", 2, 16)
+    timed_clip(tmp_path / "short" / "a.mp4", 1.5, 24)  # more frames than the target
+    timed_clip(tmp_path / "slow" / "a.mp4", 2, 8)
+    bucket = Bucket(frames=9, height=64, width=64)
+    (item,) = scan(tmp_path / "set", tmp_path / "short").items
+    with pytest.raises(KilnError, match=r"is 1.50 s long and .*a.mp4 2.00 s"):
+        load_controls(item, bucket, 16)
+    (item,) = scan(tmp_path / "set", tmp_path / "slow").items
+    assert len(load_controls(item, bucket, 16)[0]) == 9
+
+
+def test_of_another_rate_it_is_encoded_anew(tmp_path: Path) -> None:
+    """What an earlier version had made of it was of the wrong frames; of the same rate it stays."""
+    timed_clip(tmp_path / "set" / "a.mp4", 2, 16)
+    timed_clip(tmp_path / "before" / "a.mp4", 2, 24)
+    (item,) = scan(tmp_path / "set", tmp_path / "before").items
+    (control,) = item.controls
+    same = replace(control, facts=replace(control.facts, fps=16.0, frames=32))
+    guides = []
+    for each in (control, same):
+        job = job_of(
+            replace(item, controls=(each,)), BucketOptions(resolution=64), 0, Guiding(), tmp_path / "kept"
+        )
+        guides.append(job.guide)
+    assert guides[0] != guides[1]
 
 
 class Guiding(ToyEncoder):

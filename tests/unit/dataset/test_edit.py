@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -307,6 +308,26 @@ def test_set_aside_takes_everything_along_and_comes_back(root: Path, editor: Dat
     assert aside.aside and aside.caption == "caption 1" and aside.mask
     editor.bring_back(seen(root, "set_aside/1.png"))
     assert files(root) == before and not (root / "set_aside").exists()
+
+
+@pytest.mark.parametrize("chosen", [["1.png"], ["1.png", "1_control.png"]])
+def test_control_pictures_are_set_aside_with_their_items(
+    root: Path, editor: DatasetEditor, chosen: list[str]
+) -> None:
+    """Those without a caption; one with a caption is an item of its own, and so is what the page shows on a delete."""
+    for name in ("1_control", "1_control_2", "1-condlabel", "10_control"):
+        shutil.copy(root / "1.png", root / f"{name}.png")
+    (root / "1_control_2.txt").write_text("an item", "utf-8")
+    before = files(root)
+    editor.set_aside(seen(root, *chosen))
+    gone = {n for n in before if not (root / n).exists()}
+    assert {"1.png", "1_control.png", "1-condlabel.png"} <= gone
+    assert not gone & {"1_control_2.png", "10_control.png"}
+    assert (root / "set_aside" / "1_control.png").exists()
+    editor.bring_back(seen(root, *(f"set_aside/{name}" for name in chosen)))
+    assert files(root) == before
+    editor.delete(seen(root, "1.png"))
+    assert (root / "1_control.png").exists() and not (root / "1-condlabel.png").exists()
 
 
 def test_a_table_loses_the_rows_of_what_is_set_aside_and_gets_them_back(
