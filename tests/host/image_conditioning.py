@@ -306,6 +306,9 @@ def check_hunyuan_text(folder: Path) -> bool:
 
 REFUSED: dict[str, Callable[[Path], Any]] = {
     "a still": lambda f: item_of(encoder_of("wan", first_frame="first frame"), f / "stills", frames=1),
+    "a clip of one frame": lambda f: item_of(
+        encoder_of("wan", first_frame="first frame"), f / "clips", frames=1
+    ),
     "a VAE of stills": lambda f: HostEncoder(
         MeanVae(comfy.ldm.models.autoencoder.AutoencoderKL, 4, 8, 1),
         StandInClip(PlainTokenizer()),

@@ -61,6 +61,7 @@ def test_a_text_encoder_that_looks(found: dict[str, Any], way: str, prompt_synta
     ("what", "words"),
     [
         ("a still", "a.png is a still, and first_frame is for clips"),
+        ("a clip of one frame", "a.mp4 one frame is trained on, and first_frame is for clips of 5"),
         ("a VAE of stills", "this VAE is of none of them"),
         ("last frame of LTX", "choose first frame"),
         ("clip vision for LTX", "makes no use of one; disconnect it"),

@@ -186,9 +186,13 @@ class _Targets:
                 self._names |= {(place, name_key(name)), (".", name_key(name))}
 
     def name_apart(self, place: str, path: Path) -> tuple[str, int]:
-        """photo_1 is a picture of photo, unless an item is called so."""
-        match = None if self._has(place, path.stem) else _NUMBERED.fullmatch(path.stem)
-        return (match[1], int(match[2])) if match and self._has(place, match[1]) else (path.stem, -1)
+        """photo_1 is a picture of photo, unless an item is called so; photo_control_1 is, too."""
+        if not self._has(place, path.stem):
+            for pattern in (_BESIDE, _NUMBERED):
+                match = pattern.fullmatch(path.stem)
+                if match and self._has(place, match[1]):
+                    return match[1], int(match[2] or -1)
+        return path.stem, -1
 
     def _has(self, place: str, stem: str) -> bool:
         return (place, name_key(stem)) in self._names

@@ -115,6 +115,22 @@ def silent_controls(paths: Sequence[Path]) -> Iterator[str]:
         )
 
 
+def pair_remarks(without: Sequence[Path], stills: Sequence[Path]) -> Iterator[str]:
+    """On items with control pictures.
+
+    Args:
+        without: items that have none, where others have.
+        stills: items of one frame that have a clip.
+    """
+    if without:
+        yield f"{len(without)} items have no control picture, and the others have: {names_of(without)}."
+    if stills:
+        yield (
+            f"{len(stills)} stills have a clip as their control picture, of which the first frame is used: "
+            f"{names_of(stills)}."
+        )
+
+
 def folders_not_entered(found: Found) -> Iterator[str]:
     """A sentence for each that should have been: those that cannot be read, and links."""
     for error in found.locked:

@@ -22,7 +22,7 @@ from .combine import hold_out
 from .controls import Controls
 from .facts import SIDE, Facts, measure
 from .facts_cache import FactsCache, MaskFacts
-from .files import Found, find_files, folder_name, repeats_of
+from .files import Found, ending, find_files, folder_name, repeats_of
 from .items import Control, Dataset, Item
 from .masks import Masks
 from .pixels import flatten, is_clip, open_still, read_mask, shown
@@ -33,6 +33,7 @@ from .remarks import (
     folders_not_entered,
     mask_remarks,
     names_of,
+    pair_remarks,
     silent_controls,
 )
 from .sidecars import Said, Sidecars
@@ -281,6 +282,11 @@ class _Beside:
         yield from mask_remarks(masks.orphans(), conditions, nothing)
         yield from self.controls.remarks()
         yield from silent_controls(self._silent_controls)
+        without = [i.path for i in items if not i.controls]
+        stills = [
+            i.path for i in items if i.facts.frames == 1 and any(c.facts.frames > 1 for c in i.controls)
+        ]
+        yield from pair_remarks(without if len(without) < len(items) else [], stills)
 
 
 def columns_state(folder: Path, options: ScanOptions) -> str:

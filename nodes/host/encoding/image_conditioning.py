@@ -67,6 +67,11 @@ class ImageConditioner:
         """As Encoder.guide_of."""
         ways = []
         if self._first_frame != "none":
+            if frames == 1 and item.facts.frames > 1:
+                raise KilnError(
+                    f"Of {item.path.name} one frame is trained on, and first_frame is for clips of 5 and more; set "
+                    "max_frames to 5 at least, take shorter clips out of the dataset, or set first_frame to none."
+                )
             if frames == 1:
                 raise KilnError(
                     f"{item.path.name} is a still, and first_frame is for clips; take stills out of the dataset, or "

@@ -233,6 +233,37 @@ def test_a_picture_of_which_much_is_cut_off_is_a_problem(folder: Path, tmp_path:
     assert "640x48 pixels instead of 64x48, and 90% of it is cut off" in found[0].text
 
 
+def test_the_suffix_is_known_in_a_folder_of_their_own(folder: Path, tmp_path: Path) -> None:
+    for name in ("a_control_1", "a_control_0", "b_control"):
+        picture(tmp_path / "before" / f"{name}.png")
+    found = names(scan(folder, tmp_path / "before"))
+    assert found == {"a.png": ["a_control_0.png", "a_control_1.png"], "b.png": ["b_control.png"]}
+
+
+def test_items_without_beside_others_with_are_named(folder: Path) -> None:
+    picture(folder / "from" / "1.png")
+    (folder / "a.json").write_text(json.dumps({"control_path": "from/1.png"}), "utf-8")
+    assert any(
+        "1 items have no control picture, and the others have: b.png" in r for r in scan(folder).remarks
+    )
+
+
+def test_a_still_made_from_a_clip_is_named(folder: Path, tmp_path: Path) -> None:
+    picture(tmp_path / "before" / "a.png")
+    clip(tmp_path / "before" / "b.mp4")
+    assert any(
+        "1 stills have a clip" in r and "b.png" in r for r in scan(folder, tmp_path / "before").remarks
+    )
+
+
+def test_where_all_are_left_out_the_reason_is_said(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "before").mkdir()
+    with pytest.raises(
+        KilnError, match=r"a.png has no control picture .* 1 more files cannot be used: b.png"
+    ):
+        scan(folder, tmp_path / "before", on_bad_file="skip")
+
+
 def test_beside_their_targets(folder: Path) -> None:
     picture(folder / "a_control.png")
     picture(folder / "b_control_1.png")
