@@ -64,7 +64,9 @@ class Controls:
         if found.root in folders:
             lonely = (p for p in found.media if _BESIDE.fullmatch(p.stem) and not speaks(p))
             self.beside = frozenset((*self._named_beside, *lonely))
-        targets = _Targets(found.root, [path for path in found.media if path not in self.beside])
+        apart = any(folder != found.root for folder in folders)
+        items = (path for path in found.media if path not in self.beside)
+        targets = _Targets(found.root, items if apart else ())
         for folder in folders:
             if folder == found.root:
                 pictures = [*self.beside, *(p for p in found.labels if _is_condition(p))]
@@ -201,8 +203,9 @@ class _Targets:
 def _controls_beside(media: Iterable[Path]) -> Iterator[Path]:
     """Files named like the control picture of another one."""
     media = list(media)
-    stems = {(p.parent, name_key(p.stem)) for p in media}
-    for path in media:
+    named = [path for path in media if "_control" in path.name.casefold()]
+    stems = {(p.parent, name_key(p.stem)) for p in media} if named else set()
+    for path in named:
         target = target_beside(path)
         if target is not None and (path.parent, name_key(target)) in stems:
             yield path

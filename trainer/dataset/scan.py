@@ -91,7 +91,8 @@ def scan_folder(
     found = find_files(folder, options.recursive, options.validation_folder, options.control_folders)
     beside = _Beside(found, FactsCache(facts_cache, folder), options, facts_cache)
     found.media = [path for path in found.media if path not in beside.controls.beside]
-    found.media = [path for path in found.media if path not in beside.named_by_columns()]
+    named = beside.named_by_columns()
+    found.media = [path for path in found.media if path not in named]
     items: list[Item] = []
     bad: list[tuple[Path, KilnError]] = []
     with ThreadPoolExecutor(THREADS) as pool:

@@ -19,6 +19,7 @@ from trainer.dataset.augment import Augmentation
 from trainer.dataset.batches import ItemStore, SampleDraw
 from trainer.dataset.buckets import Bucket, BucketOptions
 from trainer.dataset.contact_sheet import GAP, SIDE, contact_sheet
+from trainer.dataset.controls import Controls
 from trainer.dataset.encode import encode_dataset
 from trainer.dataset.encode_jobs import job_of
 from trainer.dataset.encoded import NOISE_MASK, EncodedItem
@@ -26,6 +27,7 @@ from trainer.dataset.items import Dataset, Item
 from trainer.dataset.loading import load_controls, load_pixels
 from trainer.dataset.quality import find_problems
 from trainer.dataset.scan import ScanOptions, columns_state, scan_folder
+from trainer.dataset.sidecars import Sidecars
 from trainer.errors import KilnError
 
 PLAIN = Augmentation(
@@ -153,6 +155,21 @@ def test_what_a_column_names_is_no_item_unless_something_is_said_of_it(folder: P
     assert any("1 pictures that a column names" in r and "p.png" in r for r in dataset.remarks)
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows[1:])), "utf-8")
     assert names(scan(folder)) == {"a.png": ["c.png"], "b.png": ["a.png"]}
+
+
+def test_what_is_said_of_a_file_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many items there are, and though columns are looked at before the items are made."""
+    for number in range(20):
+        picture(folder / f"{number}.png")
+    asked: list[Path] = []
+    read, of_columns = Sidecars.read, Controls.of_columns
+    monkeypatch.setattr(Sidecars, "read", lambda self, m, row: asked.append(m) or read(self, m, row))
+    looked: list[Path] = []
+    monkeypatch.setattr(
+        Controls, "of_columns", lambda self, m, fields: looked.append(m) or of_columns(self, m, fields)
+    )
+    assert len(scan(folder).items) == 22
+    assert len(asked) == 22 and len(looked) == 44
 
 
 @pytest.mark.parametrize(
