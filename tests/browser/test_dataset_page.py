@@ -70,7 +70,9 @@ def test_the_node_and_its_page_leave_out_the_same(canvas: Canvas, folder: Path) 
     picture(folder / "deep" / "a.png")
     show_node(canvas, folder.name)
     strip = canvas.page.locator(".kiln-strip .kiln-figures")
-    expect(strip).to_contain_text("11 images, 1 clips, 3 without caption · 2 left out · Remarks (3)")
+    expect(strip).to_contain_text(
+        "11 images, 1 clips, 3 without caption \u00b7 2 left out \u00b7 Remarks (3)"
+    )
     canvas.shot("node")
     first, *sentences = (strip.get_attribute("title") or "").split("\n")
     assert first == strip.text_content() and "broken.png cannot be read" in sentences[0]
