@@ -413,6 +413,9 @@ ELSEWHERE = {
 }
 """Keys of what belongs on another input of ours -> where, whatever section they stand in."""
 
+NAMES_A_MODEL = {"task", "arch", "model_type"}
+"""Keys whose value says whether the model begins with a picture: i2v-14B, wan22_14b_i2v."""
+
 RESOLUTIONS = {"resolution", "resolutions"}
 """Keys of one or more sizes of training."""
 

@@ -20,6 +20,7 @@ from .foreign_settings import (
     ELSEWHERE,
     EPOCHS,
     IN_SECTION,
+    NAMES_A_MODEL,
     NO_SHIFT,
     NOT_NEEDED,
     RESOLUTIONS,
@@ -160,6 +161,8 @@ def _name_of(path: Path, value: Any, places: dict[str, str]) -> str:
         raise NotUsed(f"set resolution to {sizes[0]} and more_resolutions to {more} on Encode Dataset")
     if sizes:
         raise NotUsed(f"set resolution to {sizes[0]} on Encode Dataset")
+    if key in NAMES_A_MODEL and re.search("i2v|flf2v", str(value), re.IGNORECASE):
+        raise NotUsed(ELSEWHERE["i2v"])
     if key in ELSEWHERE:
         raise NotUsed("it is off" if _is_off(value) else ELSEWHERE[key])
     name = ALIASES.get(key, key)

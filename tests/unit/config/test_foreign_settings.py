@@ -358,11 +358,12 @@ config:
     - datasets:
         - {folder_path: /a, control_path: /b, resolution: [512, 768, 1024], num_frames: 41, do_i2v: true,
            caption_dropout_rate: 0.05, is_reg: true, mask_path: /m, flip_x: true, flip_y: false}
-      model: {assistant_lora_path: some/adapter, model_kwargs: {train_high_noise: true}}
+      model: {arch: wan22_14b_i2v, assistant_lora_path: some/adapter, model_kwargs: {train_high_noise: true}}
       network: {pretrained_lora_path: /old.safetensors}
 """,
     "musubi-tuner": """
---dit a --dit_high_noise b --timestep_boundary 0.875 --network_weights old.safetensors --base_weights other.safetensors
+--task i2v-A14B --dit a --dit_high_noise b --timestep_boundary 0.875
+--network_weights old.safetensors --base_weights other.safetensors
 --text_encoder_lr 1e-5 2e-5 --seed 7
 """,
     "diffusion-pipe": """
@@ -396,6 +397,7 @@ SAID = {
         "control_path: not used, put the folder of the control pictures into control_folders on Load Dataset",
         "resolution: not used, set resolution to 512 and more_resolutions to 768, 1024 on Encode Dataset",
         "num_frames: not used, set max_frames and fps on Encode Dataset",
+        "arch: not used, choose first_frame on Encode Dataset",
         "do_i2v: not used, choose first_frame on Encode Dataset",
         "caption_dropout_rate: not used, set dropout on Caption Augment",
         "is_reg: not used, give that folder the role regularisation on Combine Datasets",
@@ -403,6 +405,7 @@ SAID = {
         "pretrained_lora_path: not used, choose the file in start_from on Train LoRA",
     ],
     "musubi-tuner": [
+        "task: not used, choose first_frame on Encode Dataset",
         "network_weights: not used, choose the file in start_from on Train LoRA",
         "base_weights: not used, load that LoRA onto the model that goes into Train LoRA; it stays frozen",
         "text_encoder_lr: used as text_encoder_learning_rate = 1e-05, where a CLIP is connected to Train LoRA",
