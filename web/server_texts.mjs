@@ -395,6 +395,7 @@ export const CHINESE = {
   "The archive's list of files has {} MB, as bombs do; pack the files again.": "压缩包的文件列表有 {} MB，像压缩炸弹一样；请重新打包。",
   "The archive grows more than {} times when it is unpacked, as bombs do; pack the files again.": "压缩包解压后会增大 {} 倍以上，像压缩炸弹一样；请重新打包文件。",
   "stopped before the first step: nothing was learned": "在第一步之前停止：没有学到任何东西",
+  "{} would have values that fp32 cannot hold: its factors, its alpha or the weights are too large; take smaller weights, or leave the LoRA out.": "{} 会有 fp32 无法表示的数值：它的因子、alpha 或权重过大；请减小权重，或去掉这个 LoRA。",
   "The LoRAs are for models of different size: {} is {}; merge LoRAs of one model.": "这些 LoRA 属于不同大小的模型：{} 为 {}；请合并同一模型的 LoRA。",
   "Merging by this method needs the package peft: pip install peft.": "用此方法合并需要 peft 包：pip install peft。",
   "A weight is {}; give each LoRA a number.": "有一个权重为 {}；请给每个 LoRA 一个数。",

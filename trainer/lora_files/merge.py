@@ -41,7 +41,7 @@ from .formulas import (
 from .keys import NO_MODEL, model_of
 from .lora_weights import LoraWeights
 from .metadata import merged_metadata
-from .svd import dense_svd, factors_from_svd, kernel_shape, low_rank_factors, product_svd
+from .svd import check_finite, dense_svd, factors_from_svd, kernel_shape, low_rank_factors, product_svd
 
 log = logging.getLogger(__name__)
 METHODS = ("exact", "svd", "task_arithmetic", "ties", "dare_linear", "dare_ties", "magnitude_prune")
@@ -112,6 +112,8 @@ def merge_loras(
             kept_energy, total_energy = kept_energy + kept, total_energy + total
         ranks.append(new["lora_A.weight"].shape[0])
         merged.update({f"{name}.{part}": tensor for part, tensor in new.items()})
+    for key, tensor in merged.items():
+        check_finite(key, tensor)
     remains = _what_remains(grouped, weights, group_by_layer(merged))
     if remains:
         log.warning("The merge%s.", remains)
@@ -278,6 +280,7 @@ def _merge_at_rank(
     if method == "svd" and all(pair is not None for pair in pairs):
         exact = _concatenate(name, weighted)
         b, a = exact["lora_B.weight"].flatten(1).to(device), exact["lora_A.weight"].flatten(1).to(device)
+        check_finite(name, b, a)
         u, s, vt = product_svd(b, a)
         kernel, total_energy = kernel_shape(exact), float(to_double(s).square().sum())
     else:
@@ -291,6 +294,7 @@ def _merge_at_rank(
         )
         kernel = tuple(dense.shape[1:]) if dense.dim() > 2 else ()
         matrix = dense.flatten(1).to(device)
+        check_finite(name, matrix)
         if None in pairs:  # of a LoHa or a difference: any rank
             rank_sum = min(matrix.shape)
         u, s, vt = dense_svd(matrix, rank or rank_sum)

@@ -12,6 +12,7 @@ depends on the file (hash, ranks, name) is written when the file is, see `of_fil
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import os
 import re
@@ -209,14 +210,19 @@ def shareable(lora: LoraWeights) -> LoraWeights:
 
 _PATH_STARTS = re.compile(
     r"""
-      (?P<kept> (?<![a-z0-9+.-]) (?!file:) [a-z][a-z0-9+.-]+:// [^\s"'<>?=\#]*    # an address of the web
+      (?P<kept> (?<![a-z0-9+.-]) (?!(?:file|smb|cifs|nfs|afp|sftp|ssh):)           # an address of the web
+                [a-z][a-z0-9+.-]+:// [^\s"'<>?=\#]*
               | (?<![a-z0-9]) data:[a-z0-9/+.;=-]{0,100}, [a-z0-9+/=]* )          # a picture
-    | (?<![a-z0-9]) file:[\\/]+
+    | (?<![a-z0-9]) file:(?:[\\/]|%2f|%5c)+
+    | (?<![a-z0-9]) (?:smb|cifs|nfs|afp|sftp|ssh):[\\/]+                             # a share, by its address
+    | (?<![a-z0-9_.~\\/:]) // (?=[\w.$-]+/[\w.$-])                                 # the same with slashes
+    | (?<![a-z0-9_%]) (?:%2f|%5c)+ (?=(?:home|users)(?:%2f|%5c))                    # in an address
     | (?<![a-z0-9_]) [a-z]:[\\/] (?![()])                                        # a drive, no "a:\(b\)" of a prompt
     | (?<![a-z0-9_.:\\/]) \\\\+ (?=[\w.$?-][^\\/\s()]*[\\/])                       # a share
     | (?<![a-z0-9_.~\\/]) ~ (?:[a-z_][\w.-]*)? [\\/]
     | (?<![a-z0-9_.~\\/]) (?:(?:\.\.?)?[\\/])+
-      (?= (?:[a-z][\\/])? (?:home|users|mnt|media|volumes)[\\/] | root(?![\w.-]) )
+      (?= (?:[a-z][\\/])? (?:home|users|mnt|media|volumes|workspace|scratch|export|data|nfs|storage|private
+          |cygdrive|srv|opt|tmp|var|usr|kaggle|content|notebooks|teamspace|gpfs|lustre|run)[\\/] | root(?![\w.-]) )
     | (?<![a-z0-9_.~\\/]) / (?=(?P<folder>[^\\/\n"]+)/)                         # a path if this machine has the folder
     """,
     re.VERBOSE | re.IGNORECASE | re.ASCII,
@@ -224,6 +230,9 @@ _PATH_STARTS = re.compile(
 _PATH_END = re.compile(r"""(?=[\n\r\t<>|]|\\*"|(?<=[\\/])\s)|(?<=\S)\.[A-Za-z]\w{0,7}(?=[\s,;])""", re.ASCII)
 _CLOSING = {"'": "'", "(": ")", "[": "]", "{": "}", "`": "`"}
 _HOMES = ("home", "users", "documents and settings")
+_SLASHES = re.compile(r"(?:[\\/]|%2f|%5c)+", re.IGNORECASE)
+_NO_NAME = re.compile(r"(root(?![\w.-])|~|[A-Za-z]:|file:|\?)", re.IGNORECASE)
+_BEHIND = re.compile(r"[,;:)].*", re.DOTALL)
 
 
 def _without_paths(text: str) -> str:
@@ -260,16 +269,19 @@ def _path_end(text: str, start: re.Match[str], end: int) -> int:
 
 def _last_name(path: str) -> str:
     """Of a path, and what stands behind it; of a home folder only the latter."""
-    names = [name for name in re.split(r"[\\/]+", path) if name and name not in (".", "..")]
-    own = [name for name in re.split(r"[\\/]+", os.path.expanduser("~")) if name]
-    if len(names) < 2 and re.match(
-        r"(root(?![\w.-])|~|[A-Za-z]:|file:|\?)", names[0] if names else "~", re.IGNORECASE
-    ):
+    names = [name for name in _SLASHES.split(path) if name and name not in (".", "..")]
+    if len(names) < 2 and _NO_NAME.match(names[0] if names else "~"):
         return names[0][4:] if names and names[0].lower().startswith("root") else ""
-    if names == own or (len(names) > 1 and names[-2].lower() in _HOMES):
-        behind = re.search(r"[,;:)].*", names[-1], re.DOTALL)
+    if names == _own_folder() or (len(names) > 1 and names[-2].lower() in _HOMES):
+        behind = _BEHIND.search(names[-1])
         return behind[0] if behind else ""
     return names[-1]
+
+
+@functools.lru_cache(maxsize=1)
+def _own_folder() -> list[str]:
+    """The names that lead to the home folder of whoever runs this."""
+    return [name for name in _SLASHES.split(os.path.expanduser("~")) if name]
 
 
 def _usual_size(items: Sequence[EncodedItem]) -> tuple[int, int] | None:

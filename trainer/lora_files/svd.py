@@ -109,6 +109,15 @@ def check_rank_and_energy(rank: int, energy: float | None) -> None:
         raise KilnError(f"energy is {energy}; it must lie above 0 and be at most 1.")
 
 
+def check_finite(layer: str, *tensors: Tensor) -> None:
+    """Raise KilnError where a layer's computed values are beyond what fp32 holds."""
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+        raise KilnError(
+            f"{layer} would have values that fp32 cannot hold: its factors, its alpha or the weights are too large; "
+            "take smaller weights, or leave the LoRA out."
+        )
+
+
 def layer_svd(
     layer: str, tensors: LayerTensors, rank: int, device: torch.device | None = None
 ) -> tuple[Tensor, Tensor, Tensor, tuple[int, ...]]:
@@ -124,7 +133,7 @@ def layer_svd(
         U, S, V^T and (in, kh, kw) of a convolution, () of a linear layer.
 
     Raises:
-        KilnError: the layer has no D (DoRA, OFT).
+        KilnError: the layer has no D (DoRA, OFT), or one that fp32 cannot hold.
     """
     if needs_base_weight(tensors):
         raise KilnError(
@@ -133,9 +142,13 @@ def layer_svd(
     factors = low_rank_factors(tensors)
     if factors is not None:
         b, a = factors
-        return *product_svd(b.to(device), a.to(device)), kernel_shape(tensors)
+        check_finite(layer, b, a)
+        u, s, vt = product_svd(b.to(device), a.to(device))
+        check_finite(layer, u, s, vt)
+        return u, s, vt, kernel_shape(tensors)
     dense = delta_weight(tensors)
     if dense is None:
         raise KilnError(f"{layer} holds nothing that has a rank ({', '.join(sorted(tensors))}).")
+    check_finite(layer, dense)
     kernel = tuple(dense.shape[1:]) if dense.dim() > 2 else ()
     return *dense_svd(dense.flatten(1).to(device), rank), kernel

@@ -13,6 +13,7 @@ from trainer.errors import KilnError
 from trainer.lora_files.formulas import delta_weight, group_by_layer
 from trainer.lora_files.lora_weights import LoraWeights
 from trainer.lora_files.merge import METHODS, merge_dense, merge_loras
+from trainer.lora_files.resize import resize
 
 LAYER, CONV = "diffusion_model.blocks.0.self_attn.q", "diffusion_model.patch_embedding"
 
@@ -181,6 +182,34 @@ def test_differences_are_added_only_where_each_value_has_its_place(
         KilnError, match=r"different size: .* is \(.* and \(.*\); merge LoRAs of one model\.$"
     ):
         merge_loras(loras, [1.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        (kind, method)
+        for kind in ("factors", "alpha", "difference", "weight")
+        for method in METHODS
+        # Each factor is a number there; their product is never computed
+        if method != "exact" or kind not in ("factors", "alpha")
+    ],
+)
+def test_what_fp32_cannot_hold_is_refused_by_name(kind: str, method: str) -> None:
+    """It became a file of nan and infinity, or an error of linear algebra."""
+    tensors, weight = dict(FIRST), 3e38 if kind == "weight" else 1.0
+    if kind == "factors":
+        tensors = {k: t * (1 if k.endswith("alpha") else 1e30) for k, t in FIRST.items()}
+    elif kind == "alpha":
+        tensors[f"{LAYER}.alpha"] = torch.tensor(3e38)
+    elif kind == "difference":
+        tensors[f"{LAYER}.diff_b"] = torch.full((24,), 3e38)
+    said = r"would have values that fp32 cannot hold: .*; take smaller weights"
+    loras = [LoraWeights(tensors), LoraWeights(tensors)]
+    with pytest.raises(KilnError, match=said):
+        merge_loras(loras, [weight, weight], method, rank=2)
+    if kind in ("factors", "alpha"):
+        with pytest.raises(KilnError, match=said):
+            resize(loras[0], 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -195,6 +195,13 @@ def test_fields_of_figures_hold_no_path() -> None:
         ('"C:\\a\\b"', '"b"'),
         ('{"deep": "/home/me/x"}', '{"deep": "x"}'),
         ('no JSON {"a": \\"C:\\\\Users\\\\me\\\\x\\", 1', 'no JSON {"a": \\"x\\", 1'),
+        ("/workspace/me/train/x", "x"),
+        ("/data/home/me", ""),
+        ("/cygdrive/c/Users/me/x", "x"),
+        ("//nas/photos/of me", "of me"),
+        ("smb://nas/me/x.png", "x.png"),
+        ("file:%2F%2F%2Fhome%2Fme%2Fx.png", "x.png"),
+        ("see %2FUsers%2Fme%2Fx", "see x"),
         ("https://x.org/v?f=/home/me/x.png&n=1", "https://x.org/v?f=x.png&n=1"),
     ],
 )
@@ -211,6 +218,7 @@ def test_paths_are_brought_down_to_their_last_names(text: str, left: str) -> Non
     [
         "/imagine a cat, 1/2 price",
         "sub/photos",
+        "a // b, 100%2 of it, in/data/x",
         "http://x.org/home/me/y, https://github.com/comfyanonymous/ComfyUI",
         "1girl, and/or, w/o hat, ~50/60 fps, artist \\(x\\), (a:1.2), b:\\(c\\)",
         "data:image/jpeg;base64,/9j/4AAQ/root/tmp/x+/home/x",
