@@ -52,6 +52,7 @@ export const CHINESE = {
   "{} of {} tensors changed{}{}{}{}": "{1} 个张量中改动了 {0} 个{2}{3}{4}{5}",
   "; {} quantised weights stay as they are, such as {}": "；{} 个量化权重保持原样，例如 {}",
   "{} is quantised ({} is {}), which is not written for diffusers; use the fp16, bf16 or fp8 file of the model, or the layout comfyui.": "{} 是量化文件（{} 为 {}），不能写成 diffusers 格式；请使用模型的 fp16、bf16 或 fp8 文件，或选择 comfyui 布局。",
+  "{} holds {} in {} with {}, a scale that only fp8 has; use the fp16 or bf16 file of the model.": "{} 中 {} 的类型为 {}，却带有只有 fp8 才有的缩放 {}；请使用模型的 fp16 或 bf16 文件。",
   "{} of {} is {}, by which no weight can be scaled; get the file again.": "{1} 的 {0} 为 {2}，不能用来缩放权重；请重新获取文件。",
   "; {} values of {} tensors, the first {}, are greater than fp8 can hold and were clipped; choose the dtype bf16, or a smaller strength": "；{1} 个张量（首个为 {2}）中有 {0} 个数值超出 fp8 的范围而被截断；请选择 bf16 精度，或降低强度",
   "{} holds {}, which would be lost; choose another name for the merged model, or remove it.": "{} 中有 {}，合并会使它丢失；请为合并后的模型另选名称，或将其移走。",

@@ -137,6 +137,40 @@ def test_items_with_the_highest_and_the_lowest_loss(canvas: Canvas, client: Host
     canvas.shot("items")
 
 
+def test_what_a_run_without_metadata_did_not_keep_is_said(
+    canvas: Canvas, client: HostClient, tab: Any
+) -> None:
+    """Its hard items have numbers and no names, its filmstrip pictures and no prompts."""
+    run = two_runs(client)[1]["id"]
+    items = [
+        {
+            "number": n,
+            "name": "",
+            "times": 2.0 - n,
+            "loss": 1.0,
+            "draws": 9,
+            "stands_out": False,
+            "picture": "",
+        }
+        for n in (1, 2)
+    ]
+    canvas.page.route(
+        "**/lora_kiln/history/*/items", lambda r: r.fulfill(json={"high": items[:1], "low": items[1:]})
+    )
+    card = tab.locator(f"[data-run='{run}']")
+    card.locator("[data-kiln=showItems]").click()
+    expect(card.locator("figcaption").first).to_contain_text("name not kept: embed_metadata off")
+    title = canvas.page.evaluate(
+        """async () => {
+            const { Filmstrip } = await import('/extensions/comfyui-lora-kiln/filmstrip.mjs');
+            const film = new Filmstrip();
+            film.show('x', [{ step: 20, place: 0, prompt: '', animated: false }]);
+            return film.root.querySelector('button').title;
+        }"""
+    )
+    assert title == "step 20  \u00b7  its prompt was not kept (embed_metadata off)"
+
+
 def test_missing_settings_nodes_are_added(canvas: Canvas, tab: Any) -> None:
     """A run of other settings than the defaults is repeated by the graph alone."""
     found = canvas.page.evaluate(

@@ -59,12 +59,19 @@ def find_scale(source: SafetensorsFile, name: str) -> str | None:
     """The name of the scale that belongs to an fp8 tensor, None where it has none.
 
     Raises:
-        KilnError: it has a scale of a kind that is not known here, without which its values are wrong.
+        KilnError: it has a scale of a kind that is not known here, without which its values are wrong, or it is no fp8
+            and has a scale other than 1.
     """
-    if source.entries[name].dtype not in FP8:
-        return None
     module, _, last = name.rpartition(".")
     layer = module if last == "weight" else name
+    if source.entries[name].dtype not in FP8:
+        for scale in (layer + suffix for suffix in SCALE_SUFFIXES if layer + suffix in source.entries):
+            if read_scalar(source, scale) != 1:
+                raise KilnError(
+                    f"{source.path.name} holds {name} in {source.entries[name].dtype} with {scale}, a scale that only "
+                    "fp8 has; use the fp16 or bf16 file of the model."
+                )
+        return None
     beside = source.by_module.get(module, [])
     if last != "weight":
         beside = [n for n in beside if n.startswith(f"{name}_")]

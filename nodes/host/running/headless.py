@@ -86,9 +86,10 @@ def train_file(path: Path, group: ProcessGroup) -> Path | None:
 
 
 def _copy(run: Any, output: Path) -> None:
+    from ....trainer.lora_files.metadata import shareable
     from ....trainer.lora_files.save import save_lora
 
-    save_lora(output, run.lora)
+    save_lora(output, shareable(run.lora))
 
 
 def _places(folder: Path) -> Places:

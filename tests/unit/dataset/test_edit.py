@@ -13,6 +13,7 @@ from tests.media import picture
 from trainer.dataset.browse import Contents, Listed, Part, dataset_folders
 from trainer.dataset.edit import MOST_OUTDATED, Change, DatasetEditor, Outdated, Seen, recover_all
 from trainer.dataset.journal import Journal
+from trainer.dataset.places import AS_THEY_ARE, Places
 from trainer.dataset.scan import ScanOptions, scan_folder
 from trainer.errors import KilnError
 from trainer.temporary import temporary_path
@@ -232,6 +233,19 @@ def dead_in_a_change(root: Path, journals: Path, monkeypatch: pytest.MonkeyPatch
     assert (root / "0.txt").read_text() == "mine"
     draft.rename(root / ".0123456789abcdef.tmp")  # of an earlier version, which has not changed for an hour
     os.utime(root / ".0123456789abcdef.tmp", (1, 1))
+
+
+@pytest.mark.parametrize("written_by", ["this version", "one before"])
+def test_journals_name_the_folder_below_the_hosts(root: Path, tmp_path: Path, written_by: str) -> None:
+    places, journals = Places({"": tmp_path}), tmp_path / "journals"
+    used = places if written_by == "this version" else AS_THEY_ARE
+    before = files(root)
+    write(DatasetEditor(root, Part(), journals, used), "mine", "0.png")
+    (entry,) = journals.glob("*/*.json")
+    assert (str(tmp_path) in entry.read_text("utf-8")) == (written_by == "one before")
+    entry.rename(entry.with_suffix(".pending"))  # as if the process had died there
+    recover_all(journals, places)
+    assert files(root) == before and not list(journals.glob("*/*.pending"))
 
 
 def test_the_next_start_puts_back_what_was_half_done(

@@ -58,6 +58,23 @@ def test_a_folder_that_is_a_link_is_known_by_both_its_paths(tmp_path: Path) -> N
     assert {places.stored(tmp_path / name / "1.png") for name in ("real", "link")} == {"input/1.png"}
 
 
+def test_the_folders_are_looked_at_once_for_all_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run lists thousands of files, of some ten each."""
+    places, resolved, resolve = Places({"input": tmp_path / "input", "": tmp_path}), [], Path.resolve
+    monkeypatch.setattr(
+        Path, "resolve", lambda self, strict=False: resolved.append(self) or resolve(self, strict)
+    )
+    stored = [places.stored(tmp_path / "input" / f"{n}.png") for n in range(1000)]
+    assert stored[7] == "input/7.png" and len(resolved) == 2
+
+
+def test_a_folder_whose_name_begins_alike_is_another(tmp_path: Path) -> None:
+    places = Places({"input": tmp_path / "input"})
+    assert places.stored(tmp_path / "inputs" / "1.png") == str(tmp_path / "inputs" / "1.png")
+
+
 def test_a_mark_of_a_folder_that_is_not_opened_any_more_leads_nowhere() -> None:
     stored = PLACES.stored(Path("/mnt/me/photos/1.png"))
     assert not Places(PLACES.named).found(stored).is_file()

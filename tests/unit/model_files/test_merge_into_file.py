@@ -248,6 +248,20 @@ def test_a_scale_that_is_no_number_is_refused_by_name(tmp_path: Path, ending: st
         extract_lora(tmp_path / "base.safetensors", tmp_path / "other.safetensors", 2)
 
 
+@pytest.mark.parametrize("ending", [".scale_weight", ".weight_scale"])
+def test_a_scale_of_what_is_no_fp8_is_1_or_refused(tmp_path: Path, ending: str) -> None:
+    """Files of scaled fp8 hold some layers as they were; a scale beside them that is not 1 would be dropped."""
+    base = base_tensors(torch.bfloat16) | {f"{FP8_LAYER}{ending}": torch.tensor(1.0)}
+    out = load_file(merged(tmp_path, base, (lora(), 1.0), dtype="fp32"))
+    assert f"{FP8_LAYER}{ending}" not in out and out[f"{FP8_LAYER}.weight"].dtype == torch.float32
+    base[f"{FP8_LAYER}{ending}"] = torch.tensor(2.0)
+    for dtype in ("base", "fp32"):
+        with pytest.raises(
+            KilnError, match=r"in BF16 with .*q\.\w+, a scale that only fp8 has; use the fp16"
+        ):
+            merged(tmp_path, base, (lora(), 1.0), dtype=dtype)
+
+
 def test_a_weight_of_zeros_may_have_the_scale_0(tmp_path: Path) -> None:
     base = base_tensors()
     base[f"{FP8_LAYER}.weight"] = torch.zeros(48, 32).to(torch.float8_e4m3fn)
