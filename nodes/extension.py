@@ -28,7 +28,7 @@ from .host.canvas.whole_prompt import refuse_whole_prompts
 from .host.running.background import save_on_exit
 from .host.running.unfinished import remove_unfinished
 from .mask_routes import add_mask_routes
-from .routes import add_routes
+from .routes import add_last_route, add_routes
 from .upload_routes import add_upload_routes
 
 
@@ -47,6 +47,7 @@ class LoraKilnExtension(ComfyExtension):
         add_dataset_routes()
         add_upload_routes()
         add_mask_routes()
+        add_last_route()
         refuse_whole_prompts()
         return [
             dataset.KilnLoadDataset,

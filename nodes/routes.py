@@ -32,6 +32,19 @@ def add_routes() -> None:
     routes.post("/lora_kiln/estimate")(answering(estimate))
 
 
+def add_last_route() -> None:
+    """Called after all other routes are there: what none of them answers would be looked for among the host's files,
+    which answers 500 where the name is too long for one."""
+    route_table().get("/lora_kiln/{rest:.*}")(answering(nothing))
+
+
+async def nothing(request: web.Request) -> web.Response:
+    """Of every address of ours that is none."""
+    raise Refused(
+        404, "There is no such address; reload the page, which may be of another version of LoRA Kiln."
+    )
+
+
 async def runs(request: web.Request) -> web.Response:
     """{"runs": [RunState]} of this server process."""
     return web.json_response({"runs": [run.state() for run in all_runs()]})

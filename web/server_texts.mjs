@@ -215,6 +215,7 @@ export const CHINESE = {
   "The history holds no such run; reload the list.": "历史中没有这次训练；请刷新列表。",
   "There is no such run.": "没有这次训练。",
   "There is no such sample.": "没有这张样张。",
+  "There is no such address; reload the page, which may be of another version of LoRA Kiln.": "没有这个地址；请重新加载页面，它可能属于另一个版本的 LoRA Kiln。",
   "There is no such run in this session.": "本次会话中没有这次训练。",
   "This run has ended.": "这次训练已结束。",
   "This run draws no samples; connect Sample Settings to the training node's settings.": "这次训练不绘制样张；请把“样张设置”连接到训练节点的 settings。",

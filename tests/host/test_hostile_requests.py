@@ -39,7 +39,9 @@ BODIES = {
 }
 GETS = (
     "/lora_kiln/runs/{id}",
+    "/lora_kiln/{id}",
     "/lora_kiln/runs/{id}/samples/1-1.png",
+    "/lora_kiln/runs/x/samples/1-{id}.png",
     "/lora_kiln/history/{id}/curve",
     "/lora_kiln/history/{id}/graph",
     "/lora_kiln/history/{id}/leavings",
