@@ -19,7 +19,7 @@ from PIL import Image
 from ..trainer.dataset.browse import Contents, Part, dataset_folders
 from ..trainer.dataset.buckets import BucketOptions
 from ..trainer.dataset.edit import Change, DatasetEditor, Outdated, Seen
-from ..trainer.dataset.files import ENDINGS, VIDEO_ENDINGS, ending, find_files
+from ..trainer.dataset.files import ENDINGS, ending, find_files
 from ..trainer.dataset.journal import Entry
 from ..trainer.dataset.loading import read_thumbnail
 from ..trainer.dataset.masks import Masks
@@ -123,13 +123,12 @@ async def left_out(request: web.Request) -> web.Response:
 
 
 async def thumbnail(request: web.Request) -> web.Response:
-    """?folder=&name=&side=&stamp= -> a small JPEG; of a clip, one of its first frames."""
+    """?folder=&name=&side=&stamp= -> a small JPEG; of a clip, its first frame."""
     path = media_of(request.query)
     side = number(request.query.get("side", "256"), "side", *SIDES)
-    frames = 2 if ending(path.name) in VIDEO_ENDINGS else 1
 
     def draw() -> bytes:
-        return _jpeg(read_thumbnail(path, frames, side))
+        return _jpeg(read_thumbnail(path, 1, side))
 
     return web.Response(
         body=await asyncio.to_thread(draw), content_type="image/jpeg", headers={**KEPT, **SAFE}

@@ -189,6 +189,9 @@ def test_pictures(client: HostClient, folder: Path) -> None:
         assert status == 200 and max(Image.open(io.BytesIO(small)).size) <= 96
         status, whole = get(client, "file", folder=folder.name, name=name)
         assert status == 200 and whole == (folder / name).read_bytes()
+    clip(folder / "one.mp4", frames=1)
+    status, small = get(client, "thumbnail", folder=folder.name, name="one.mp4", side=96)
+    assert status == 200 and Image.open(io.BytesIO(small)).size == (64, 48), "a clip of one frame has it"
     status, red = get(client, "overlay", folder=folder.name, name="1.png")
     assert status == 200 and Image.open(io.BytesIO(red)).getextrema()[3] == (0, 0), (
         "a white mask hides nothing"

@@ -65,3 +65,10 @@ test("every template fills in as much as its translation, and is found", () => {
     assert.notEqual(toChinese(filled), filled, english);
   }
 });
+
+test("a folder of bad files is said in Chinese throughout", () => {
+  const text =
+    "The folder /in/all bad cannot be used: none of its 3 images can be read. The image /in/all bad/x.png cannot be read (it is no image, or of a kind that is not known here); replace or remove it. Further files that cannot be used (2): y.jpg, z.jpg.";
+  assert.match(toChinese(text), /^\u6587\u4ef6\u5939 \/in\/all bad /);
+  assert.doesNotMatch(toChinese(text).replaceAll("/in/all bad", ""), /image|cannot|replace|remove|Further|none/);
+});

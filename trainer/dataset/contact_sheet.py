@@ -78,7 +78,6 @@ class Pointed:
     """A picture that is pointed out."""
 
     path: Path | None  # of a still or clip; None where it is not known
-    frames: int
     lines: tuple[str, ...]  # below it, at most three
     severe: bool  # framed
 
@@ -93,7 +92,7 @@ def pointed_sheet(rows: Sequence[tuple[str, Sequence[Pointed]]]) -> np.ndarray:
     page, draw = _page(len(rows) * columns, columns)
     for row, (heading, tiles) in enumerate(rows):
         for column, pointed in enumerate(tiles):
-            picture = _thumbnail(pointed.path, pointed.frames)
+            picture = _thumbnail(pointed.path, 1)
             frame = MILD if pointed.severe else FINE
             _tile(page, draw, _corner(row * columns + column, columns), picture, frame, pointed.lines)
         left, top = _corner(row * columns, columns)

@@ -91,9 +91,13 @@ def open_still(
         found = re.search(r"\d+ pixels", str(error))
         raise KilnError(_too_large(path, found[0] if found else "too many pixels")) from error
     except UnidentifiedImageError as error:
-        what = "empty" if path.stat().st_size == 0 else "no image, or of a kind that is not known here"
+        if path.stat().st_size == 0:
+            raise KilnError(
+                f"The image {shown(path)} cannot be read (it is empty); replace or remove it."
+            ) from error
         raise KilnError(
-            f"The image {shown(path)} cannot be read (it is {what}); replace or remove it."
+            f"The image {shown(path)} cannot be read (it is no image, or of a kind that is not known here); replace or "
+            "remove it."
         ) from error
     except UNREADABLE as error:
         if isinstance(error, KilnError):

@@ -167,7 +167,13 @@ def all_reasons(reasons: Sequence[str], files: Sequence[Path]) -> str:
     """The first reason, and the names of all other files that are bad: they are mended in one go."""
     if len(files) < 2:
         return reasons[0]
-    return f"{reasons[0]} {len(files) - 1} more files cannot be used: {names_of(files[1:])}."
+    further = f"Further files that cannot be used ({len(files) - 1}): {names_of(files[1:])}."
+    return f"{reasons[0]} {further}"
+
+
+def none_is_read(folder: Path, count: int) -> str:
+    """On a folder of which every file is bad."""
+    return f"The folder {shown(folder)} cannot be used: none of its {count} images can be read."
 
 
 def names_of(paths: Iterable[Path]) -> str:

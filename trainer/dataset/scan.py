@@ -33,6 +33,7 @@ from .remarks import (
     folders_not_entered,
     mask_remarks,
     names_of,
+    none_is_read,
     pair_remarks,
     silent_controls,
 )
@@ -311,10 +312,7 @@ def columns_state(folder: Path, options: ScanOptions) -> str:
 def _nothing_found(found: Found, options: ScanOptions, reasons: list[str], bad: list[Path]) -> KilnError:
     place = shown(found.root)
     if bad:
-        why = all_reasons(reasons, bad)
-        return KilnError(
-            f"The folder {place} cannot be used: none of its {len(bad)} images can be read. {why}"
-        )
+        return KilnError(f"{none_is_read(found.root, len(bad))} {all_reasons(reasons, bad)}")
     if found.unentered and not options.recursive:
         return KilnError(
             f"The folder {place} cannot be used: it holds no image itself; to read its sub-folders switch recursive on "

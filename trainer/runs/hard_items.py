@@ -7,7 +7,6 @@ from pathlib import Path
 
 from ..dataset.contact_sheet import Pointed
 from ..dataset.encoded import EncodedItem
-from ..dataset.files import VIDEO_ENDINGS, ending
 from ..dataset.places import AS_THEY_ARE, Places
 from ..errors import KilnError
 from .checkpoint import read_state
@@ -69,12 +68,7 @@ def ranked_items(
 
 def pointed(items: list[RankedItem]) -> list[Pointed]:
     """The same for a sheet."""
-    return [
-        Pointed(
-            i.source, 2 if i.source and ending(i.source.name) in VIDEO_ENDINGS else 1, i.lines, i.stands_out
-        )
-        for i in items
-    ]
+    return [Pointed(i.source, i.lines, i.stands_out) for i in items]
 
 
 def _ranked(

@@ -226,7 +226,7 @@ def test_only_bad_files(tmp_path: Path) -> None:
         KilnError, match=r"none of its 2 images can be read. The image .*empty.png cannot be"
     ) as caught:
         skipping(tmp_path)
-    assert "1 more files cannot be used: text.png" in str(caught.value)
+    assert "Further files that cannot be used (1): text.png" in str(caught.value)
 
 
 def test_pixels_are_upright_rgb_on_white(tmp_path: Path) -> None:

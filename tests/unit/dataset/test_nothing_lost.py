@@ -410,7 +410,7 @@ def test_every_bad_file_is_named_at_once(tmp_path: Path) -> None:
     for name in "abc":
         (tmp_path / f"{name}.png").write_text("broken")
     with pytest.raises(
-        KilnError, match=r"a.png cannot be read .* 2 more files cannot be used: b.png, c.png\."
+        KilnError, match=r"a.png cannot be read .* Further files that cannot be used \(2\): b.png, c.png\."
     ):
         scan_folder(tmp_path)
 
