@@ -234,6 +234,8 @@ def _files_that_matter(found: Found) -> Iterator[Path]:
     yield from sorted(found.tables.values())
     yield from (path for _, path in found.masks())
     if found.tables or any(ending(path.name) == ".json" for path in found.sidecars):
+        known = {*found.media, *found.labels}
         for directory, folders, names in os.walk(found.root):
             folders.sort()
-            yield from (Path(directory, name) for name in sorted(names) if ending(name) in ENDINGS)
+            pictures = (Path(directory, name) for name in sorted(names) if ending(name) in ENDINGS)
+            yield from (path for path in pictures if path not in known)
