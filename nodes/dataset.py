@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io, ui
@@ -12,7 +11,6 @@ from ..trainer.dataset.combine import Part, combine
 from ..trainer.dataset.from_graph import images_to_dataset
 from ..trainer.dataset.items import Dataset
 from ..trainer.dataset.scan import ScanOptions, columns_state, scan_folder
-from ..trainer.parsers import split_list
 from . import types
 from .host import paths
 from .host.canvas.progress import NodeProgress
@@ -21,15 +19,6 @@ from .listing import listed
 
 MASKS = ("alpha and masks folder", "off")
 ROLES = ("subject", "regularisation", "validation")
-
-
-def control_folders_of(names: str, dataset: Path) -> tuple[Path, ...]:
-    """The folders that a user names, in order; a dot is the dataset's own.
-
-    Raises:
-        KilnError: one does not exist, or lies outside the host's input folder.
-    """
-    return tuple(dataset if name == "." else paths.dataset_folder(name) for name in split_list(names))
 
 
 class KilnLoadDataset(io.ComfyNode):
@@ -108,7 +97,7 @@ class KilnLoadDataset(io.ComfyNode):
         cls, folder: str, recursive: bool, validation_folder: str = "", control_folders: str = "", **_: Any
     ) -> Any:
         place, also = paths.dataset_folder(folder), validation_folder.strip()
-        controls = control_folders_of(control_folders, place)
+        controls = paths.control_folders(control_folders, place)
         options = ScanOptions(recursive=recursive, validation_folder=also, control_folders=controls)
         states = [files.folder_state(each, recursive=True) for each in controls]
         return [files.folder_state(place, recursive, also), columns_state(place, options), *states]
@@ -133,7 +122,7 @@ class KilnLoadDataset(io.ComfyNode):
             masks=masks != "off",
             validation_share=validation_share,
             validation_folder=validation_folder.strip(),
-            control_folders=control_folders_of(control_folders, paths.dataset_folder(folder)),
+            control_folders=paths.control_folders(control_folders, paths.dataset_folder(folder)),
         )
         dataset = scan_folder(
             paths.dataset_folder(folder),

@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 import io
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from .host.canvas.monitor import route_table
 BASE = "/lora_kiln/dataset"
 FIRST = 24  # pictures on the node
 SIDES = (96, 512)  # pixels; least and most of a thumbnail
+MOST_CONTROLS = 1000  # characters of the names of control folders
 MOST_ITEMS = 50_000  # of one change
 WRITING = ("caption", "add", "remove", "replace", "fields")
 KEPT = {"Cache-Control": "private, max-age=86400"}  # the address holds the file's time
@@ -66,13 +68,13 @@ async def folders(request: web.Request) -> web.Response:
 
 
 async def glance(request: web.Request) -> web.Response:
-    """?folder=&recursive=&also= -> what the node shows of a folder: figures and the first items; {"missing": sentence}
-    where there is none, which is no error on a node that has just been made."""
-    part = part_of(request.query)
+    """?folder=&recursive=&also=&controls= -> what the node shows of a folder: figures and the first items;
+    {"missing": sentence} where there is none, which is no error on a node that has just been made."""
     try:
         folder = folder_of(request.query.get("folder"))
     except Refused as refused:
         return web.json_response({"missing": str(refused)})
+    part = part_of(request.query, folder)
 
     def look() -> dict[str, Any]:
         contents = Contents(folder, part, paths.model_marks())
@@ -91,9 +93,11 @@ async def glance(request: web.Request) -> web.Response:
 
 
 async def items(request: web.Request) -> web.Response:
-    """?folder=&recursive=0|1&also=&most= -> {"folder", "writable", "items": [Item], "undo": Undo|null}, as in
-    web/dataset_api.mjs. `also` is a sub-folder that is read in any case; with `most`, only the first items come."""
-    folder, part = folder_of(request.query.get("folder")), part_of(request.query)
+    """?folder=&recursive=0|1&also=&controls=&most= -> {"folder", "writable", "items": [Item], "undo": Undo|null}, as in
+    web/dataset_api.mjs. `also` is a sub-folder that is read in any case, `controls` are folders of control pictures, as
+    on the node; with `most`, only the first items come."""
+    folder = folder_of(request.query.get("folder"))
+    part = part_of(request.query, folder)
     most = number(request.query.get("most", str(MOST_ITEMS)), "most", 1, MOST_ITEMS)
 
     def look() -> dict[str, Any]:
@@ -106,20 +110,22 @@ async def items(request: web.Request) -> web.Response:
 
 
 async def figures_of_items(request: web.Request) -> web.Response:
-    """?folder=&recursive=&also=&resolution=&max_frames=&fps= -> see dataset_scans.figures."""
+    """?folder=&recursive=&also=&controls=&masks=&resolution=&max_frames=&fps= -> see dataset_scans.figures."""
     folder, query = folder_of(request.query.get("folder")), request.query
     options = BucketOptions(
         resolution=number(query.get("resolution", "512"), "resolution", 16, 8192),
         max_frames=number(query.get("max_frames", "33"), "max_frames", 1, 1000),
         fps=number(query.get("fps", "16"), "fps", 0, 240),
     )
-    return web.json_response(await asyncio.to_thread(figures, folder, part_of(query), options))
+    part = part_of(query, folder, strict=True)
+    return web.json_response(await asyncio.to_thread(figures, folder, part, options))
 
 
 async def left_out(request: web.Request) -> web.Response:
-    """?folder=&recursive=&also= -> see dataset_scans.told."""
+    """?folder=&recursive=&also=&controls=&masks= -> see dataset_scans.told."""
     folder = folder_of(request.query.get("folder"))
-    return web.json_response(await asyncio.to_thread(told, folder, part_of(request.query)))
+    part = part_of(request.query, folder, strict=True)
+    return web.json_response(await asyncio.to_thread(told, folder, part))
 
 
 async def thumbnail(request: web.Request) -> web.Response:
@@ -166,7 +172,7 @@ async def file(request: web.Request) -> web.StreamResponse:
 
 
 async def write(request: web.Request) -> web.Response:
-    """{"folder", "recursive", "also", "what", "changes": [{"name", "version", "caption"?, "fields"?}]} ->
+    """{"folder", "recursive", "also", "controls", "what", "changes": [{"name", "version", "caption"?, "fields"?}]} ->
     {"changed", "items": [Item], "undo"}."""
     body = await json_body(request)
     what = choice(body.get("what"), "what", WRITING)
@@ -213,7 +219,7 @@ async def changing(
         raise Refused(
             403, "Datasets outside ComfyUI/input are only shown here; edit their files, or move them there."
         )
-    part = part_of(body)
+    part = part_of(body, folder)
     editor = _editor(folder, part)
 
     def change() -> dict[str, Any]:
@@ -248,13 +254,29 @@ def _editor(folder: Path, part: Part) -> DatasetEditor:
     return DatasetEditor(folder, part, paths.edit_journals(), paths.places())
 
 
-def part_of(fields: Mapping[str, Any]) -> Part:
-    """Which of a folder's items a request is about. Raises Refused."""
+def part_of(fields: Mapping[str, Any], folder: Path, strict: bool = False) -> Part:
+    """Which of a folder's items a request is about.
+
+    Args:
+        fields: of the request.
+        folder: the dataset's.
+        strict: raise when there is no such control folder; without, pictures are listed while a name is being typed.
+
+    Raises:
+        Refused: a field is not what it must be.
+        KilnError: see strict.
+    """
     recursive = choice(str(fields.get("recursive", "0")), "recursive", ("0", "1"))
-    also = fields.get("also", "")
+    masks = choice(str(fields.get("masks", "1")), "masks", ("0", "1"))
+    also, controls = fields.get("also", ""), fields.get("controls", "")
     if not isinstance(also, str) or len(also) > 200:
         raise Refused(400, "also is the name of a sub-folder, or left out.")
-    return Part(recursive == "1", also)
+    if not isinstance(controls, str) or len(controls) > MOST_CONTROLS:
+        raise Refused(400, "controls are names of folders, or left out.")
+    apart: tuple[Path, ...] = ()
+    with nullcontext() if strict else suppress(KilnError):
+        apart = paths.control_folders(controls, folder)
+    return Part(recursive == "1", also, apart, masks == "1")
 
 
 def _undoable(entry: Entry | None) -> dict[str, Any] | None:

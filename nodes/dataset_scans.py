@@ -55,8 +55,8 @@ def figures(folder: Path, part: Part, options: BucketOptions) -> dict[str, Any]:
 
     Returns:
         {"ready": false, "done": n, "total": n}, or {"ready": true, "error": "", "items": {name: figures},
-        "bad": {name: why it is left out}, "skipped": [sentence], "remarks": [sentence]}; figures as in
-        web/dataset_api.mjs.
+        "bad": {name: why it is left out}, "controls": [name of a control picture that is no item],
+        "skipped": [sentence], "remarks": [sentence]}; figures as in web/dataset_api.mjs.
     """
     scan = _look(folder, part)
     if not scan.ended:
@@ -88,7 +88,8 @@ def told(folder: Path, part: Part) -> dict[str, Any]:
 
 def _look(folder: Path, part: Part) -> Scan:
     """The look at a folder as it is now, which may have to be begun."""
-    key = (str(folder), part, files.folder_state(folder, part.recursive, part.also))
+    states = [files.folder_state(each, recursive=True) for each in part.controls]
+    key = (str(folder), part, " ".join([files.folder_state(folder, part.recursive, part.also), *states]))
     with _lock:
         scan = _scans.get(key)
         if scan is None:
@@ -113,7 +114,13 @@ def _run(scan: Scan, key: Key, folder: Path) -> None:
         if time.monotonic() - scan.asked > PATIENCE:
             raise _Abandoned
         part = key[1]
-        chosen = ScanOptions(recursive=part.recursive, validation_folder=part.also, on_bad_file="skip")
+        chosen = ScanOptions(
+            recursive=part.recursive,
+            validation_folder=part.also,
+            control_folders=part.controls,
+            masks=part.masks,
+            on_bad_file="skip",
+        )
         scan.dataset = scan_folder(folder, chosen, facts_cache=paths.facts_cache(), on_progress=step)
     except KilnError as error:
         scan.error = str(error)
@@ -130,7 +137,7 @@ def _run(scan: Scan, key: Key, folder: Path) -> None:
 def _figures(scan: Scan, folder: Path, options: BucketOptions) -> dict[str, Any]:
     dataset = scan.dataset
     if dataset is None:
-        return {"ready": True, "items": {}, "bad": {}, **_left_out(scan)}
+        return {"ready": True, "items": {}, "bad": {}, "controls": [], **_left_out(scan)}
     found: dict[int, list[dict[str, Any]]] = {}
     for problem in DatasetReport(dataset, options).problems:
         told = {"kind": problem.kind, "text": problem.text, "severe": problem.severe}
@@ -150,7 +157,19 @@ def _figures(scan: Scan, folder: Path, options: BucketOptions) -> dict[str, Any]
             "warnings": found.get(index, []),
         }
     bad = {path.relative_to(folder).as_posix(): reason for path, reason in dataset.bad}
-    return {"ready": True, "items": items, "bad": bad, **_left_out(scan)}
+    return {
+        "ready": True,
+        "items": items,
+        "bad": bad,
+        "controls": _controls(dataset, folder),
+        **_left_out(scan),
+    }
+
+
+def _controls(dataset: Dataset, folder: Path) -> list[str]:
+    items = {item.path for item in dataset.items}
+    used = {control.path for item in dataset.items for control in item.controls} - items
+    return sorted(path.relative_to(folder).as_posix() for path in used if folder in path.parents)
 
 
 def _left_out(scan: Scan) -> dict[str, Any]:

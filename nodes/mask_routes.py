@@ -32,7 +32,8 @@ def add_mask_routes() -> None:
 async def sheet(request: web.Request) -> web.Response:
     """-> {"filename", "subfolder", "type"}: by these the host's own routes show it."""
     body = await json_body(request)
-    folder, part = folder_of(body.get("folder")), part_of(body)
+    folder = folder_of(body.get("folder"))
+    part = part_of(body, folder)
     media = media_of(body)
     target = paths.mask_sheets() / f"{secrets.token_hex(16)}.png"
 

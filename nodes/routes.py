@@ -98,7 +98,7 @@ async def estimate(request: web.Request) -> web.Response:
         raise Refused(400, str(error)) from error
 
 
-DATASET = {"folder": str, "recursive": bool, "validation_folder": str}
+DATASET = {"folder": str, "recursive": bool, "validation_folder": str, "control_folders": str}
 MOST_DATASETS = 64
 
 
@@ -141,7 +141,10 @@ def _question(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_dataset(value: Any) -> bool:
-    return isinstance(value, dict) and {name: type(v) for name, v in value.items()} == DATASET
+    """A page that was loaded before an update does not send control_folders."""
+    if not isinstance(value, dict):
+        return False
+    return {"control_folders": str, **{name: type(v) for name, v in value.items()}} == DATASET
 
 
 def tell(run: RunMonitor, command: str) -> None:

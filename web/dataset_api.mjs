@@ -30,11 +30,11 @@ import { address, ask, askBytes, ServerError } from "./api.mjs";
  * @property {Warning[]} warnings
  *
  * @typedef {{id: string, what: string, count: number, time: number}} Undo
- * @typedef {{folder: string, recursive: boolean, also: string}} Part which items of a folder, as on Load Dataset
+ * @typedef {{folder: string, recursive: boolean, also: string, controls: string, masks: boolean}} Part which items of a folder, as on Load Dataset
  * @typedef {{resolution: number, max_frames: number, fps: number}} Sizes of Encode Dataset
  * @typedef {{folder: string, writable: boolean, items: Item[], undo: Undo | null}} Listing
  * @typedef {{ready: boolean, done?: number, total?: number, error?: string, items?: Record<string, Figures>,
- *   bad?: Record<string, string>, skipped?: string[], remarks?: string[]}} Measured
+ *   bad?: Record<string, string>, controls?: string[], skipped?: string[], remarks?: string[]}} Measured
  * @typedef {{ready: boolean, done?: number, total?: number, error?: string, skipped?: string[], remarks?: string[], count?: number,
  *   clips?: number, without?: number}} Told
  * @typedef {{changed: boolean, files: number, items: Item[], undo: Undo | null}} Changed
@@ -55,7 +55,7 @@ function query(values) {
 }
 
 /** @param {Part} part */
-const body = ({ folder, recursive, also }) => ({ folder, recursive: recursive ? "1" : "0", also });
+const body = ({ folder, recursive, also, controls, masks }) => ({ folder, recursive: recursive ? "1" : "0", also, controls, masks: masks ? "1" : "0" });
 
 /** @returns {Promise<[name: string, items: number][]>} folders below ComfyUI/input that hold pictures or clips */
 export const listFolders = async () => (await ask(`${BASE}/folders`)).folders;

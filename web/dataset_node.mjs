@@ -107,8 +107,8 @@ class Strip {
 
   /** @returns {import("./dataset_api.mjs").Part} */
   part() {
-    const also = String(widgetOf(this.node, "validation_folder")?.value ?? "").trim();
-    return { folder: this.folder, recursive: !!widgetOf(this.node, "recursive")?.value, also };
+    const [also, controls] = ["validation_folder", "control_folders"].map((name) => String(widgetOf(this.node, name)?.value ?? "").trim());
+    return { folder: this.folder, recursive: !!widgetOf(this.node, "recursive")?.value, also, controls, masks: widgetOf(this.node, "masks")?.value !== "off" };
   }
 
   /** @param {string} value */
@@ -177,7 +177,8 @@ class Strip {
 
   /** Ask what the node would say of the folder until that is known. @param {number} question @param {Part} part @param {Glance} found */
   async measure(question, part, found) {
-    const told = await leftOut(part);
+    /** @type {import("./dataset_api.mjs").Told} */
+    const told = await leftOut(part).catch((error) => ({ ready: true, error: error.message }));
     if (question !== this.asked || !this.node.graph) return;
     this.tell(found, told);
     if (!told.ready) setTimeout(() => void this.measure(question, part, found).catch(() => undefined), MEASURING);

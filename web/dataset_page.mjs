@@ -43,6 +43,7 @@ export class DatasetPage {
     /** @type {Map<string, Item>} */ this.items = new Map();
     /** @type {Record<string, Figures>} */ this.figures = {};
     /** @type {Record<string, string>} */ this.bad = {}; // why items are left out, as far as that is known
+    /** @type {Set<string>} */ this.controls = new Set(); // names of control pictures, which are no items
     this.there = false; // whether there is such a folder
     /** @type {Item[]} */ this.shown = [];
     /** @type {Set<string>} */ this.selected = new Set();
@@ -276,6 +277,7 @@ export class DatasetPage {
     this.progress.textContent = found.error ? inUsersLanguage(found.error) : "";
     this.figures = found.items ?? {};
     this.bad = found.bad ?? {};
+    this.controls = new Set(found.controls);
     this.list(this.left, "leftOut", found.skipped ?? []);
     this.list(this.remarks, "remarks", found.remarks ?? []);
     this.showKinds();
@@ -296,9 +298,14 @@ export class DatasetPage {
     this.grid.root.scrollTop = 0;
   }
 
+  /** The items, as far as it is known which pictures are controls of others. */
+  all() {
+    return [...this.items.values()].filter((item) => !this.controls.has(item.name));
+  }
+
   /** Everything that hangs on items, figures and filter. */
   refresh() {
-    const all = [...this.items.values()];
+    const all = this.all();
     this.shown = all.filter((item) => passes(this.bad[item.name] ? { ...item, error: this.bad[item.name] } : item, this.figures[item.name], this.filter));
     for (const name of this.selected) if (!this.items.has(name)) this.selected.delete(name);
     let place = this.shown.findIndex((item) => item.name === this.active);
@@ -389,7 +396,7 @@ export class DatasetPage {
 
   afterChoice() {
     this.grid.render(true);
-    this.showCounts([...this.items.values()].filter((item) => !item.aside));
+    this.showCounts(this.all().filter((item) => !item.aside));
     this.showSide();
   }
 
@@ -484,6 +491,7 @@ export class DatasetPage {
       this.heading.textContent = t("dataset", folder);
       this.items = new Map();
       this.figures = this.bad = {};
+      this.controls = new Set();
       return void this.reload();
     };
     return uploadTo(this.part.folder, files, done, asNamed);

@@ -69,6 +69,7 @@ function folders(node, depth = 0) {
       folder: String(valueOf(node, "folder") ?? ""),
       recursive: Boolean(valueOf(node, "recursive")),
       validation_folder: String(valueOf(node, "validation_folder") ?? ""),
+      control_folders: String(valueOf(node, "control_folders") ?? ""),
     }];
   }
   const names = (node?.inputs ?? []).map((/** @type {any} */ i) => i.name).filter((/** @type {string} */ n) => n.startsWith("dataset"));

@@ -250,6 +250,8 @@ export const CHINESE = {
   "The caption of {} stands in the folder's table; empty it there, or write another.": "{} 的描述写在文件夹的表格中；请在那里清空，或另写一条。",
   "The table {} is not UTF-8 text, so its rows stay; save it as UTF-8 and try again.": "表格 {} 不是 UTF-8 文本，其中的行保持不变；请存为 UTF-8 后重试。",
   "also is the name of a sub-folder, or left out.": "also 是子文件夹的名称，或省略。",
+  "The table {} has {} columns named {}; rename or remove all but one.": "表格 {} 中有 {} 列名为 {}；请只保留一列，或改名。",
+  "controls are names of folders, or left out.": "controls 是文件夹的名称，或省略。",
   "only {} pixels": "只有 {} 像素",
   "its mask has another shape, {} pixels instead of {}, and is stretched": "遮罩形状不同，为 {} 像素而不是 {}，被拉伸",
   "The painted mask has {}x{} pixels; scale it down.": "绘制的遮罩有 {}x{} 像素；请缩小。",

@@ -18,6 +18,7 @@ from ...trainer.dataset.model_marks import ModelMarks
 from ...trainer.dataset.names import check_new_name, inside, shown_name
 from ...trainer.dataset.places import Places
 from ...trainer.errors import KilnError, shortened
+from ...trainer.parsers import split_list
 from ...trainer.runs.samples import sample_path
 from ...trainer.safefile import is_safetensors, write_text
 
@@ -75,6 +76,15 @@ def dataset_name(folder: Path) -> str:
 def may_change(folder: Path) -> bool:
     """Whether the page may write there: below ComfyUI/input. Other opened folders are read only."""
     return input_folder() in folder.parents
+
+
+def control_folders(names: str, dataset: Path) -> tuple[Path, ...]:
+    """The folders of control pictures that a user names, in order; a dot is the dataset's own.
+
+    Raises:
+        KilnError: one does not exist, or lies outside the host's input folder.
+    """
+    return tuple(dataset if name == "." else dataset_folder(name) for name in split_list(names))
 
 
 def new_dataset_folder(name: str) -> Path:

@@ -85,6 +85,27 @@ def test_the_node_and_its_page_leave_out_the_same(canvas: Canvas, folder: Path) 
     canvas.shot("page")
 
 
+def test_control_pictures_are_no_items_of_the_page(canvas: Canvas, folder: Path) -> None:
+    """The page is told of the node's control folders; pictures beside the items come out when they are known."""
+    for path in folder.glob("photo *.jpg"):
+        picture(folder / "before" / f"{path.stem}.png")
+    show_node(canvas, folder.name)
+    canvas.page.evaluate(
+        """name => {
+            const widgets = FIND.widgets;
+            widgets.find(w => w.name === 'control_folders').value = name;
+            widgets.find(w => w.name === 'recursive').value = true;
+        }""".replace("FIND", FIND),
+        f"{folder.name}/before",
+    )
+    canvas.page.locator("[data-kiln=openDataset]").click()
+    page = canvas.page.locator("dialog.kiln-page")
+    measured(page)
+    expect(page.locator(".kiln-tile")).to_have_count(12)
+    expect(page.locator("header")).to_contain_text("12 items")
+    canvas.shot("controls")
+
+
 def tile(page: Locator, name: str) -> Locator:
     return page.locator(".kiln-tile").filter(has=page.page.get_by_text(name, exact=True))
 

@@ -173,6 +173,52 @@ def test_the_node_the_page_and_the_report_leave_out_the_same(
     assert len(sentences) == sum(line.startswith(("skipped: ", "note: ")) for line in said.splitlines())
 
 
+@pytest.mark.parametrize("controls", ["{}/before", ".", "", "{}/before, ."])
+def test_control_pictures_are_no_items_on_the_page(client: HostClient, folder: Path, controls: str) -> None:
+    """Those of a folder within the dataset, beside the items, and named by a column: as where it is trained."""
+    names = controls.format(folder.name)
+    for path in sorted(folder.glob("*.*")):
+        beside = folder / f"{path.stem}_control.png" if "." in names.split(", ") else None
+        for control in (folder / "before" / f"{path.stem}.png" if "before" in names else None, beside):
+            if control is not None:
+                picture(control, (96, 80))
+    if not names:
+        picture(folder / "made" / "0.png", (96, 80))
+        rows = [{"file_name": "0.png", "control_path": "made/0.png"}]
+        (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = ScanOptions(
+        recursive=True,
+        control_folders=tuple(
+            folder if n == "." else folder.parent / n for n in filter(None, names.split(", "))
+        ),
+    )
+    dataset = scan_folder(folder, options)
+    assert len(dataset.items) == 3 and any(item.controls for item in dataset.items)
+    page = wait_figures(client, folder, recursive=1, controls=names)
+    pictures = [name for name in listed(client, folder, recursive=1, controls=names) if name]
+    assert {*pictures} - {*page["controls"]} == {*page["items"]} == {"0.png", "1.png", "clip.mp4"}
+    told = get(client, "left_out", folder=folder.name, recursive=1, controls=names)[1]
+    assert told["count"] == 3 and told["remarks"] == list(dataset.remarks)
+
+
+def test_a_control_folder_that_is_not_there_is_said(client: HostClient, folder: Path) -> None:
+    """The pictures are listed all the same, as its name is being typed."""
+    query = {"folder": folder.name, "controls": "nowhe"}
+    assert [*listed(client, folder, controls="nowhe")][:-1] == ["0.png", "1.png", "clip.mp4"]
+    assert get(client, "glance", **query)[1]["count"] == 3
+    for what in ("left_out", "figures"):
+        status, answer = get(client, what, **query)
+        assert status == 409 and "'nowhe' does not exist" in answer["error"]
+
+
+def test_masks_that_keep_nothing_do_not_count_where_they_are_off(client: HostClient, folder: Path) -> None:
+    (folder / "clip.mp4").unlink()
+    (folder / "0.png").unlink()
+    picture(folder / "masks" / "1.png", (96, 80), "black")
+    assert "keep nothing" in wait_figures(client, folder)["error"]
+    assert wait_figures(client, folder, masks="0")["error"] == ""
+
+
 def test_a_folder_of_bad_files_alone_is_said(client: HostClient, folder: Path) -> None:
     for file in folder.iterdir():
         if file.is_file():

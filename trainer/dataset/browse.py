@@ -58,6 +58,10 @@ class Part:
 
     recursive: bool = False
     also: str = ""  # a sub-folder that is entered in any case, for validation
+    controls: tuple[
+        Path, ...
+    ] = ()  # folders of control pictures; the dataset's own for pictures beside the items
+    masks: bool = True  # whether masks are used
 
 
 class Contents:
@@ -71,7 +75,7 @@ class Contents:
             marks: what models wrote.
         """
         self.root, self._marks = root, marks
-        self._read = _Beside(find_files(root, part.recursive, part.also))
+        self._read = _Beside(find_files(root, part.recursive, part.also, part.controls))
         aside = root / SET_ASIDE
         there = aside.is_dir() and not aside.is_symlink()
         self._aside = _Beside(find_files(aside, True) if there else Found(aside))

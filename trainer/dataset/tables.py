@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -185,6 +185,7 @@ def _csv_rows(path: Path, text: str, names: FileNames) -> list[tuple[int, Row]]:
             between = separator + " " * _is_spaced(lines, separator)
             if {c.lower() for c in columns} & set(NAME_KEYS):
                 _check_quotes(path, lines, separator)
+                _check_columns(path, columns)
                 return [(n, _by_column(path, n, columns, row, between)) for n, row in enumerate(rows[1:], 2)]
             if len(columns) > 1 and any(names.find(plain_path(columns[0]))):  # no header at all
                 _check_quotes(path, lines, separator)
@@ -223,6 +224,15 @@ def _check_quotes(path: Path, lines: list[str], separator: str) -> None:
             raise KilnError(
                 f"Row {whole + 1} of {shown(path)} has a quotation mark that is never closed; close it or leave it out."
             ) from error
+
+
+def _check_columns(path: Path, columns: list[str]) -> None:
+    """Raise KilnError for a name that several columns have: one of them would count without a word."""
+    for name, times in Counter(map(name_key, filter(None, columns))).items():
+        if times > 1:
+            raise KilnError(
+                f"The table {shown(path)} has {times} columns named {name}; rename or remove all but one."
+            )
 
 
 def _by_column(path: Path, number: int, columns: list[str], row: list[str], between: str) -> Row:

@@ -14,6 +14,7 @@ import folder_paths
 import torch
 
 from ....trainer.config import TrainConfig
+from ....trainer.dataset.browse import Part
 from ....trainer.dataset.buckets import Bucket, BucketOptions
 from ....trainer.dataset.largest import FRAMES_PER_LATENT, largest_item, latent_cells
 from ....trainer.errors import KilnError
@@ -59,8 +60,8 @@ def estimate_before_loading(
         weight_dtype: as the loader has it.
         config: some of TrainConfig.to_dict(); the rest are defaults.
         resolution, max_frames, fps, max_upscale: as Encode Dataset has them.
-        datasets: what is read, "folder", "recursive" and "validation_folder" of each; None: not known, so the largest
-            item is a square of the resolution and of all frames.
+        datasets: what is read, "folder", "recursive", "validation_folder" and "control_folders" of each; None: not
+            known, so the largest item is a square of the resolution and of all frames.
         text_encoder: how the CLIP is loaded that is trained too, "loader" (a key of TEXT_FILES) and "files".
 
     Returns:
@@ -130,10 +131,11 @@ def _largest(datasets: list[dict[str, Any]] | None, options: BucketOptions) -> B
     for each in datasets:
         try:
             folder = paths.dataset_folder(each["folder"])
+            controls = paths.control_folders(each.get("control_folders", ""), folder)
         except KilnError:
             return whole
-        held_out = each["validation_folder"].strip()
-        found.append(largest_item(folder, each["recursive"], held_out, options, paths.facts_cache()))
+        part = Part(each["recursive"], each["validation_folder"].strip(), controls)
+        found.append(largest_item(folder, part, options, paths.facts_cache()))
     return max(filter(None, found), key=latent_cells, default=whole)
 
 

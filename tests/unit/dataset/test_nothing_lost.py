@@ -204,6 +204,14 @@ def test_a_quote_that_is_never_closed_is_named(tmp_path: Path) -> None:
         captions(tmp_path)
 
 
+def test_two_columns_of_one_name_are_named(tmp_path: Path) -> None:
+    """One of them would be the caption, without a word of the other."""
+    picture(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_text("file_name,text,Text\na.png,one,two\n", "utf-8")
+    with pytest.raises(KilnError, match="2 columns named text; rename or remove all but one"):
+        scan_folder(tmp_path)
+
+
 def test_a_row_leaves_a_table_whose_columns_have_spaces_between(tmp_path: Path) -> None:
     for name in ("a", "b"):
         picture(tmp_path / f"{name}.png")
