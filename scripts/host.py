@@ -70,7 +70,7 @@ class RunningHost:
         if self.process.stdin is not None:
             self.process.stdin.close()
 
-    def wait_until_up(self, timeout: float = 180.0) -> None:
+    def wait_until_up(self, timeout: float = 400.0) -> None:
         """Poll /system_stats until it answers.
 
         Raises:
@@ -102,7 +102,7 @@ def start_host(
     python: Path | None = None,
     cpu: bool | None = None,
     env: dict[str, str] | None = None,
-    timeout: float = 180.0,
+    timeout: float = 400.0,
 ) -> RunningHost:
     """Start ComfyUI on a workspace and wait until it answers.
 

@@ -33,7 +33,7 @@ class HostClient:
         # A proxy from the environment must not come between us and our own machine.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
-    def request(self, path: str, payload: Any = None, *, timeout: float = 60.0) -> bytes:
+    def request(self, path: str, payload: Any = None, *, timeout: float = 180.0) -> bytes:
         """GET `path`, or POST `payload` as JSON to it; the body of the answer.
 
         Raises:
@@ -50,11 +50,11 @@ class HostClient:
             body = error.read().decode(errors="replace")
             raise HostError(f"{request.get_method()} {path}: status {error.code}: {body}") from error
 
-    def get_json(self, path: str, *, timeout: float = 60.0) -> Any:
+    def get_json(self, path: str, *, timeout: float = 180.0) -> Any:
         """The decoded answer to GET `path`."""
         return json.loads(self.request(path, timeout=timeout))
 
-    def post_json(self, path: str, payload: Any, *, timeout: float = 60.0) -> Any:
+    def post_json(self, path: str, payload: Any, *, timeout: float = 180.0) -> Any:
         """The decoded answer to POST `path`; None when the answer has no body."""
         body = self.request(path, payload, timeout=timeout)
         return json.loads(body) if body else None
@@ -82,7 +82,7 @@ class HostClient:
         return entry
 
     def wait(
-        self, prompt_id: str, timeout: float = 300.0, on_poll: Callable[[], None] | None = None
+        self, prompt_id: str, timeout: float = 600.0, on_poll: Callable[[], None] | None = None
     ) -> dict[str, Any]:
         """Poll until the prompt has ended, well or not; its history entry (`outputs`, `status`).
 
@@ -172,7 +172,7 @@ class EventStream:
         """The events of one type so far."""
         return [event for event in list(self.events) if event.type == type]
 
-    def wait_for(self, wanted: Callable[[Event], bool], timeout: float = 60.0) -> Event:
+    def wait_for(self, wanted: Callable[[Event], bool], timeout: float = 300.0) -> Event:
         """The first event for which `wanted` is true, waiting for it if need be (TimeoutError after `timeout` s)."""
         deadline = time.monotonic() + timeout
         seen = 0

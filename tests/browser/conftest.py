@@ -89,7 +89,7 @@ def browser() -> Iterator[Browser]:
         started.close()
 
 
-expect.set_options(timeout=30_000)  # milliseconds: the machine runs other tests beside these
+expect.set_options(timeout=120_000)  # milliseconds: the machine runs other tests beside these
 
 
 class Canvas:
@@ -234,7 +234,7 @@ def canvas(
     }
     client.post_json("/settings", {**usual, **settings})
     page = browser.new_page(viewport={"width": 1500, "height": 1000})
-    page.set_default_timeout(60_000)  # as above
+    page.set_default_timeout(120_000)  # as above
     if SLOWER > 1:
         page.context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": SLOWER})
         page.add_init_script(LATE % SLOWER)

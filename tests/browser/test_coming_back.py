@@ -74,7 +74,7 @@ def test_a_changed_caption_is_named_and_gone_on_with(canvas: Canvas, client: Hos
     alert = canvas.page.locator(".kiln-panel [role=alert]")
     expect(alert).to_contain_text(
         re.compile(rf"{run} cannot be resumed: \d+ of its \d+ captions are others now"),
-        timeout=60_000,  # the first graph draws its samples before
+        timeout=120_000,  # the first graph draws its samples before
     )
     canvas.shot("named")
     # The error dialog of older frontends lies over the panel, and may come later than our sentence

@@ -112,8 +112,8 @@ def tile(page: Locator, name: str) -> Locator:
 
 def measured(page: Locator) -> None:
     """Wait for sizes and warnings."""
-    expect(page.locator(".kiln-badge").first).to_be_visible(timeout=60_000)
-    expect(page.locator("details.kiln-left").first).to_be_visible(timeout=60_000)
+    expect(page.locator(".kiln-badge").first).to_be_visible(timeout=120_000)
+    expect(page.locator("details.kiln-left").first).to_be_visible(timeout=120_000)
 
 
 @pytest.mark.parametrize("settings", [{}, {**CHINESE, **NODES_2}], ids=["canvas", "zh-nodes2"])

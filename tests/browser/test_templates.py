@@ -146,7 +146,7 @@ def test_the_template_browser_opens_at_the_note(page: Page) -> None:
     page.wait_for_function(
         "() => (window.app.graph.nodes ?? window.app.graph._nodes).some(n => n.type === 'KilnWeightSweep')"
     )
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while True:
         note = next((b for b in drawn_boxes(page) if b["type"] == "MarkdownNote"), None)
         hidden = note_in_view(page, note) if note else "no note is drawn"

@@ -245,7 +245,7 @@ def test_a_mask_for_one_item(canvas: Canvas, host: RunningHost, tmp_path: Path) 
     expect(page.locator(".kiln-overlay")).to_be_visible()
     assert names_in(made) == ["a.b.jpg", "masks/a.b.png"]
     expect(page.locator(".kiln-said, header .kiln-faint").filter(has_text="keep nothing")).to_be_visible(
-        timeout=60_000
+        timeout=120_000
     )
     canvas.shot("said")
 

@@ -80,7 +80,7 @@ def events(client: HostClient) -> Iterator[EventStream]:
 def run_graph(client: HostClient) -> RunGraph:
     """Run a graph in API format and return its outputs by node id; raise GraphFailed when a node fails."""
 
-    def run(prompt: dict[str, Any], timeout: float = 300.0) -> dict[str, Any]:
+    def run(prompt: dict[str, Any], timeout: float = 600.0) -> dict[str, Any]:
         entry = client.wait(client.queue_prompt(prompt), timeout)
         failure = failure_of(entry)
         if failure is not None:

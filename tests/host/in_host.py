@@ -18,7 +18,7 @@ from scripts.host_files import REPO, get_host
 TINY_WAN = str(REPO / "tests" / "tiny_wan" / "models" / "tiny_wan.safetensors")
 
 
-def run_in_host(script: str, timeout: float = 600, arguments: Sequence[str] = (TINY_WAN,)) -> dict[str, Any]:
+def run_in_host(script: str, timeout: float = 1200, arguments: Sequence[str] = (TINY_WAN,)) -> dict[str, Any]:
     """What a script of this folder prints; about the tiny Wan unless it is told otherwise."""
     with tempfile.TemporaryDirectory() as folder:
         output, errors = Path(folder, "output"), Path(folder, "errors")

@@ -6,7 +6,7 @@ from .in_host import run_in_host
 
 
 def test_every_family_and_format() -> None:
-    figures = run_in_host("applying.py", timeout=300)
+    figures = run_in_host("applying.py")
     assert len(figures["formula"]) == 10 and len(figures["loader"]) == 8
     assert figures["smallest_effect"] > 0.05, "a LoRA without effect would prove nothing"
     for name, errors in figures.items():

@@ -34,7 +34,7 @@ def started(client: HostClient, outputs: dict[str, Any]) -> str:
     """The run that this graph has begun in the background."""
     assert outputs["train"]["text"][0].startswith("Trains in the background")
     assert "save" not in outputs, "the nodes behind wait for the LoRA"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         runs = client.get_json("/lora_kiln/runs")["runs"]
         if runs and runs[-1]["status"] == "running":
@@ -44,7 +44,7 @@ def started(client: HostClient, outputs: dict[str, Any]) -> str:
 
 
 def at_step(client: HostClient, run: str, step: int) -> dict[str, Any]:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         state: dict[str, Any] = client.get_json(f"/lora_kiln/runs/{run}")
         if state["step"] >= step:
@@ -112,7 +112,7 @@ def test_interrupting_another_prompt_does_not_touch_it(
     other = client.queue_prompt(graph)
     events.wait_for(lambda e: e.type == "executing" and e.data["node"] == "long sampler")
     client.interrupt()
-    failure = failure_of(client.wait(other, timeout=60))
+    failure = failure_of(client.wait(other, timeout=300))
     assert failure is not None and failure.startswith("interrupted")
     wait_for(client, run, "done")
     assert same(alone["save"]["path"][0], lora_in_loras(host, run))
@@ -153,7 +153,7 @@ def test_a_waiting_trainer_can_be_interrupted_before_its_turn(
     waiting = client.queue_prompt({**loaders(), **dataset(), **training(steps=3, seed=407), **saved()})
     events.wait_for(lambda e: e.type == "text" and "waiting for the run that trains" in e.data["text"])
     client.interrupt()
-    assert failure_of(client.wait(waiting, timeout=60)) == "interrupted in node train (KilnTrainLora)"
+    assert failure_of(client.wait(waiting, timeout=300)) == "interrupted in node train (KilnTrainLora)"
     assert client.get_json(f"/lora_kiln/runs/{run}")["status"] == "running"
     tell(client, run, "finish")
     wait_for(client, run, "stopped")
@@ -178,7 +178,7 @@ def test_samples_in_the_background_change_nothing(
 
 def next_failure(client: HostClient, before: set[str]) -> dict[str, Any]:
     """A run that is not one of those before and has failed."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         for run in client.get_json("/lora_kiln/runs")["runs"]:
             if run["run"] not in before and run["status"] == "failed":
@@ -210,7 +210,7 @@ def test_closing_the_host_saves_a_checkpoint(number: signal.Signals, mode: str) 
     with start_host(base, python=Path(sys.executable), cpu=True) as running:
         client = HostClient(running.url)
         client.queue_prompt(graph)
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
             runs = client.get_json("/lora_kiln/runs")["runs"]
             if runs and runs[-1]["step"] >= 3:
@@ -248,7 +248,7 @@ def test_a_second_signal_ends_at_once() -> None:
     with start_host(base, python=Path(sys.executable), cpu=True) as running:
         client = HostClient(running.url)
         client.queue_prompt(graph)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not client.get_json("/lora_kiln/runs")["runs"] and time.monotonic() < deadline:
             time.sleep(0.05)
         time.sleep(2.0)  # into the first step

@@ -56,7 +56,9 @@ def ask(
         client.url + path, body, {k.replace("_", "-"): v for k, v in sent.items()}
     )
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+            request, timeout=300
+        ) as answer:
             status, content = answer.status, answer.read()
     except urllib.error.HTTPError as error:
         status, content = error.code, error.read()
@@ -77,7 +79,7 @@ def listed(client: HostClient, folder: Path, **query: Any) -> dict[str, Any]:
 
 
 def wait_figures(client: HostClient, folder: Path, **query: Any) -> dict[str, Any]:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         status, answer = get(client, "figures", folder=folder.name, resolution=64, max_frames=9, **query)
         assert status == 200, answer
@@ -294,11 +296,8 @@ def test_write_set_aside_and_undo(client: HostClient, folder: Path, events: Even
     assert status == 409 and answer["outdated"] == ["0.png"] and answer["items"][0]["caption"] == "new"
     many = [{"name": f"{n}.png", "version": "old", "caption": ""} for n in range(50_000)]
     status, answer = ask(client, f"{BASE}/write", {"folder": folder.name, "what": "caption", "changes": many})
-    assert (
-        status == 409
-        and len(answer["outdated"]) == 100
-        and len(answer["items"]) == len(listed(client, folder))
-    )
+    assert status == 409 and len(answer["outdated"]) == 100
+    assert [item["name"] for item in answer["items"]] == ["0.png", "1.png"], "those that there are"
     seen = [{"name": n, "version": listed(client, folder)[n]["version"]} for n in ("0.png", "1.png")]
     status, answer = ask(client, f"{BASE}/set_aside", {"folder": folder.name, "items": seen})
     assert status == 200 and (folder / "set_aside" / "masks" / "1.png").is_file()
@@ -351,7 +350,7 @@ def test_an_upload_above_the_hosts_limit(client: HostClient, folder: Path) -> No
     head = f"POST {BASE}/upload/file?{query} HTTP/1.1\r\nHost: x\r\nContent-Type: {BYTES}\r\n"
     head += f"Content-Length: {limit + 1}\r\n\r\n"
     parts = urllib.parse.urlsplit(client.url)
-    with socket.create_connection((parts.hostname, parts.port), timeout=30) as connection:
+    with socket.create_connection((parts.hostname, parts.port), timeout=120) as connection:
         connection.sendall(head.encode())
         said = connection.recv(4000).decode()
     assert "413" in said.splitlines()[0] and "--max-upload-size" in said

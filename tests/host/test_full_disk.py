@@ -40,7 +40,7 @@ def test_a_run_on_a_disk_that_fills_up(client: HostClient, events: EventStream, 
         )
     )
     tell(client, run, "finish")
-    entry = client.wait(queued, timeout=60)
+    entry = client.wait(queued, timeout=300)
     assert failure_of(entry) is None, "the nodes behind get the LoRA and save it on another disk"
     assert entry["outputs"]["save"]["path"]
     assert any("own copy of the LoRA is missing" in line for line in entry["outputs"]["train"]["text"])

@@ -141,7 +141,7 @@ def assert_only_the_opened_page_is_answered(url: str) -> None:
         request = urllib.request.Request(f"{url}/lora_kiln/runs", headers=headers)
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            found = opener.open(request, timeout=60).status
+            found = opener.open(request, timeout=300).status
         except urllib.error.HTTPError as error:
             found = error.code
         assert found == status, headers

@@ -6,7 +6,7 @@ from .in_host import run_in_host
 
 
 def test_step_and_file_equal_diffusers_and_peft() -> None:
-    figures = run_in_host("parity.py", timeout=300)
+    figures = run_in_host("parity.py")
     assert figures["layers"] == 40
     for name in ("output", "loss", "worst_gradient", "file_host_vs_diffusers", "file_host_vs_training"):
         assert figures[name] < 1e-4, figures

@@ -180,6 +180,6 @@ def test_a_run_that_goes_on_is_not_deleted(client: HostClient, events: EventStre
     with pytest.raises(HostError, match=r"status 409.*still going on"):
         client.post_json(f"{BASE}/{run}/delete", {})
     tell(client, run, "finish")
-    client.wait(queued, timeout=60)
+    client.wait(queued, timeout=300)
     wait_for(client, run, "stopped")
     client.post_json(f"{BASE}/{run}/delete", {})

@@ -22,7 +22,7 @@ def newest(client: HostClient) -> dict[str, Any]:
 
 
 def wait_for(client: HostClient, run: str, status: str) -> dict[str, Any]:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         state: dict[str, Any] = client.get_json(f"/lora_kiln/runs/{run}")
         if state["status"] == status:
@@ -53,7 +53,7 @@ def test_pause_save_resume_and_finish(client: HostClient, events: EventStream, h
     )
     assert list((host.base / "user" / "__lora_kiln" / "runs" / run).glob("step-*"))
     tell(client, run, "finish")
-    entry = client.wait(queued, timeout=60)
+    entry = client.wait(queued, timeout=300)
     assert failure_of(entry) is None, "finishing is not an interrupt: the nodes behind get the LoRA"
     assert entry["outputs"]["save"]["path"]
     state = client.get_json(f"/lora_kiln/runs/{run}")

@@ -117,7 +117,7 @@ def test_a_video_has_a_still_and_a_moving_picture_and_the_routes_serve_them(
     assert start == {"step": 0, "place": 0, "prompt": "a red circle", "animated": True}
     assert asked["step"] >= 2
     tell(client, run, "finish")
-    assert failure_of(client.wait(queued, timeout=60)) is None
+    assert failure_of(client.wait(queued, timeout=300)) is None
     state = client.get_json(f"/lora_kiln/runs/{run}")
     assert state["samples"] == [start, asked]
     still = client.request(f"/lora_kiln/runs/{run}/samples/0-0.png")
@@ -145,7 +145,7 @@ def test_a_run_without_sample_settings_refuses_to_draw(client: HostClient, event
     with pytest.raises(HostError, match=r"status 409.*draws no samples; connect Sample Settings"):
         tell(client, run, "sample")
     tell(client, run, "finish")
-    client.wait(queued, timeout=60)
+    client.wait(queued, timeout=300)
 
 
 def test_a_failing_sampler_does_not_end_the_training(
@@ -170,7 +170,7 @@ def test_interrupting_while_it_draws_saves_a_checkpoint(
     queued = client.queue_prompt(graph)
     events.wait_for(lambda e: e.type == "text" and "drawing samples at step 3" in e.data["text"])
     client.interrupt()
-    assert failure_of(client.wait(queued, timeout=60)) == "interrupted in node train (KilnTrainLora)"
+    assert failure_of(client.wait(queued, timeout=300)) == "interrupted in node train (KilnTrainLora)"
     run = newest(client)
     assert run["status"] == "stopped" and run["step"] == 3
     assert [p.name for p in (host.base / "user/__lora_kiln/runs" / run["run"]).glob("step-*")] == [

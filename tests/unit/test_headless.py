@@ -171,7 +171,7 @@ def test_the_wrong_python_is_named(file: Path) -> None:
         [sys.executable, "-c", script, str(ROOT / "headless.py"), str(file)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == 1
     assert done.stderr == (

@@ -31,6 +31,6 @@ def test_copies_while_the_interpreter_ends() -> None:
         cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert done.stdout.split("\n")[:2] == ["copied", "raised where it is needed"], done.stderr
