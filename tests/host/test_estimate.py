@@ -118,6 +118,17 @@ def test_it_counts_the_items_that_there_are(
     )
 
 
+def test_control_pictures_are_not_counted(client: HostClient, make_folder: MakeFolder) -> None:
+    folder = make_folder("estimated_pairs")
+    picture(folder / "a.png", (48, 32))
+    clip(folder / "before" / "a.mp4", frames=12, size=(64, 48))
+    sets = [{"folder": folder.name, "recursive": True, "validation_folder": ""}]
+    sizes = {"resolution": 64, "max_frames": 33}
+    assert ask(client, datasets=sets, **sizes)["frames"] == 33, "it is an item as any other"
+    sets[0]["control_folders"] = f"{folder.name}/before"
+    assert ask(client, datasets=sets, **sizes)["frames"] == 1
+
+
 def test_the_runs_plan_is_that_of_its_items(
     client: HostClient, events: EventStream, make_folder: MakeFolder
 ) -> None:
