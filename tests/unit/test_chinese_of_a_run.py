@@ -233,4 +233,6 @@ def test_what_becomes_of_imported_settings() -> None:
     report = import_settings(text).report
     assert len(report) >= 7
     keys = [line.partition(":")[0] for line in report]
-    demand(report, *keys, "num_train_epochs", "rex", "max_train_epochs", "sd-scripts", "musubi-tuner")
+    demand(
+        report, *keys, "epochs", "num_train_epochs", "rex", "max_train_epochs", "sd-scripts", "musubi-tuner"
+    )
