@@ -6,11 +6,11 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..trainer.dataset import files
+from ..trainer.dataset import browse
 from ..trainer.dataset.combine import Part, combine
 from ..trainer.dataset.from_graph import images_to_dataset
 from ..trainer.dataset.items import Dataset
-from ..trainer.dataset.scan import ScanOptions, columns_state, scan_folder
+from ..trainer.dataset.scan import ScanOptions, scan_folder
 from . import types
 from .host import paths
 from .host.canvas.progress import NodeProgress
@@ -98,9 +98,7 @@ class KilnLoadDataset(io.ComfyNode):
     ) -> Any:
         place, also = paths.dataset_folder(folder), validation_folder.strip()
         controls = paths.control_folders(control_folders, place)
-        options = ScanOptions(recursive=recursive, validation_folder=also, control_folders=controls)
-        states = [files.folder_state(each, recursive=True) for each in controls]
-        return [files.folder_state(place, recursive, also), columns_state(place, options), *states]
+        return browse.part_state(place, browse.Part(recursive, also, controls))
 
     @classmethod
     def execute(

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..trainer.dataset import files
-from ..trainer.dataset.browse import Part
+from ..trainer.dataset.browse import Part, part_state
 from ..trainer.dataset.buckets import BucketOptions, bucket_of, crop_lost
 from ..trainer.dataset.items import Dataset
 from ..trainer.dataset.report import DatasetReport
@@ -88,8 +87,7 @@ def told(folder: Path, part: Part) -> dict[str, Any]:
 
 def _look(folder: Path, part: Part) -> Scan:
     """The look at a folder as it is now, which may have to be begun."""
-    states = [files.folder_state(each, recursive=True) for each in part.controls]
-    key = (str(folder), part, " ".join([files.folder_state(folder, part.recursive, part.also), *states]))
+    key = (str(folder), part, part_state(folder, part))
     with _lock:
         scan = _scans.get(key)
         if scan is None:

@@ -343,6 +343,12 @@ FLUX: dict[str, Any] = {
     **{"hidden_size": 64, "mlp_ratio": 2.0, "num_heads": 2, "depth": 2, "depth_single_blocks": 2},
     **{"axes_dim": [8, 12, 12], "theta": 10000, "patch_size": 2, "qkv_bias": True, "guidance_embed": True},
 }
+HUNYUAN_VIDEO: dict[str, Any] = {
+    **FLUX,
+    "image_model": "hunyuan_video",
+    **{"theta": 256, "patch_size": [1, 2, 2], "byt5": False, "meanflow": False},
+    **{"use_cond_type_embedding": False, "vision_in_dim": None},
+}
 
 
 def _flux(draw: Draw, rows: int, **more: Any) -> Entry:
@@ -411,12 +417,7 @@ FLUX_CASES = {
         config="HunyuanVideo",
         newer={"meanflow_sum": False},
         latent=(16, 3, H, W),
-        dims={
-            **FLUX,
-            "image_model": "hunyuan_video",
-            **{"theta": 256, "patch_size": [1, 2, 2], "byt5": False, "meanflow": False},
-            **{"use_cond_type_embedding": False, "vision_in_dim": None},
-        },
+        dims=HUNYUAN_VIDEO,
         conditioning=lambda d, n: (
             d(1, n, TEXT),
             {
@@ -431,12 +432,7 @@ FLUX_CASES = {
         config="HunyuanVideoI2V",
         newer={"meanflow_sum": False},
         latent=(16, 3, H, W),
-        dims={
-            **FLUX,
-            "image_model": "hunyuan_video",
-            **{"theta": 256, "patch_size": [1, 2, 2], "byt5": False, "meanflow": False},
-            **{"use_cond_type_embedding": False, "vision_in_dim": None, "in_channels": 33},
-        },
+        dims={**HUNYUAN_VIDEO, "in_channels": 33},
         conditioning=lambda d, n: (
             d(1, n, TEXT),
             {
@@ -453,12 +449,7 @@ FLUX_CASES = {
         config="HunyuanVideo",
         newer={"meanflow_sum": False},
         latent=(16, 3, H, W),
-        dims={
-            **FLUX,
-            "image_model": "hunyuan_video",
-            **{"theta": 256, "patch_size": [1, 2, 2], "byt5": False, "meanflow": False},
-            **{"use_cond_type_embedding": False, "vision_in_dim": None},
-        },
+        dims=HUNYUAN_VIDEO,
         conditioning=lambda d, n: (
             d(1, n, TEXT),
             {

@@ -22,6 +22,7 @@ from .files import (
     Found,
     ending,
     find_files,
+    folder_state,
     name_key,
 )
 from .masks import Masks
@@ -62,6 +63,12 @@ class Part:
         Path, ...
     ] = ()  # folders of control pictures; the dataset's own for pictures beside the items
     masks: bool = True  # whether masks are used
+
+
+def part_state(folder: Path, part: Part) -> str:
+    """Changes whenever something does that is read or named: of the folder, or of its control folders."""
+    states = [folder_state(each, recursive=True) for each in part.controls]
+    return " ".join([folder_state(folder, part.recursive, part.also), *states])
 
 
 class Contents:

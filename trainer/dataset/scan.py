@@ -22,7 +22,7 @@ from .combine import hold_out
 from .controls import Controls
 from .facts import SIDE, Facts, measure
 from .facts_cache import FactsCache, MaskFacts
-from .files import Found, ending, find_files, folder_name, repeats_of
+from .files import Found, find_files, folder_name, repeats_of
 from .items import Control, Dataset, Item
 from .masks import Masks
 from .pixels import flatten, is_clip, open_still, read_mask, shown
@@ -289,24 +289,6 @@ class _Beside:
             i.path for i in items if i.facts.frames == 1 and any(c.facts.frames > 1 for c in i.controls)
         ]
         yield from pair_remarks(without if len(without) < len(items) else [], stills)
-
-
-def columns_state(folder: Path, options: ScanOptions) -> str:
-    """Changes whenever a control picture does that a column names, wherever it lies; "" without such columns."""
-    found = find_files(folder, options.recursive, options.validation_folder, options.control_folders)
-    tables, sidecars = Tables(found), Sidecars(found)
-    controls, digest = Controls((), found), hashlib.sha256()
-    for path in found.media if found.tables or found.sidecars else ():
-        with suppress(KilnError):
-            row = tables.row(path)
-            if row or any(ending(p.name) == ".json" for p in sidecars.of(path)):
-                for control in controls.of_columns(path, sidecars.read(path, row).fields):
-                    controls.used.add(control)
-    for control in sorted(controls.used):
-        with suppress(OSError):
-            status = control.stat()
-            digest.update(os.fsencode(control) + f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
-    return digest.hexdigest() if controls.used else ""
 
 
 def _nothing_found(found: Found, options: ScanOptions, reasons: list[str], bad: list[Path]) -> KilnError:

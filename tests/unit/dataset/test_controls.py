@@ -17,6 +17,7 @@ from tests.unit.toy import ToyEncoder
 from trainer.conditioning import ItemConditioning
 from trainer.dataset.augment import Augmentation
 from trainer.dataset.batches import ItemStore, SampleDraw
+from trainer.dataset.browse import Part, part_state
 from trainer.dataset.buckets import Bucket, BucketOptions
 from trainer.dataset.contact_sheet import GAP, SIDE, contact_sheet
 from trainer.dataset.controls import Controls
@@ -26,7 +27,7 @@ from trainer.dataset.encoded import NOISE_MASK, EncodedItem
 from trainer.dataset.items import Dataset, Item
 from trainer.dataset.loading import load_controls, load_pixels
 from trainer.dataset.quality import find_problems
-from trainer.dataset.scan import ScanOptions, columns_state, scan_folder
+from trainer.dataset.scan import ScanOptions, scan_folder
 from trainer.dataset.sidecars import Sidecars
 from trainer.errors import KilnError
 
@@ -201,14 +202,12 @@ def test_a_column_with_a_list(folder: Path) -> None:
 
 
 def test_a_replaced_picture_that_a_column_names_is_noticed(folder: Path) -> None:
-    options = ScanOptions()
-    assert columns_state(folder, options) == ""
     control = picture(folder / "from" / "1.png")
     (folder / "a.json").write_text(json.dumps({"control_path": "from/1.png"}), "utf-8")
-    before = columns_state(folder, options)
-    assert before and columns_state(folder, options) == before
+    before = part_state(folder, Part())
+    assert before and part_state(folder, Part()) == before
     picture(control, "blue", (128, 96))
-    assert columns_state(folder, options) != before
+    assert part_state(folder, Part()) != before
 
 
 def test_pictures_named_like_controls_are_told_where_they_are_items(folder: Path) -> None:
